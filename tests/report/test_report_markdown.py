@@ -1,0 +1,126 @@
+import json
+import re
+
+import jinja2
+import pytest
+
+from tljax.report import figures as draw
+from tljax.report import report
+
+
+@pytest.fixture
+def written(tmp_path, result, config, history, classes):
+    """A function that writes the report, with changed arguments, and returns its text."""
+    rows = history(("head", 4), ("all", 4))
+
+    def write(**changes):
+        arguments = {
+            **{"result": result, "config": config, "history": rows, "figures": {}},
+            **{"classes": classes, **changes},
+        }
+        path = report.write(tmp_path, **arguments)
+        assert path == tmp_path / "report.md"
+        return path.read_text(encoding="utf-8")
+
+    return write
+
+
+def test_headline_and_title(written):
+    lines = written().splitlines()
+    assert lines[0] == "# resnet18, digits, lp_ft"
+    assert lines[2] == (
+        "**Test accuracy 91.23 %** on 3,003 test pictures; validation accuracy 92.01 %, "
+        "a gap of +0.78 points (validation minus test). "
+        "The test split was opened once, after the best epoch was chosen on validation."
+    )
+
+
+def test_tables(written):
+    text = written()
+    for line in (
+        "| accuracy | 0.9201 | 0.9123 | +0.0078 |",
+        "| top-5 accuracy | \u2013 | \u2013 | \u2013 |",
+        r"| T-shirt\|top | 0.9000 | 0.9123 | 0.8500 | 1,001 |",
+        "| head | 4 | 8.2 s | 5,130 | 40.1 KiB |",
+        "| all | 4 | 12 min 05 s | 11,181,642 | 85.3 MiB |",
+        "Best on validation: epoch 7 (step 441), in phase all.",
+        "| test | 3,003 | 3 | `testzzzzzzzz` |",
+        "Pictures standing in two splits: 2 (train/valid 0, train/test 2, valid/test 0).",
+        "> **Warning:** 2 pictures stand in two splits, so the scores above may be too high.",
+        f"| weights | resnet18-imagenet, sha256 `{'ab' * 32}` |",
+        "| versions | jax 0.8.0, flax 0.12.0 |",
+        "| config digest | `c0ffee` |",
+        "| parameters digest | `deadbeef` |",
+        "| devices | TFRT_CPU_0 |",
+        "| time | 2 h 13 min |",
+        "| peak memory | 3.0 GiB |",
+    ):
+        assert line in text.splitlines()
+    assert "frozen" not in text
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 5
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_config_is_folded_json(written, config):
+    text = written()
+    folded = r"<summary>Config</summary>\n\n````json\n(.*?)\n````\n\n</details>"
+    block = re.search(folded, text, re.S)
+    assert json.loads(block[1]) == config
+
+
+def test_figures_are_linked_and_missing_ones_left_out(tmp_path, written, history):
+    folder = tmp_path / "my figures"
+    made = draw.curves(history(("head", 2)), folder / "curves.png")
+    text = written(figures={"curves": made, "roc": folder / "absent.png"})
+    assert "![Loss and accuracy against epochs](my%20figures/curves.png)" in text
+    assert "8 validation rounds over 8 epochs." in text
+    assert text.count("![") == 1
+    assert not {"## ROC curves", "## Confusion matrix", "## Most wrong"} & set(text.splitlines())
+    every = dict.fromkeys(("curves", "confusion", "roc", "most_wrong"), made)
+    assert written(figures=every).count("(my%20figures/curves.png)") == 4
+
+
+def test_figure_outside_is_refused(tmp_path, written, history):
+    made = draw.curves(history(("head", 1)), tmp_path.parent / f"{tmp_path.name}.png")
+    with pytest.raises(ValueError, match="lies outside"):
+        written(figures={"curves": made})
+
+
+def test_warnings_and_optional_parts(written, result):
+    result["data"]["shared_pictures"] = {"train/test": 0}
+    result["phases"][1]["frozen_unchanged"] = False
+    result["weights"] = result["peak_memory_bytes"] = None
+    text = written(plan_text="head  learned\nbody  frozen", history=[])
+    assert "in two splits, so" not in text
+    assert "> **Warning:** frozen parameters changed during phase all." in text
+    assert "| weights | none |" in text
+    assert "| peak memory | \u2013 |" in text
+    assert "### Plan\n\n```text\nhead  learned\nbody  frozen\n```\n" in text
+    assert "\n\n\n" not in text
+
+
+def test_many_classes_are_folded(written, result):
+    result["test"]["per_class"] *= 10
+    assert "<summary>30 classes</summary>\n\n| class |" in written()
+
+
+def test_missing_key_is_an_error(written, result):
+    del result["config_digest"]
+    with pytest.raises(jinja2.UndefinedError, match="config_digest"):
+        written()
+
+
+def test_title_takes_plain_names():
+    assert report.title({"backbone": "vit", "data": {"name": "a|b"}}) == r"vit, a\|b"
+    assert report.title({}) == "run"
+
+
+def test_units():
+    assert [report.humanise_bytes(n) for n in (0, 1023, 1024, 5 * 2**41)] == [
+        *("0 B", "1023 B", "1.0 KiB", "10.0 TiB"),
+    ]
+    assert report.humanise_seconds(119.6) == "119.6 s"
+    assert report.humanise_seconds(None) == report.number(None) == report.MISSING

@@ -1,0 +1,102 @@
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from tljax.report import tables
+
+
+def cell(accuracy, seed=0, learned=5130, **settings):
+    return {
+        "settings": {**{k.replace("__", "."): v for k, v in settings.items()}, "seed": seed},
+        "result": {
+            "valid": {"accuracy": accuracy + 0.01},
+            "test": {"accuracy": accuracy},
+            "phases": [{"learned_parameters": 10}, {"learned_parameters": learned}],
+            "seconds": 10.0 + seed,
+            "seed": seed,
+        },
+    }
+
+
+@pytest.fixture
+def rows():
+    probe = [cell(0.7 + 0.01 * s, s, strategy__name="probe", size=32) for s in range(3)]
+    tuned = [cell(0.9, 0, 11_181_642, strategy__name="lp_ft", size=32)]
+    return tables.summarise(probe + tuned)
+
+
+def test_summarise_groups_over_seeds(rows):
+    probe, tuned = rows
+    assert probe["settings"] == {"strategy.name": "probe", "size": 32}
+    assert (probe["seeds"], tuned["seeds"]) == (3, 1)
+    mean, half_width = probe["test"]
+    assert mean == pytest.approx(0.71)
+    # t quantile of 2 degrees of freedom, deviation 0.01, three values
+    assert half_width == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-5)
+    assert tuned["test"] == (0.9, None)
+    assert tuned["learned_parameters"] == 11_181_642
+    assert probe["seconds"] == pytest.approx(11.0)
+
+
+def test_summarise_refuses_a_repeated_seed():
+    with pytest.raises(ValueError, match="repeat"):
+        tables.summarise([cell(0.7, 1, a=1), cell(0.7, 1, a=1)])
+    without = [cell(0.7, seed, a=1) for seed in (0, 1)]
+    for one in without:
+        del one["settings"]["seed"]
+    assert tables.summarise(without)[0]["seeds"] == 2
+
+
+def test_mean_interval_of_nothing():
+    with pytest.raises(ValueError, match="no values"):
+        tables.mean_interval([])
+
+
+def test_markdown(rows):
+    lines = tables.markdown(rows).splitlines()
+    assert lines == [
+        "| name | validation accuracy % | test accuracy % | learned parameters | seconds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| probe | 72.00 ± 2.48 | 71.00 ± 2.48 | 5,130 | 11.0 |",
+        "| **lp_ft** | **91.00** | **90.00** | **11,181,642** | **10.0** |",
+        "",
+        "± is the half-width of the 95 % Student-t interval over 1 to 3 seeds.",
+    ]
+
+
+def test_ties_are_all_bold_and_unset_settings_show_a_dash():
+    rows = tables.summarise([cell(0.8, a=1), cell(0.8, b__a="x|y"), cell(0.7, a=2)])
+    text = tables.markdown(rows)
+    assert text.count("**80.00**") == 2
+    header, body, best = tables.comparison(rows)
+    assert header[:2] == ["a", "b.a"]
+    assert body[0][:2] == ["1", tables.MISSING]
+    assert best == [True, True, False]
+    assert r"x\|y" in text
+    assert "±" not in text
+
+
+def test_headers_that_collide_keep_the_dotted_name():
+    assert tables.headers(["strategy.name", "data.name", "optimizer.lr"]) == [
+        "strategy.name",
+        "data.name",
+        "lr",
+    ]
+
+
+def test_columns_can_be_chosen(rows):
+    assert tables.markdown(rows, ["size"]).startswith("| size | validation")
+    assert tables.varying(rows) == ["strategy.name"]
+
+
+def test_rich_table(rows):
+    rows[0]["settings"]["strategy.name"] = "[4, 4]"
+    table = tables.rich_table(rows)
+    assert [row.style for row in table.rows] == [None, "bold"]
+    out = io.StringIO()
+    Console(file=out, width=120).print(table)
+    text = out.getvalue()
+    for piece in ("[4, 4]", "11,181,642", "71.00 ± 2.48", "1 to 3 seeds"):
+        assert piece in text

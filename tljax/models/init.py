@@ -1,0 +1,60 @@
+"""Random initial weights, drawn on the host.
+
+A leaf's value depends on the key and its path alone, not on the order of construction or on which other leaves there
+are: a head starts the same on every tap and under every strategy. Nothing is compiled for it.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tljax.models.state import flat
+
+
+def he_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal of variance 2 / fan-out for a kernel [k, k, in, out] (He et al. 2015), as in torchvision."""
+    fan_out = math.prod(shape[:-2]) * shape[-1]
+    return rng.normal(0, math.sqrt(2 / fan_out), shape)
+
+
+def glorot_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform in ±√(6 / (fan-in + fan-out)) for a kernel [in, out] (Glorot & Bengio 2010), as in Keras."""
+    limit = math.sqrt(6 / sum(shape))
+    return rng.uniform(-limit, limit, shape)
+
+
+def zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros."""
+    return np.zeros(shape)
+
+
+def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Ones."""
+    return np.ones(shape)
+
+
+# (last part of the path, rank) → initialiser; rank None stands for every rank.
+INITIALISERS: dict[tuple[str, int | None], Callable] = {
+    ("kernel", 4): he_normal,
+    ("kernel", 2): glorot_uniform,
+    ("bias", None): zeros,
+    ("scale", None): ones,
+    ("mean", None): zeros,
+    ("var", None): ones,
+}
+
+
+def fill(model: nnx.Module, key: jax.Array) -> None:
+    """Gives every leaf of an abstract model its initial value, in place."""
+    words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+    for path, variable in flat(nnx.state(model)).items():
+        name, shape = path.split("/")[-1], variable.shape
+        draw = INITIALISERS.get((name, len(shape))) or INITIALISERS[name, None]
+        rng = np.random.default_rng([*words, zlib.crc32(path.encode())])
+        variable.set_value(jax.numpy.asarray(draw(rng, shape).astype(variable.dtype)))

@@ -1,0 +1,105 @@
+"""What happens while it happens: metrics.jsonl, TensorBoard events, a line a validation, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """The log of one run, a context manager; its methods are what the training loop calls.
+
+    Args:
+      workdir: where metrics.jsonl and tensorboard/ go.
+      console: for the bar and the lines.
+      tensorboard: whether events are written.
+      lines: whether each validation gets a line on the console.
+    """
+
+    def __init__(self, workdir: Path, console: Console, *, tensorboard: bool = True, lines: bool = True):
+        self._path, self._console, self._lines = workdir / "metrics.jsonl", console, lines
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(workdir / "tensorboard"))
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task, self._pictures, self._since = None, 0, time.monotonic()
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+        if self._events is not None:
+            self._events.close()
+
+    def phase(self, name: str, steps: int, done: int) -> None:
+        """Shows a bar for the phase; `done` steps of it lie behind."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=steps, completed=done, metrics="compiling …")
+        self._pictures, self._since = 0, None
+
+    def step(self, pictures: int, loss: float, accuracy: float) -> None:
+        """Advances the bar; the first step, which compiles, does not count for the speed."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._pictures = now, -pictures
+        self._pictures += pictures
+        rate = self._pictures / (now - self._since) if now > self._since else 0.0
+        self._bar.update(
+            self._task, advance=1, metrics=f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:,.0f} pictures/s"
+        )
+
+    def row(self, row: dict) -> None:
+        """Appends a validation to metrics.jsonl and to the events."""
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._events is not None:
+            for split in ("train", "valid"):
+                for key, value in row[split].items():
+                    if value is not None:
+                        self._events.add_scalar(f"{split}/{key}", value, row["step"])
+            self._events.add_scalar("lr", row["lr"], row["step"])
+            self._events.flush()
+        if self._lines:
+            train, valid = row["train"], row["valid"]
+            self._console.print(
+                f"epoch {row['epoch']:7.2f}  {row['phase']:<14} "
+                f"train loss {train['loss']:.4f} accuracy {train['accuracy']:.4f}   "
+                f"validation loss {valid['loss']:.4f} accuracy {valid['accuracy']:.4f}"
+                + ("  [bold]best[/bold]" if row["best"] else ""),
+                highlight=False,
+            )
+
+    def rewind(self, rows: int) -> None:
+        """Drops lines of metrics.jsonl that were written after the checkpoint that the run goes on from."""
+        kept = read_rows(self._path)[:rows]
+        partial = self._path.with_suffix(".part")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(self._path)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

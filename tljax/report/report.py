@@ -1,0 +1,118 @@
+"""The Markdown report of one run, filled into the template that lies beside this module."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from tljax.report.tables import MISSING, escape
+
+# Key in the result and name in the report.
+METRICS = (
+    ("accuracy", "accuracy"),
+    ("top5", "top-5 accuracy"),
+    ("precision_macro", "precision, macro"),
+    ("recall_macro", "recall, macro"),
+    ("f1_macro", "F1, macro"),
+    ("roc_auc", "ROC AUC"),
+    ("ece", "expected calibration error"),
+)
+
+
+def write(
+    workdir: Path,
+    result: dict,
+    config: dict,
+    history: list[dict],
+    figures: dict[str, Path],
+    classes: list[str],
+    plan_text: str | None = None,
+) -> Path:
+    """Write `report.md` into `workdir` and return its path.
+
+    `figures` maps "curves", "confusion", "roc" and "most_wrong" to PNGs under `workdir`; the
+    section of a missing one is left out. `history` holds one row per validation round, `classes`
+    the K class names, `plan_text` the plan of the phases as plain text. Raises ValueError when a
+    figure lies outside `workdir`, jinja2.UndefinedError when `result` lacks a key.
+    """
+    workdir = Path(workdir)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        bytes=humanise_bytes, cell=escape, fenced=fenced, number=number, seconds=humanise_seconds
+    )
+    text = environment.get_template("report.md.j2").render(
+        result=result,
+        config=json.dumps(config, indent=2, default=str),
+        history=history,
+        figures=_links(figures, workdir),
+        classes=classes,
+        plan_text=plan_text,
+        title=title(config),
+        metrics=METRICS,
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "report.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def title(config: Mapping) -> str:
+    """Names of backbone, data and strategy of a config tree."""
+    return escape(", ".join((config["model"]["backbone"], config["data"]["name"], config["strategy"]["name"])))
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """Four decimals, a dash for None; with `sign`, a plus or minus always stands in front."""
+    if value is None:
+        return MISSING
+    return f"{value:+.4f}" if sign else f"{value:.4f}"
+
+
+def humanise_bytes(count: int | None) -> str:
+    """Bytes with a binary unit, as "12.3 MiB"; a dash for None."""
+    if count is None:
+        return MISSING
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def humanise_seconds(seconds: float | None) -> str:
+    """Seconds as "8.3 s", "12 min 05 s" or "3 h 07 min"; a dash for None."""
+    if seconds is None:
+        return MISSING
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def fenced(text: str, language: str) -> str:
+    """`text` as a Markdown code block, fenced by more backticks than it holds itself."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _links(figures: Mapping[str, Path], workdir: Path) -> dict[str, str]:
+    """Relative links of the figures that exist."""
+    links = {}
+    for key, path in figures.items():
+        if path is None or not Path(path).is_file():
+            continue
+        if not Path(path).resolve().is_relative_to(workdir.resolve()):
+            raise ValueError(f"figure {path} lies outside {workdir}")
+        links[key] = quote(Path(path).resolve().relative_to(workdir.resolve()).as_posix())
+    return links

@@ -1,0 +1,1 @@
+"""Runs: prepared, trained, judged and reported; sweeps of runs; and the command line."""

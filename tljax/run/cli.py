@@ -1,0 +1,147 @@
+"""The command line behind run.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from tljax import config as schema
+from tljax.config import Config
+from tljax.errors import UserError, nearest
+from tljax.run.recipes import sentence
+
+MODES = ("train", "plan", "evaluate", "predict")
+USAGE = """Transfer learning in JAX.
+
+  python run.py --config=configs/quickstart.py                     train, or go on where the run was
+  python run.py --config=configs/NAME.py --config.optim.lr=0.01    with a field changed
+  python run.py --config=configs/NAME.py --mode=plan               what would learn, and what it costs
+  python run.py --workdir=runs/NAME --mode=evaluate                judge a finished run again
+  python run.py --workdir=runs/NAME --mode=predict --input=PICTURE_OR_FOLDER
+
+Every field of a config: python -m tljax.config
+"""
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags of run.py, in a set of their own."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME of the config", flag_values=values)
+    flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}", flag_values=values)
+    flags.DEFINE_string("input", None, "mode=predict: a picture, or a folder of them", flag_values=values)
+    flags.DEFINE_boolean("help", False, "Shows this help", short_name="h", flag_values=values)
+    return values
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command line; returns the exit code: 0, 1 stopped, 2 bad input, 130 interrupted."""
+    values = define_flags()
+    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
+        print(USAGE)
+        print(values.get_help(include_special_flags=False))
+        return 0
+    try:
+        return _dispatch(values, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        # Both types are defined beside the loop, whose import costs seconds that bad input need not wait for.
+        from tljax.train.loop import Interrupted, TrainingStopped
+
+        if isinstance(error, TrainingStopped):
+            print(f"stopped: {error}", file=sys.stderr)
+            return 1
+        if isinstance(error, Interrupted):
+            print("Stopped and saved; the same command goes on from here.", file=sys.stderr)
+            return 130
+        raise
+
+
+def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
+    rest = _parse(values, argv)
+    if rest:
+        raise UserError(f'What is "{rest[0]}"? Flags look like --config=configs/NAME.py; --help shows them.')
+    if values.mode not in MODES:
+        raise UserError(f'There is no --mode "{values.mode}"{nearest(values.mode, MODES)}')
+    if (values.input is not None) != (values.mode == "predict"):
+        raise UserError("--mode=predict and --input=PICTURE_OR_FOLDER go together.")
+    from rich.console import Console
+
+    console = Console()
+    if values.mode in ("evaluate", "predict"):
+        from tljax.run import evaluate
+
+        config = _config_of_run(values)
+        if values.mode == "evaluate":
+            evaluate.evaluate(config, console)
+        else:
+            evaluate.predict(config, Path(values.input), console)
+        return 0
+    config = _config(values)
+    if values.mode == "plan":
+        from tljax.run import plan
+
+        plan.show(config, console)
+    elif config.sweep:
+        from tljax.run import sweep
+
+        sweep.run(config, console)
+        _say_next(config, console)
+    else:
+        from tljax.run.evaluate import show
+        from tljax.run.recipes import with_made_weights
+        from tljax.run.train import train
+
+        result = train(with_made_weights(config, Path(config.workdir).parent, console), console)
+        show(result, config.workdir, console)
+        _say_next(config, console)
+    return 0
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    try:
+        return values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname.removeprefix("config.")
+        known = schema.field_names() if error.flagname.startswith("config.") else [*_names(values)]
+        raise UserError(f"There is no flag --{error.flagname}{nearest(name, known)}") from error
+    except (flags.Error, AttributeError, TypeError, KeyError, ValueError, OSError, SyntaxError, ImportError) as error:
+        raise UserError(sentence(error)) from error
+
+
+def _names(values: flags.FlagValues) -> list[str]:
+    return ["config", "workdir", "mode", "input", "help"]
+
+
+def _config(values: flags.FlagValues) -> Config:
+    if values.config is None:
+        raise UserError("Which config? Give --config=configs/NAME.py; --help shows the rest.")
+    config = schema.parse(values.config)
+    stem = Path(values["config"].config_filename).stem
+    return dataclasses.replace(config, workdir=values.workdir or config.workdir or f"runs/{stem}")
+
+
+def _config_of_run(values: flags.FlagValues) -> Config:
+    """The config of a finished run, from its own folder."""
+    workdir = values.workdir or (_config(values).workdir if values.config is not None else None)
+    if workdir is None:
+        raise UserError(f"--mode={values.mode} needs --workdir, the folder of a finished run.")
+    from tljax.run.workdir import WorkDir
+
+    folder = WorkDir(workdir)
+    if folder.read("result.json") is None:
+        raise UserError(f"{workdir} holds no finished run: it has no result.json.")
+    return dataclasses.replace(schema.parse(folder.read("config.json")), workdir=workdir)
+
+
+def _say_next(config: Config, console) -> None:
+    if config.report.next_steps:
+        console.print("\nWhat to try next:")
+        for line in config.report.next_steps:
+            console.print(f"  {line}", highlight=False, markup=False)

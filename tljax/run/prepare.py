@@ -1,0 +1,125 @@
+"""Everything that a run needs, read and checked; nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tljax import data as data_of
+from tljax import models, weights
+from tljax.config import Config
+from tljax.data import Data, Split
+from tljax.errors import UserError
+from tljax.models import Model
+from tljax.models import state as leaves_of
+from tljax.models.state import Leaves
+from tljax.strategies import Strategy, resolve
+from tljax.tasks import classification
+from tljax.train.evaluate import predict_split
+from tljax.train.phases import PhasePlan, plan_phase
+from tljax.train.sharding import Mesh
+from tljax.train.step import make_predict
+from tljax.weights import PRESETS, Preprocess, Weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that is checked and ready; nothing is written yet.
+
+    Attributes:
+      config: of the run.
+      data: the splits.
+      model: with random weights; the source weights are not read yet.
+      source: where the weights come from, or None.
+      preprocess: of the weights.
+      size: side of the network's input, in pixels.
+      strategy: whether weights are loaded, and the phases.
+      plans: the phases made concrete.
+      mesh: the devices.
+    """
+
+    config: Config
+    data: Data
+    model: Model
+    source: Weights | None
+    preprocess: Preprocess
+    size: int
+    strategy: Strategy
+    plans: list[PhasePlan]
+    mesh: Mesh
+
+    @property
+    def inputs(self) -> dict:
+        """What the run is made of besides its config."""
+        source = self.source.describe() if self.source else None
+        return {"data": self.data.describe(), "weights": source}
+
+    def predictor(self) -> Callable:
+        """The compiled forward pass, uint8 pictures to probabilities."""
+        graphdef = leaves_of.split(self.model).graphdef
+        return make_predict(graphdef, self.preprocess, self.size, self.config.train.precision)
+
+    def load_weights(self) -> Leaves:
+        """The leaves that training starts from."""
+        if self.strategy.pretrained:
+            weights.load(self.model, self.source, keep="head/.*")
+        return self.initial_leaves()
+
+    def initial_leaves(self) -> Leaves:
+        """The leaves of the model as it is now."""
+        _, params, stats = leaves_of.split(self.model)
+        return params | stats
+
+    def judge(self, leaves: Leaves, split: Split) -> tuple[dict, np.ndarray]:
+        """All metrics of a model on a split, and its probabilities [N, classes]."""
+        predict, size = self.predictor(), self.config.train.batch_size
+        probabilities = predict_split(predict, leaves, split, size, self.mesh)
+        scores = classification.scores(split.labels, probabilities)
+        return scores | classification.details(split.labels, probabilities, self.data.classes), probabilities
+
+
+def prepare(config: Config) -> Prepared:
+    """Reads and checks everything that a run needs, and writes nothing.
+
+    Raises:
+      UserError: anything that would go wrong later for a reason that can be known now.
+    """
+    mesh = Mesh(config.train.batch_size)
+    data = data_of.load(config.data, config.seed)
+    if config.model.num_classes not in (None, len(data.classes)):
+        raise UserError(f"model.num_classes={config.model.num_classes}, but the data has {len(data.classes)} classes.")
+    if not all(map(len, (data.train, data.valid))) or not data.test.size:
+        raise UserError(f"data.name={config.data.name!r} leaves a split empty: {data.describe()}.")
+    source = None
+    if config.model.weights is not None:
+        source = weights.find(config.model.weights, config.model.preprocess)
+        if source.preprocess is None:
+            raise UserError(
+                f"Nobody knows what {config.model.weights} was trained on: set model.preprocess to one of "
+                f"{', '.join(PRESETS)}."
+            )
+    preprocess = source.preprocess if source else PRESETS[config.model.preprocess or "symmetric"]
+    size = config.data.image_size or preprocess.size or data.train.images.shape[1]
+    head = config.model
+    model = models.build(
+        head.backbone,
+        num_classes=len(data.classes),
+        head=head.head,
+        tap=head.tap,
+        image_size=size,
+        dtype=jax.numpy.dtype(config.train.precision),
+        pool=head.pool,
+        norm=head.norm,
+        hidden=head.hidden,
+        dropout=head.dropout,
+        rngs=nnx.Rngs(config.seed),
+    )
+    params = leaves_of.split(model).params
+    stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
+    strategy = resolve(config, stages)
+    plans = [plan_phase(config, p, model, len(data.train), preprocess, size) for p in strategy.phases]
+    return Prepared(config, data, model, source, preprocess, size, strategy, plans, mesh)

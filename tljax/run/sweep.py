@@ -1,0 +1,138 @@
+"""A config with a `sweep`: one run per combination, chosen on validation, compared in a table.
+
+Two kinds of field are varied. What is *compared* (seed, strategy, model, data) is reported for every value. What is
+*tuned* (optim, train, augment) is chosen by the mean validation accuracy over seeds, within each compared setting, and
+only the chosen runs open the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from tljax import config as schema
+from tljax.config import Config
+from tljax.report import figures, tables
+from tljax.run.recipes import with_made_weights
+from tljax.run.train import train
+from tljax.run.workdir import WorkDir
+
+TUNED = ("optim", "train", "augment")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: its settings, and the config they make."""
+
+    settings: dict
+    config: Config
+
+    def key(self, *, without: Callable[[str], bool]) -> str:
+        """The settings but for some, as a name for a group of cells."""
+        return ",".join(f"{k}={v}" for k, v in self.settings.items() if not without(k))
+
+
+def cells(config: Config) -> list[Cell]:
+    """Every combination, checked, each with a workdir of its own under `config.workdir`."""
+    found = []
+    for values in itertools.product(*config.sweep.values()):
+        settings = dict(zip(config.sweep, values, strict=True))
+        name = ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in settings.items()).replace("/", "_")
+        workdir = str(Path(config.workdir) / "cells" / name)
+        found.append(Cell(settings, schema.override(config, {**settings, "sweep": {}, "workdir": workdir})))
+    return found
+
+
+def run(config: Config, console: Console) -> dict:
+    """Runs or goes on with a sweep; returns and writes `rows` of the comparison.
+
+    Raises:
+      UserError: before anything is written.
+    """
+    root, made = Path(config.workdir), cells(config)
+    workdir = WorkDir(root)
+    workdir.check(config, {})
+    workdir.claim(config, {})
+    base = root.parent
+    made = [dataclasses.replace(c, config=with_made_weights(c.config, base, console)) for c in made]
+    tuning = [name for name in config.sweep if name.split(".")[0] in TUNED]
+    results = [_run_cell(cell, i, len(made), console, open_test=not tuning) for i, cell in enumerate(made)]
+    chosen = range(len(made))
+    if tuning:
+        chosen = choose(made, results, tuning)
+        for place, i in enumerate(chosen):
+            results[i] = _run_cell(made[i], place, len(chosen), console, open_test=True)
+    rows = tables.summarise([{"settings": made[i].settings, "result": results[i]} for i in chosen])
+    summary = {
+        "rows": rows,
+        "tuned": tuning,
+        "cells": [
+            {
+                "settings": cell.settings,
+                "workdir": str(Path(cell.config.workdir).relative_to(root)),
+                "valid": result["valid"]["accuracy"],
+                "test": result["test"]["accuracy"] if "test" in result else None,
+            }
+            for cell, result in zip(made, results, strict=True)
+        ],
+        "config_digest": schema.digest(config),
+    }
+    workdir.write("result.json", summary)
+    if config.report.figures:
+        figures.sweep_bars(rows, root / "figures" / "sweep.png")
+    _write_report(root, rows, summary, config)
+    console.print(tables.rich_table(rows))
+    return summary
+
+
+def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int]:
+    """Indices of the cells whose tuned settings have the best mean validation accuracy over seeds.
+
+    One set of tuned settings per compared setting; of equals, the first.
+    """
+    groups: dict[str, dict[str, list[int]]] = {}
+    for i, cell in enumerate(made):
+        compared = cell.key(without=lambda k: k == "seed" or k in tuning)
+        tuned = cell.key(without=lambda k: k not in tuning)
+        groups.setdefault(compared, {}).setdefault(tuned, []).append(i)
+
+    def mean(indices: list[int]) -> float:
+        return float(np.mean([results[i]["valid"]["accuracy"] for i in indices]))
+
+    return [i for group in groups.values() for i in max(group.values(), key=mean)]
+
+
+def _run_cell(cell: Cell, index: int, count: int, console: Console, *, open_test: bool) -> dict:
+    result = train(cell.config, console, open_test=open_test, lines=False)
+    name = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in cell.settings.items())
+    test = f", test {100 * result['test']['accuracy']:.1f} %" if "test" in result else ""
+    console.print(
+        f"[{index + 1}/{count}] {name}: validation {100 * result['valid']['accuracy']:.1f} %{test}, "
+        f"{result['seconds']:.1f} s",
+        highlight=False,
+        markup=False,
+    )
+    return result
+
+
+def _write_report(root: Path, rows: list[dict], summary: dict, config: Config) -> None:
+    how = (
+        f"{', '.join(summary['tuned'])} chosen by the mean validation accuracy over seeds; only the chosen runs opened "
+        "the test split, once each."
+        if summary["tuned"]
+        else "Every run chose its best epoch on validation and then opened the test split, once."
+    )
+    lines = [f"# Comparison: {root.name}", "", tables.markdown(rows), how, ""]
+    if config.report.figures:
+        lines += ["![Validation and test accuracy](figures/sweep.png)", ""]
+    lines += ["| run | validation % | test % |", "|---|---:|---:|"]
+    for cell in summary["cells"]:
+        test = tables.MISSING if cell["test"] is None else f"{100 * cell['test']:.2f}"
+        link = f"[{tables.escape(Path(cell['workdir']).name)}](<{cell['workdir']}/report.md>)"
+        lines.append(f"| {link} | {100 * cell['valid']:.2f} | {test} |")
+    (root / "report.md").write_text("\n".join(lines) + "\n")

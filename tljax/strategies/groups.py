@@ -1,0 +1,106 @@
+"""One function from path to group: what learns, how fast, with or without decay. Everything else asks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from tljax.config import Phase
+from tljax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """What a phase does with a leaf.
+
+    Attributes:
+      rule: the pattern that decided.
+      multiplier: of the learning rate; 0 is frozen.
+      decay: whether weight decay applies: to learning kernels, not to biases and norms.
+    """
+
+    rule: str
+    multiplier: float
+    decay: bool
+
+    @property
+    def learns(self) -> bool:
+        """Whether gradient, optimizer state, batch statistics and dropout exist for the leaf."""
+        return self.multiplier > 0
+
+
+def assign(params: Mapping, stats: Mapping, phase: Phase, stages: Sequence[str] = ()) -> dict[str, Group]:
+    """Gives every leaf exactly one group.
+
+    The first rule that matches a path decides. BatchNorm statistics are leaves like any other: they follow the batch
+    where they learn and stand still where they are frozen.
+
+    Args:
+      params: path → leaf with a `shape`.
+      stats: path → BatchNorm statistic.
+      phase: its rules and layer-wise decay.
+      stages: of the backbone in order, for the layer-wise decay; the head and everything else is at depth 0.
+
+    Raises:
+      UserError: a rule decides nothing, a leaf has no rule, or nothing learns.
+    """
+    depth = {stage: len(stages) - i for i, stage in enumerate(stages)}
+    groups, deciding, matching = {}, set(), set()
+    for path, leaf in {**params, **stats}.items():
+        hits = [rule for rule in phase.rules if re.fullmatch(rule[0], path)]
+        matching.update(hits)
+        if not hits:
+            raise UserError(
+                f'Phase "{phase.name}": no rule covers {path}; the rules are {_rules(phase)}. '
+                'End them with (".*", 0.0) to freeze the rest.'
+            )
+        pattern, multiplier = hits[0]
+        deciding.add(hits[0])
+        if multiplier < 0:
+            raise UserError(f'Phase "{phase.name}": rule "{pattern}" has the negative multiplier {multiplier}.')
+        scale = phase.layer_decay ** depth.get(path.split("/")[0], 0)
+        decays = multiplier > 0 and path in params and len(leaf.shape) > 1
+        groups[path] = Group(pattern, multiplier * scale, decays)
+    for rule in phase.rules:
+        if rule not in deciding:
+            why = "is never reached, earlier rules match all its paths" if rule in matching else "matches nothing"
+            raise UserError(f'Phase "{phase.name}": rule "{rule[0]}" {why}; there is: {_paths(groups)}.')
+    if not any(groups[path].learns for path in params):
+        raise UserError(f'Phase "{phase.name}": nothing learns under the rules {_rules(phase)}.')
+    return groups
+
+
+def frozen_modules(modules: Sequence[str], groups: Mapping[str, Group]) -> set[str]:
+    """Which BatchNorm and Dropout modules stay in inference mode, by path.
+
+    A BatchNorm follows its running mean. A Dropout has no leaves: it follows the module around it, and is off where
+    none of that module's leaves learns.
+    """
+    frozen = set()
+    for path in modules:
+        mean = groups.get(f"{path}/mean")
+        around = f"{path.rpartition('/')[0]}/" if "/" in path else ""
+        learns = mean.learns if mean else any(g.learns for p, g in groups.items() if p.startswith(around))
+        if not learns:
+            frozen.add(path)
+    return frozen
+
+
+def frozen_prefix(stages: Sequence[str], groups: Mapping[str, Group], random: Sequence[str] = ()) -> list[str]:
+    """The stages before the first one that learns, moves its statistics, or draws at random (`random`)."""
+    prefix = []
+    for stage in stages:
+        if stage in random or any(g.learns for p, g in groups.items() if p.startswith(f"{stage}/")):
+            break
+        prefix.append(stage)
+    return prefix
+
+
+def _rules(phase: Phase) -> str:
+    return ", ".join(f'("{pattern}", {multiplier})' for pattern, multiplier in phase.rules)
+
+
+def _paths(groups: Mapping[str, Group], most: int = 8) -> str:
+    layers = list(dict.fromkeys(path.rpartition("/")[0] for path in groups))
+    return ", ".join(layers[:most]) + (", …" if len(layers) > most else "")

@@ -1,0 +1,1 @@
+"""Tasks: the loss, the metrics and the pictures that go with a head."""

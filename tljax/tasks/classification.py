@@ -1,0 +1,68 @@
+"""What classification is judged by; scikit-learn's numbers where it has them."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn import metrics
+
+SCALARS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece", "loss")
+
+
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+    """The scalar metrics of a split.
+
+    Args:
+      labels: [N], integers.
+      probabilities: [N, classes], rows that sum to one.
+
+    Returns:
+      `SCALARS`: accuracy; the share of labels among the five likeliest classes; precision, recall and F1 averaged over
+      classes; ROC-AUC one against rest averaged over classes (None where a class has no picture); expected
+      calibration error; mean negative log-likelihood in nats.
+    """
+    classes = np.arange(probabilities.shape[1])
+    predicted = probabilities.argmax(1)
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=classes, average="macro", zero_division=0
+    )
+    top5 = (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == labels[:, None]).any(1).mean()
+    likelihood = probabilities[np.arange(len(labels)), labels]
+    return {
+        "accuracy": float((predicted == labels).mean()),
+        "top5": float(top5),
+        "precision_macro": float(precision),
+        "recall_macro": float(recall),
+        "f1_macro": float(f1),
+        "roc_auc": roc_auc(labels, probabilities),
+        "ece": calibration_error(labels, probabilities),
+        "loss": float(-np.log(np.maximum(likelihood, np.finfo(np.float64).tiny)).mean()),
+    }
+
+
+def details(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> dict:
+    """Precision, recall, F1 and support of every class, and the confusion matrix (rows are true classes)."""
+    index, predicted = np.arange(len(classes)), probabilities.argmax(1)
+    table = metrics.precision_recall_fscore_support(labels, predicted, labels=index, zero_division=0)
+    rows = zip(classes, *(column.tolist() for column in table), strict=True)
+    return {
+        "per_class": [dict(zip(("class", "precision", "recall", "f1", "support"), row, strict=True)) for row in rows],
+        "confusion": metrics.confusion_matrix(labels, predicted, labels=index).tolist(),
+    }
+
+
+def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
+    """Area under the ROC curve, one against rest, macro average; None where a class has no or every picture."""
+    classes = np.arange(probabilities.shape[1])
+    if len(np.unique(labels)) < len(classes):
+        return None
+    one_hot = labels[:, None] == classes
+    return float(metrics.roc_auc_score(one_hot, probabilities, average="macro"))
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error over equal-width bins of confidence (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    # Bins are (a, b], as in the paper.
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(place, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
