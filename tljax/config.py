@@ -63,9 +63,10 @@ class ModelConfig:
     pool: str = opt(
         "gap", "what the classifier does with the map: global average, or flatten", choices=("gap", "flatten")
     )
-    norm: bool = opt(
-        False, "standardise the pooled features by their running mean and variance before the dense layers"
+    pool_size: int | None = opt(
+        None, "flatten: side of the grid that the map is averaged to first (torchvision's VGG: 7); None: as it is", ge=1
     )
+    norm: bool = opt(False, "standardise the features per channel (BatchNorm without scale and bias)")
     hidden: tuple[int, ...] = opt((), "widths of hidden dense layers (ReLU) in the classifier")
     dropout: float = opt(0.0, "dropout rate before each dense layer of the classifier", ge=0, lt=1)
 
@@ -298,6 +299,10 @@ def _check_combinations(config: Config) -> None:
             and bool(data.classes)
             and config.model.num_classes != len(data.classes),
             f"model.num_classes ({config.model.num_classes}) differs from the {len(data.classes)} data.classes.",
+        ),
+        (
+            config.model.pool_size is not None and config.model.pool != "flatten",
+            "model.pool_size has a meaning for model.pool='flatten' only: gap averages over the whole map.",
         ),
         (
             bool(strategy.phases) != (strategy.name == "custom"),

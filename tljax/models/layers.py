@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 
@@ -70,3 +71,21 @@ class Dropout(nnx.Module):
 def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
     """Max pooling without padding; the odd last row and column are dropped, as in PyTorch and Keras."""
     return nnx.max_pool(x, (size, size), strides=(stride, stride))
+
+
+def average_pool_to(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Averages [B, H, W, C] over windows to [B, *grid, C]; the windows are those of torch's AdaptiveAvgPool2d."""
+    for axis, size in zip((1, 2), grid, strict=True):
+        if x.shape[axis] != size:
+            weights = jnp.asarray(_windows(x.shape[axis], size), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(x, weights, (axis, 0)), -1, axis)
+    return x
+
+
+def _windows(length: int, size: int) -> np.ndarray:
+    """[length, size]: column i averages the places from ⌊i·length/size⌋ to ⌈(i+1)·length/size⌉."""
+    weights = np.zeros((length, size))
+    for i in range(size):
+        window = slice(i * length // size, -(-(i + 1) * length // size))
+        weights[window, i] = 1 / (window.stop - window.start)
+    return weights

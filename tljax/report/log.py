@@ -35,6 +35,7 @@ class RunLog:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task, self._pictures, self._since = None, 0, time.monotonic()
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from scipy.stats import t as student_t
 
 MISSING = "\u2013"
-RESULT_COLUMNS = ("validation accuracy %", "test accuracy %", "learned parameters", "seconds")
+RESULT_COLUMNS = ("validation %", "test %", "learned parameters", "seconds")
 
 
 def escape(value) -> str:
@@ -79,9 +79,14 @@ def varying(rows: list[dict]) -> list[str]:
     return [name for name in names if len({str(row["settings"].get(name)) for row in rows}) > 1]
 
 
+def label(name: str) -> str:
+    """What a dotted field is called in short: its last part, or what it is the name of."""
+    return name.removesuffix(".name").rpartition(".")[2]
+
+
 def headers(names: list[str]) -> list[str]:
-    """Last part of each dotted name; the whole name where two would read the same."""
-    last = [name.rpartition(".")[2] for name in names]
+    """The short name of each field; the whole name where two would read the same."""
+    last = [label(name) for name in names]
     pairs = zip(last, names, strict=True)
     return [short if last.count(short) == 1 else name for short, name in pairs]
 
@@ -143,7 +148,7 @@ def rich_table(rows: list[dict], columns: list[str] | None = None) -> Table:
     table = Table(caption=footnote(rows) or None)
     for position, name in enumerate(header):
         numeric = position >= len(header) - len(RESULT_COLUMNS)
-        table.add_column(Text(name), justify="right" if numeric else "left")
+        table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=not numeric)
     for row, bold in zip(body, best, strict=True):
         # Text, not str: a setting such as "[4, 4]" must not be read as markup.
         table.add_row(*(Text(text) for text in row), style="bold" if bold else None)

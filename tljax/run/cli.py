@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from tljax import config as schema
 from tljax.config import Config
 from tljax.errors import UserError, nearest
-from tljax.run.recipes import sentence
+from tljax.run.recipes import CONFIG_ERRORS, sentence
 
 MODES = ("train", "plan", "evaluate", "predict")
 USAGE = """Transfer learning in JAX.
@@ -105,26 +105,32 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    for given in argv[1:]:
+        name = given.lstrip("-").partition("=")[0]
+        if name.startswith("config.") and name.removeprefix("config.") not in schema.field_names():
+            raise UserError(f"There is no field --{name}{nearest(name.removeprefix('config.'), schema.field_names())}")
     try:
         return values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        name = error.flagname.removeprefix("config.")
-        known = schema.field_names() if error.flagname.startswith("config.") else [*_names(values)]
-        raise UserError(f"There is no flag --{error.flagname}{nearest(name, known)}") from error
-    except (flags.Error, AttributeError, TypeError, KeyError, ValueError, OSError, SyntaxError, ImportError) as error:
+        known = ("config", "workdir", "mode", "input", "help")
+        raise UserError(f"There is no flag --{error.flagname}{nearest(error.flagname, known)}") from error
+    except (flags.Error, *CONFIG_ERRORS) as error:
         raise UserError(sentence(error)) from error
-
-
-def _names(values: flags.FlagValues) -> list[str]:
-    return ["config", "workdir", "mode", "input", "help"]
 
 
 def _config(values: flags.FlagValues) -> Config:
     if values.config is None:
         raise UserError("Which config? Give --config=configs/NAME.py; --help shows the rest.")
-    config = schema.parse(values.config)
-    stem = Path(values["config"].config_filename).stem
-    return dataclasses.replace(config, workdir=values.workdir or config.workdir or f"runs/{stem}")
+    # A config may take an argument, as configs/NAME.py:ARGUMENT.
+    path, _, argument = values["config"].config_filename.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"There is no config file {path}{nearest(path, map(str, Path('configs').glob('*.py')))}")
+    try:
+        config = schema.parse(values.config.copy_and_resolve_references())
+    except CONFIG_ERRORS as error:
+        raise UserError(f"{path}: {sentence(error)}") from error
+    name = Path(path).stem + (f"-{argument}" if argument else "")
+    return dataclasses.replace(config, workdir=values.workdir or config.workdir or f"runs/{name}")
 
 
 def _config_of_run(values: flags.FlagValues) -> Config:

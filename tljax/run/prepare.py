@@ -113,6 +113,7 @@ def prepare(config: Config) -> Prepared:
         image_size=size,
         dtype=jax.numpy.dtype(config.train.precision),
         pool=head.pool,
+        pool_size=head.pool_size,
         norm=head.norm,
         hidden=head.hidden,
         dropout=head.dropout,

@@ -12,6 +12,9 @@ from tljax import config as schema
 from tljax.config import Config
 from tljax.errors import UserError
 
+# What a config file can raise; a misspelt key is an AttributeError of the locked ConfigDict, which names the nearest.
+CONFIG_ERRORS = (AttributeError, ImportError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
+
 
 def load_config_file(path: str | Path) -> Config:
     """The checked config of a file with `get_config`; an unset workdir becomes None."""
@@ -23,8 +26,7 @@ def load_config_file(path: str | Path) -> Config:
     try:
         spec.loader.exec_module(module)
         made = module.get_config()
-    except (AttributeError, TypeError, KeyError, SyntaxError, ImportError, ValueError) as error:
-        # A misspelt key in the file is an AttributeError of the locked ConfigDict, which names the nearest.
+    except CONFIG_ERRORS as error:
         raise UserError(f"{path}: {sentence(error)}") from error
     return schema.parse(made)
 
@@ -61,7 +63,8 @@ def with_made_weights(config: Config, root: Path, console: Console | None) -> Co
 def sentence(error: Exception) -> str:
     """An exception's message as one line."""
     text = str(error.args[0]) if error.args else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Some of these messages come as the repr of a message.
+    lines = [line.strip() for line in text.strip("'").replace("\\n", "\n").splitlines() if line.strip()]
     # ml_collections lists all fields before its suggestion; the suggestion is what helps.
     hint = next((line for line in lines if line.startswith("Did you mean")), None)
     return f"{lines[0].split('. Other fields')[0]}; {hint[0].lower()}{hint[1:]}" if hint else " ".join(lines)

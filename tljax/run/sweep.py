@@ -18,6 +18,7 @@ from rich.console import Console
 from tljax import config as schema
 from tljax.config import Config
 from tljax.report import figures, tables
+from tljax.run.prepare import prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.train import train
 from tljax.run.workdir import WorkDir
@@ -42,7 +43,7 @@ def cells(config: Config) -> list[Cell]:
     found = []
     for values in itertools.product(*config.sweep.values()):
         settings = dict(zip(config.sweep, values, strict=True))
-        name = ",".join(f"{k.rpartition('.')[2]}={v}" for k, v in settings.items()).replace("/", "_")
+        name = ",".join(f"{tables.label(k)}={v}" for k, v in settings.items()).replace("/", "_")
         workdir = str(Path(config.workdir) / "cells" / name)
         found.append(Cell(settings, schema.override(config, {**settings, "sweep": {}, "workdir": workdir})))
     return found
@@ -55,11 +56,12 @@ def run(config: Config, console: Console) -> dict:
       UserError: before anything is written.
     """
     root, made = Path(config.workdir), cells(config)
+    for cell in {c.key(without=lambda k: k == "seed"): c for c in made}.values():
+        prepare(with_made_weights(cell.config, root.parent, None))
     workdir = WorkDir(root)
     workdir.check(config, {})
     workdir.claim(config, {})
-    base = root.parent
-    made = [dataclasses.replace(c, config=with_made_weights(c.config, base, console)) for c in made]
+    made = [dataclasses.replace(c, config=with_made_weights(c.config, root.parent, console)) for c in made]
     tuning = [name for name in config.sweep if name.split(".")[0] in TUNED]
     results = [_run_cell(cell, i, len(made), console, open_test=not tuning) for i, cell in enumerate(made)]
     chosen = range(len(made))
@@ -109,7 +111,7 @@ def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int
 
 def _run_cell(cell: Cell, index: int, count: int, console: Console, *, open_test: bool) -> dict:
     result = train(cell.config, console, open_test=open_test, lines=False)
-    name = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in cell.settings.items())
+    name = ", ".join(f"{tables.label(k)} {v}" for k, v in cell.settings.items())
     test = f", test {100 * result['test']['accuracy']:.1f} %" if "test" in result else ""
     console.print(
         f"[{index + 1}/{count}] {name}: validation {100 * result['valid']['accuracy']:.1f} %{test}, "

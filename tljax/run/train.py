@@ -49,7 +49,8 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
     prepared, workdir = prepare(config), WorkDir(config.workdir)
     workdir.check(config, prepared.inputs)
     if (finished := workdir.read("result.json")) is not None:
-        console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
+        if lines:
+            console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
         return finished
     workdir.claim(config, prepared.inputs)
     with workdir, Checkpoints(workdir.path) as checkpoints, _stop_on_signal() as stop_asked:

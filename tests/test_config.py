@@ -1,0 +1,112 @@
+"""The schema: round trips, and one sentence for everything that is wrong."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tljax import config as schema
+from tljax.config import Config, Phase, UserError, override, parse, to_dict
+
+BAD = [
+    ({"optim.lrr": 1.0}, 'no field "optim.lrr"; did you mean "optim.lr"?'),
+    ({"optim.lr": -1.0}, "optim.lr must be more than 0, got -1.0."),
+    ({"optim.lr": float("inf")}, "optim.lr must be a finite number, got inf."),
+    ({"optim.lr": "fast"}, "optim.lr must be of type float, got 'fast'."),
+    ({"train.batch_size": 2.5}, "train.batch_size must be of type int, got 2.5."),
+    ({"train.batch_size": True}, "train.batch_size must be of type int, got True."),
+    ({"optim.name": "admaw"}, "optim.name cannot be 'admaw'; did you mean \"adamw\"?"),
+    ({"data.classes": (1, 1)}, "two or more different classes"),
+    ({"data.valid_fraction": 1.0}, "less than 1"),
+    ({"optim.momentum": 0.9}, "optim.momentum has no meaning for optim.name='adam'"),
+    ({"optim.name": "nesterov", "optim.momentum": 0.0}, "needs optim.momentum above 0"),
+    ({"optim.schedule": "step"}, "needs optim.step_epochs"),
+    ({"optim.warmup_epochs": 99.0}, "must be shorter than train.epochs"),
+    ({"data.split": "first_per_class"}, "needs data.labels_per_class"),
+    ({"strategy.name": "lp_ft"}, "adapts a pretrained network, but model.weights is not set"),
+    ({"strategy.name": "custom"}, "go together"),
+    ({"strategy.name": "layers", "model.weights": "x"}, "go together"),
+    ({"data.classes": (0, 1), "model.num_classes": 3}, "differs from the 2 data.classes"),
+    ({"sweep": {"optim.lrr": [1]}}, 'sweep cannot vary "optim.lrr"; did you mean "optim.lr"?'),
+    ({"sweep": {"optim.lr": []}}, "must be a list of one or more values"),
+]
+
+
+@pytest.mark.parametrize(("settings", "sentence"), BAD)
+def test_bad_input_is_one_sentence(settings, sentence):
+    with pytest.raises(UserError) as caught:
+        override(Config(), {"strategy.name": "scratch", **settings})
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_is_described_and_its_default_passes():
+    scratch = override(Config(), {"strategy.name": "scratch"})
+    for name in schema.field_names():
+        node = scratch
+        for part in name.split("."):
+            node = getattr(node, part)
+        assert override(scratch, {name: node}) == scratch, name
+        assert f"| `{name}` |" in schema.describe()
+
+
+def test_stable_names():
+    names = schema.field_names()
+    stable = """
+        seed workdir data.name data.path data.classes data.labels_per_class data.valid_fraction data.image_size
+        model.backbone model.weights model.preprocess model.head model.num_classes strategy.name strategy.phases
+        optim.name optim.lr optim.schedule optim.warmup_epochs optim.weight_decay optim.momentum optim.clip_norm
+        optim.label_smoothing train.batch_size train.epochs train.early_stop_epochs train.precision sweep
+    """
+    for name in stable.split():
+        assert name in names
+
+
+def test_config_dict_round_trip_keeps_phases_and_dotted_sweep_keys():
+    c = schema.default()
+    c.strategy.name = "custom"
+    c.strategy.phases = (Phase("a", (("head/.*", 1), (".*", 0)), epochs=2, optim={"lr": 0.5}),)
+    c.sweep = {"optim.lr": [0.1, 0.2], "seed": range(3)}
+    parsed = parse(c)
+    assert parsed.strategy.phases[0].rules == (("head/.*", 1.0), (".*", 0.0))
+    assert parsed.sweep == {"optim.lr": [0.1, 0.2], "seed": [0, 1, 2]}
+    assert parse(to_dict(parsed)) == parsed
+
+
+def test_misspelt_key_in_a_config_file_names_the_nearest():
+    with pytest.raises(AttributeError, match='Did you mean "weight_decay"'):
+        schema.default().optim.weight_decy = 0.1
+
+
+def test_phase_optim_is_checked():
+    phase = {"name": "a", "optim": {"lrr": 1.0}}
+    with pytest.raises(UserError, match=r"strategy\.phases\[a\]\.optim\.lrr.*did you mean"):
+        override(Config(), {"strategy.name": "custom", "strategy.phases": [phase]})
+
+
+@given(
+    lr=st.floats(1e-8, 10),
+    smoothing=st.floats(0, 0.99),
+    epochs=st.floats(0.1, 1e4),
+    seed=st.integers(0, 2**31),
+    classes=st.lists(st.integers(0, 50), min_size=2, max_size=6, unique=True),
+)
+def test_any_valid_values_survive_json_and_change_the_digest(lr, smoothing, epochs, seed, classes):
+    settings = {
+        "strategy.name": "scratch",
+        "optim.lr": lr,
+        "optim.label_smoothing": smoothing,
+        "train.epochs": epochs,
+        "seed": seed,
+        "data.classes": classes,
+    }
+    made = override(Config(), settings)
+    assert parse(to_dict(made)) == made
+    assert schema.digest(made) != schema.digest(override(made, {"seed": seed + 1}))
+    assert schema.digest(made) == schema.digest(override(made, {"workdir": "elsewhere", "report.figures": False}))
+
+
+def test_differences_name_the_fields():
+    a, b = to_dict(Config()), to_dict(dataclasses.replace(Config(), seed=3))
+    assert schema.differences(a, b) == ["seed: 0 → 3"]
