@@ -94,9 +94,10 @@ def tfds_source(name: str, data_dir: str | None, size: int | None) -> Source:
             f"tfds:{name} cannot be read from {data_dir or 'the default data_dir'}: {reason} "
             "Prepare it with download_and_prepare(file_format='array_record')."
         ) from error
-    label = builder.info.features.get("label")
-    if label is None or "image" not in builder.info.features:
-        raise UserError(f"tfds:{name} has no image and label; it has {list(builder.info.features)}.")
+    features = dict(builder.info.features.items())
+    if not {"image", "label"} <= set(features):
+        raise UserError(f"tfds:{name} has no image and label; it has {list(features)}.")
+    label = features["label"]
     names = tuple(label.names) if label.names else tuple(map(str, range(label.num_classes)))
     return Source(_collect(arrays["train"], name, size), _collect(arrays[test], name, size), names)
 

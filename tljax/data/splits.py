@@ -18,21 +18,28 @@ def make_data(source: Source, config: DataConfig, seed: int) -> Data:
     The test and validation pictures depend on the source alone, so that runs with different seeds are held
     against the same ones; `seed` draws which training pictures are labelled.
     """
-    train, test = (_keep_classes(s, config.classes, source.classes) for s in (source.train, source.test))
-    classes = tuple(source.classes[c] for c in config.classes) or source.classes
-    budget = config.labels_per_class
+    keep, budget = config.classes or tuple(range(len(source.classes))), config.labels_per_class
+    unknown = [c for c in keep if not 0 <= c < len(source.classes)]
+    if unknown:
+        raise UserError(f"data.classes names {unknown[0]}, but the classes are 0..{len(source.classes) - 1}.")
+    # Rows are drawn by the source's own labels, so that leaving a class out does not move the others.
+    train, test = (s.take(np.flatnonzero(np.isin(s.labels, keep))) for s in (source.train, source.test))
     if config.split == "first_per_class":
-        train, _ = _first(train, budget, classes)
-        valid, test = _first(test, budget, classes)
+        for split in (train, test):
+            _check_budget(budget, split, keep, source.classes)
+        train, _ = _first(train, budget)
+        valid, test = _first(test, budget)
         if not len(test):
             raise UserError(f"data.labels_per_class={budget} leaves no test pictures behind the validation ones.")
     else:
         held_out, rest = per_class(train.labels, lambda n: max(1, round(n * config.valid_fraction)), key="validation")
         train, valid = train.take(rest), train.take(held_out)
         if budget is not None:
-            train = train.take(label_budget(train.labels, budget, seed, classes))
-    splits = {"train": train, "valid": valid, "test": test}
-    return Data(config.name, classes, train, valid, SealedSplit(test), shared_pictures(splits))
+            _check_budget(budget, train, keep, source.classes)
+            train = train.take(label_budget(train.labels, budget, seed))
+    train, valid, test = (_relabel(split, keep) for split in (train, valid, test))
+    shared = shared_pictures({"train": train, "valid": valid, "test": test})
+    return Data(config.name, tuple(source.classes[c] for c in keep), train, valid, SealedSplit(test), shared)
 
 
 def per_class(labels: np.ndarray, count: Callable[[int], int], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -48,14 +55,8 @@ def per_class(labels: np.ndarray, count: Callable[[int], int], key: str) -> tupl
     return np.flatnonzero(drawn), np.flatnonzero(~drawn)
 
 
-def label_budget(labels: np.ndarray, budget: int, seed: int, classes: tuple[str, ...]) -> np.ndarray:
+def label_budget(labels: np.ndarray, budget: int, seed: int) -> np.ndarray:
     """Indices of `budget` rows of each class: stratified, and nested across budgets for one seed."""
-    counts = np.bincount(labels, minlength=len(classes))
-    if counts.min() < budget:
-        c = int(counts.argmin())
-        raise UserError(
-            f'data.labels_per_class={budget}, but class "{classes[c]}" has only {counts[c]} training pictures.'
-        )
     return per_class(labels, lambda _: budget, key=f"labels {seed}")[0]
 
 
@@ -76,26 +77,21 @@ def _order(labels: np.ndarray, label: int, key: str) -> np.ndarray:
     return np.random.default_rng(seed).permutation(np.flatnonzero(labels == label))
 
 
-def _keep_classes(split: Split, keep: tuple[int, ...], classes: tuple[str, ...]) -> Split:
-    if not keep:
-        return split
-    unknown = [c for c in keep if not 0 <= c < len(classes)]
-    if unknown:
-        raise UserError(f"data.classes names {unknown[0]}, but the classes are 0..{len(classes) - 1}.")
-    relabel = np.full(len(classes), -1, np.int32)
-    relabel[list(keep)] = np.arange(len(keep))
-    labels = relabel[split.labels]
-    rows = np.flatnonzero(labels >= 0)
-    return Split(split.images[rows], labels[rows])
+def _check_budget(budget: int, split: Split, keep: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    for c in keep:
+        if (count := int((split.labels == c).sum())) < budget:
+            raise UserError(f'data.labels_per_class={budget}, but class "{classes[c]}" has only {count} pictures.')
 
 
-def _first(split: Split, count: int, classes: tuple[str, ...]) -> tuple[Split, Split]:
+def _relabel(split: Split, keep: tuple[int, ...]) -> Split:
+    new = np.zeros(max(keep) + 1, np.int32)
+    new[list(keep)] = np.arange(len(keep))
+    return Split(split.images, new[split.labels])
+
+
+def _first(split: Split, count: int) -> tuple[Split, Split]:
     """The first `count` rows of each class, and the others."""
-    present = np.bincount(split.labels, minlength=len(classes))
-    if present.min() < count:
-        c = int(present.argmin())
-        raise UserError(f'data.labels_per_class={count}, but class "{classes[c]}" has only {present[c]} pictures.')
     chosen = np.zeros(len(split), bool)
-    for c in range(len(classes)):
+    for c in np.unique(split.labels):
         chosen[np.flatnonzero(split.labels == c)[:count]] = True
     return split.take(np.flatnonzero(chosen)), split.take(np.flatnonzero(~chosen))

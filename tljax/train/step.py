@@ -88,7 +88,7 @@ def make_train_step(spec: Spec):
         metrics = {
             "loss": loss,
             "correct": (logits.argmax(-1) == batch["label"]).sum(),
-            "finite": jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(updates)),
+            "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)),
         }
         return State(optax.apply_updates(state.learned, updates), moving, opt, state.step + 1), metrics
 

@@ -1,0 +1,145 @@
+"""The strict port: what is left over, missing or misfit is named, and nothing is half done."""
+
+import os
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from tljax import models, weights
+from tljax.errors import UserError
+from tljax.models import state as leaves_of
+from tljax.models.resnet import ResNetConfig
+from tljax.models.vgg import VGGConfig
+from tljax.weights.rules import TORCHVISION
+
+TINY = VGGConfig(((4,), (6, 6)))
+
+
+def tensors(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"features.0": (4, 3, 3, 3), "features.3": (6, 4, 3, 3), "features.5": (6, 6, 3, 3)}
+    made = {}
+    for name, shape in shapes.items():
+        made[f"{name}.weight"] = rng.normal(size=shape).astype(np.float32)
+        made[f"{name}.bias"] = rng.normal(size=shape[:1]).astype(np.float32)
+    return made
+
+
+def build(**options):
+    return models.build(TINY, num_classes=3, image_size=8, rngs=nnx.Rngs(0), **options)
+
+
+def params(model):
+    return {p: np.asarray(v) for p, v in leaves_of.split(model).params.items()}
+
+
+def test_every_tensor_lands_transposed_in_its_place():
+    model, source = build(), tensors()
+    before = params(model)
+    weights.port(source, model, TORCHVISION["vgg"](TINY), keep="head/.*")
+    after = params(model)
+    for name, path in (("features.0", "stem/conv1"), ("features.3", "stage2/conv1"), ("features.5", "stage2/conv2")):
+        assert (after[f"{path}/kernel"] == source[f"{name}.weight"].transpose(2, 3, 1, 0)).all()
+        assert (after[f"{path}/bias"] == source[f"{name}.bias"]).all()
+    assert (after["head/dense/kernel"] == before["head/dense/kernel"]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lambda t: t.pop("features.3.bias"), {"keep": "head/.*"}, "Leaves without a tensor: stage2/conv1/bias."),
+        (lambda t: t.update(extra=np.ones(1)), {"keep": "head/.*"}, "Tensors without a place: extra."),
+        (
+            lambda t: t.update({"features.0.weight": np.ones((4, 1, 3, 3))}),
+            {"keep": "head/.*"},
+            "features.0.weight: (3, 3, 1, 4), but stem/conv1/kernel is (3, 3, 3, 4)",
+        ),
+        (lambda t: None, {}, "Leaves without a tensor: head/dense/bias, head/dense/kernel."),
+    ],
+)
+def test_misfits_raise_with_both_lists_and_change_nothing(change, options, words):
+    model, source = build(), tensors()
+    change(source)
+    before = params(model)
+    with pytest.raises(UserError) as caught:
+        weights.port(source, model, TORCHVISION["vgg"](TINY), **options)
+    assert words in str(caught.value)
+    after = params(model)
+    assert all((before[p] == after[p]).all() for p in before)
+
+
+def test_ignored_tensors_and_stages_that_are_not_built_may_lie_unused():
+    model, source = build(tap="stem"), tensors() | {"extra": np.ones(1)}
+    weights.port(source, model, TORCHVISION["vgg"](TINY), keep="head/.*", ignore="ext.*")
+    assert (params(model)["stem/conv1/bias"] == source["features.0.bias"]).all()
+
+
+def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
+    config = ResNetConfig((1, 2), (4, 6))
+    rng, source = np.random.default_rng(0), {}
+
+    def conv(name, *shape):
+        source[f"{name}.weight"] = rng.normal(size=shape)
+
+    def norm(name, width):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            source[f"{name}.{part}"] = rng.normal(size=width)
+        source[f"{name}.num_batches_tracked"] = np.array(3)
+
+    conv("conv1", 4, 3, 3, 3)
+    norm("bn1", 4)
+    for block, inputs, outputs in (("layer1.0", 4, 4), ("layer2.0", 4, 6), ("layer2.1", 6, 6)):
+        conv(f"{block}.conv1", outputs, inputs, 3, 3)
+        norm(f"{block}.bn1", outputs)
+        conv(f"{block}.conv2", outputs, outputs, 3, 3)
+        norm(f"{block}.bn2", outputs)
+    conv("layer2.0.downsample.0", 6, 4, 1, 1)
+    norm("layer2.0.downsample.1", 6)
+    source |= {"fc.weight": rng.normal(size=(3, 6)), "fc.bias": rng.normal(size=3)}
+    model = models.build(config, num_classes=3, rngs=nnx.Rngs(0))
+    weights.port(source, model, TORCHVISION["resnet"](config), ignore=weights.load.__kwdefaults__["ignore"])
+    _, made, stats = leaves_of.split(model)
+    np.testing.assert_array_equal(
+        made["stage2/block0/shortcut/bn/scale"], source["layer2.0.downsample.1.weight"].astype(np.float32)
+    )
+    np.testing.assert_array_equal(
+        stats["stage2/block1/unit2/bn/var"], source["layer2.1.bn2.running_var"].astype(np.float32)
+    )
+    np.testing.assert_array_equal(made["head/dense/kernel"], source["fc.weight"].T.astype(np.float32))
+
+
+def test_load_reads_a_file_and_says_what_it_was(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save_file(tensors(), path)
+    model = build()
+    found = weights.load(model, str(path), keep="head/.*")
+    assert (found.path, found.preprocess) == (path, None)
+    assert len(found.sha256) == 64
+    assert (params(model)["stem/conv1/bias"] == tensors()["features.0.bias"]).all()
+
+
+def test_what_cannot_be_found_or_read(tmp_path, monkeypatch):
+    monkeypatch.delenv("TLJAX_WEIGHTS_DIR", raising=False)
+    with pytest.raises(UserError, match="vgg16_imagenet_notop needs TLJAX_WEIGHTS_DIR"):
+        weights.find("vgg16_imagenet_notop")
+    with pytest.raises(UserError, match='did you mean "vgg16_imagenet_notop"'):
+        weights.find("vgg16_imagenet")
+    monkeypatch.setenv("TLJAX_WEIGHTS_DIR", str(tmp_path))
+    (tmp_path / "vgg16_imagenet_notop.safetensors").write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"is not vgg16_imagenet_notop: its SHA-256 is .*, expected 42530430"):
+        weights.find("vgg16_imagenet_notop")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not safetensors at all")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        weights.load(build(), str(broken), keep="head/.*")
+    with pytest.raises(UserError, match="holds no finished run"):
+        weights.find(f"workdir:{tmp_path}")
+
+
+@pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
+def test_known_weights_refuse_another_preprocessing():
+    assert weights.find("vgg16_imagenet_notop").preprocess == weights.PRESETS["caffe"]
+    with pytest.raises(UserError, match='was trained with preprocessing "caffe"'):
+        weights.find("vgg16_imagenet_notop", "torch")

@@ -1,0 +1,44 @@
+"""Preprocessing beside Keras' and resizing beside torch's (tests/golden)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tljax.weights import PRESETS, Preprocess, make_preprocess
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+KERAS = json.loads((GOLDEN / "keras.json").read_text())["preprocess"]
+RESIZED = np.load(GOLDEN / "resize.npz")
+
+
+@pytest.mark.parametrize(("ours", "keras"), [("caffe", "caffe"), ("torch", "torch"), ("symmetric", "tf")])
+def test_presets_equal_keras(ours, keras):
+    images = np.array(KERAS["input"], np.uint8)
+    out = make_preprocess(PRESETS[ours], None)(images)
+    np.testing.assert_allclose(out, np.array(KERAS[keras]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(16, 16), (4, 5)])
+def test_resizing_equals_torch_with_antialiasing(method, size):
+    import jax
+
+    image = RESIZED["input"]
+    expected = np.clip(RESIZED[f"{method}_{size[0]}x{size[1]}"], 0, 255)
+    linear = {"bilinear": "linear", "bicubic": "cubic"}[method]
+    ours = np.clip(jax.image.resize(image, (*size, 1), linear, antialias=True), 0, 255)
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+    if size == (16, 16):
+        spec = Preprocess("p", 1.0, (0.0, 0.0, 0.0), interpolation=method)
+        out = make_preprocess(spec, 16)(image[None].astype(np.uint8))
+        np.testing.assert_allclose(out[0], np.repeat(expected, 3, -1), atol=1e-3)
+
+
+def test_grey_becomes_three_equal_channels_before_they_are_standardised():
+    spec = Preprocess("p", 1.0, (1.0, 2.0, 3.0), order="bgr")
+    out = make_preprocess(spec, None)(np.full((1, 2, 2, 1), 10, np.uint8))
+    np.testing.assert_array_equal(out[0, 0, 0], [9, 8, 7])
+    colour = np.array([[[[1, 2, 3]]]], np.uint8)
+    np.testing.assert_array_equal(make_preprocess(spec, None)(colour)[0, 0, 0], [2, 0, -2])
