@@ -1,4 +1,8 @@
-"""Source network for the quickstart: a small ResNet on the handwritten digits 0-4, from scratch."""
+"""The source network of the quickstart: a small ResNet on the handwritten digits 0-4, from random weights.
+
+Label smoothing, shifts and a strong decay keep its features from collapsing onto the five source classes: with them,
+features transfer better to other digits than those of a network that merely fits (docs/quickstart.md).
+"""
 
 from tljax import config
 
@@ -13,9 +17,10 @@ def get_config():
     c.optim.name = "nesterov"
     c.optim.lr = 0.05
     c.optim.schedule = "cosine"
-    c.optim.weight_decay = 1e-3
-    c.augment.crop_padding = 1
+    c.optim.weight_decay = 0.02
+    c.optim.label_smoothing = 0.2
+    c.augment.crop_padding = 2
     c.train.batch_size = 32
-    c.train.epochs = 20
-    c.train.eval_epochs = 4
+    c.train.epochs = 60
+    c.train.eval_epochs = 20
     return c

@@ -14,17 +14,21 @@ In float32 rounding can tip a ReLU or a max-pool to its other side, after which 
 implementations may part by up to 1e-2 in the loss. The float64 file allows a close comparison.
 
 Run with:
-    pip install torch numpy safetensors
+    pip install torch keras numpy safetensors
     python tests/golden/make_trajectories.py
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+os.environ["KERAS_BACKEND"] = "torch"
+import keras
 
 HERE = Path(__file__).resolve().parent
 STEPS, BATCH, SIZE, CLASSES = 20, 16, 12, 5
@@ -140,8 +144,25 @@ def adamw(params):
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
 
 
+class KerasRMSprop(torch.optim.Optimizer):
+    """Keras' own RMSprop (rho 0.9, epsilon 1e-7 under the root) on torch's parameters and gradients."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1e-3})
+        self.params = self.param_groups[0]["params"]
+        kinds = {torch.float32: "float32", torch.float64: "float64"}
+        self.variables = [keras.Variable(p.detach().numpy(), dtype=kinds[p.dtype]) for p in self.params]
+        self.keras = keras.optimizers.RMSprop(learning_rate=1e-3)
+
+    @torch.no_grad()
+    def step(self):
+        self.keras.apply([p.grad for p in self.params], self.variables)
+        for p, variable in zip(self.params, self.variables, strict=True):
+            p.copy_(variable.value)
+
+
 def rmsprop(params):
-    return torch.optim.RMSprop(params, lr=1e-3, alpha=0.9, eps=1e-8)
+    return KerasRMSprop(params)
 
 
 # recipe: (optimiser, options of train)
@@ -204,7 +225,7 @@ def write_json(name, content):
 
 def main():
     torch.set_num_threads(1)
-    made_with = {"torch": torch.__version__, "numpy": np.__version__}
+    made_with = {"torch": torch.__version__, "keras": keras.__version__, "numpy": np.__version__}
     single, double = {"made_with": made_with}, {"made_with": made_with}
     for name, make in {"vgg": Vgg, "resnet": ResNet}.items():
         save_file(state(build(make)), HERE / f"{name}_init.safetensors")

@@ -63,8 +63,10 @@ def with_made_weights(config: Config, root: Path, console: Console | None) -> Co
 def sentence(error: Exception) -> str:
     """An exception's message as one line."""
     text = str(error.args[0]) if error.args else str(error)
-    # Some of these messages come as the repr of a message.
+    # Some of these messages come as the repr of a message, some with a whole traceback, of which the end counts.
     lines = [line.strip() for line in text.strip("'").replace("\\n", "\n").splitlines() if line.strip()]
     # ml_collections lists all fields before its suggestion; the suggestion is what helps.
+    if any(line.startswith("Traceback") for line in lines):
+        return lines[-1].partition(": ")[2] or lines[-1]
     hint = next((line for line in lines if line.startswith("Did you mean")), None)
     return f"{lines[0].split('. Other fields')[0]}; {hint[0].lower()}{hint[1:]}" if hint else " ".join(lines)

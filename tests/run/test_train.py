@@ -1,0 +1,198 @@
+"""One run, whole: what it writes, what it says, and when it stops."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tljax import config as schema
+from tljax import weights
+from tljax.checkpoints import Checkpoints
+from tljax.data import SealedSplit
+from tljax.errors import UserError
+from tljax.run import evaluate, sweep
+from tljax.run.prepare import prepare
+from tljax.run.train import train
+from tljax.tasks import classification
+from tljax.train.loop import TrainingStopped
+
+METRICS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece")
+
+
+@pytest.fixture
+def finished(tiny, console, tmp_path):
+    tiny.report.figures = True
+    tiny.report.tensorboard = True
+    tiny.model.weights = None
+    return train(schema.parse(tiny), console), tmp_path / "run", tiny
+
+
+def test_a_run_leaves_everything_that_it_promises(finished, console):
+    result, workdir, _ = finished
+    assert json.loads((workdir / "result.json").read_text()) == json.loads(json.dumps(result))
+    for split in ("valid", "test"):
+        assert all(0 <= result[split][m] <= 1 for m in METRICS)
+        assert len(result[split]["per_class"]) == 3
+    assert result["gap"]["accuracy"] == pytest.approx(result["valid"]["accuracy"] - result["test"]["accuracy"])
+    assert [p["name"] for p in result["phases"]] == ["head", "top"]
+    for phase in result["phases"]:
+        assert set(phase) >= {"name", "epochs", "seconds", "learned_parameters", "optimizer_bytes"}
+        assert phase["frozen_unchanged"]
+    assert result["phases"][0]["learned_parameters"] == 64 * 3 + 3
+    # Adam holds two moments, Nesterov one.
+    assert result["phases"][0]["optimizer_bytes"] == 2 * 4 * result["phases"][0]["learned_parameters"]
+    assert result["phases"][1]["optimizer_bytes"] == 4 * result["phases"][1]["learned_parameters"]
+    for key in ("seed", "versions", "weights", "data", "seconds", "peak_memory_bytes", "config_digest"):
+        assert key in result
+    assert result["data"]["train"]["size"] == 36
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in rows] == pytest.approx([1, 2, 3, 4], abs=0.2)
+    best = max(rows, key=lambda r: (r["valid"]["accuracy"], -r["valid"]["loss"]))
+    assert result["best"]["step"] == best["step"]
+    assert result["valid"]["accuracy"] == best["valid"]["accuracy"]
+    for name in ("curves", "confusion", "roc", "most_wrong"):
+        assert (workdir / "figures" / f"{name}.png").stat().st_size > 3000
+        assert f"figures/{name}.png" in (workdir / "report.md").read_text()
+    assert list((workdir / "tensorboard").glob("events.*"))
+    assert "validation" in console.export_text()
+
+
+def test_best_and_latest_are_kept_and_the_best_is_what_was_judged(finished):
+    result, workdir, _ = finished
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.best == result["best"]["step"]
+        assert checkpoints.latest == sum(p["steps"] for p in result["phases"])
+        leaves = checkpoints.read_params(checkpoints.best)
+    assert weights.parameters_digest(leaves) == result["parameters_digest"]
+
+
+def test_evaluate_finds_the_same_numbers(finished, console):
+    result, _, tiny = finished
+    again = evaluate.evaluate(schema.parse(tiny), console)
+    assert again["test"] == result["test"]
+    text = console.export_text()
+    assert "The parameters are the recorded ones" in text
+    assert "recorded metrics is 0." in text
+
+
+def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
+    from PIL import Image
+
+    _, workdir, tiny = finished
+    config, folder = schema.parse(tiny), tmp_path / "pictures"
+    folder.mkdir()
+    valid = prepare(config).data.valid
+    for i in range(6):
+        Image.fromarray(valid.images[i, ..., 0]).save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("not a picture")
+    rows = evaluate.predict(config, folder, console)
+    assert [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()] == rows
+    assert len(rows) == 6
+    for row in rows:
+        assert sum(c["probability"] for c in row["top"]) == pytest.approx(1)
+        assert row["top"] == sorted(row["top"], key=lambda c: -c["probability"])
+    prepared, best = evaluate._best_model(config)
+    _, probabilities = prepared.judge(best, valid)
+    assert [row["top"][0]["class"] for row in rows] == [str(1 + p) for p in probabilities[:6].argmax(1)]
+    # A colour picture of another size is brought to what the data look like.
+    Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "black.jpg")
+    assert len(evaluate.predict(config, tmp_path / "black.jpg", console)) == 1
+    for bad, words in ((folder / "notes.txt", "not a readable picture"), (tmp_path / "no", "no picture or folder")):
+        with pytest.raises(UserError, match=words):
+            evaluate.predict(config, bad, console)
+
+
+def test_a_finished_run_is_a_source_of_weights(finished, console, tmp_path):
+    result, workdir, tiny = finished
+    tiny.workdir = str(tmp_path / "second")
+    tiny.model.weights = f"workdir:{workdir}"
+    tiny.data.classes = (4, 5)
+    tiny.strategy.phases = ()
+    tiny.strategy.name = "feature_extraction"
+    second = train(schema.parse(tiny), console)
+    assert second["weights"] == {"name": f"workdir:{workdir}", "sha256": result["parameters_digest"]}
+    with Checkpoints(workdir) as a, Checkpoints(tmp_path / "second") as b:
+        source, target = a.read_params(a.best), b.read_params(b.best)
+    for path in source:
+        if not path.startswith("head/"):
+            np.testing.assert_array_equal(source[path], target[path])
+    assert target["head/dense/bias"].shape == (2,)
+
+
+def test_the_test_split_opens_once_and_last(tiny, console, monkeypatch):
+    seen = []
+    opened, judged = SealedSplit.open, classification.scores
+    monkeypatch.setattr(SealedSplit, "open", lambda self: seen.append("open") or opened(self))
+    monkeypatch.setattr(classification, "scores", lambda *a: seen.append("score") or judged(*a))
+    train(schema.parse(tiny), console)
+    # Four validations, the best model on validation once more, and only then the test split.
+    assert seen == ["score"] * 5 + ["open", "score"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good(tiny, console, tmp_path):
+    tiny.optim.name = "sgd"
+    tiny.optim.lr = 1e-2
+    tiny.strategy.phases = (
+        schema.Phase("good", ((".*", 1.0),), epochs=2.0),
+        schema.Phase("bad", ((".*", 1.0),), optim={"lr": 1e30}),
+    )
+    with pytest.raises(TrainingStopped, match=r"not finite at step 1\d .*last good checkpoint is step 9"):
+        train(schema.parse(tiny), console)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest == 9
+        assert all(np.isfinite(v).all() for v in checkpoints.read_params(9).values())
+
+
+def test_early_stopping_ends_a_phase_and_the_next_one_runs(tiny, console):
+    tiny.train.epochs = 20
+    tiny.train.early_stop_epochs = 2
+    # A rate too small to learn anything: the first validation stays the best.
+    tiny.strategy.phases = (
+        schema.Phase("idle", ((".*/kernel", 1.0), (".*", 0.0)), epochs=10, optim={"name": "sgd", "lr": 1e-12}),
+        schema.Phase("real", ((".*", 1.0),)),
+    )
+    result = train(schema.parse(tiny), console)
+    idle, real = result["phases"]
+    assert idle["epochs"] == pytest.approx(3, abs=0.3)
+    assert real["epochs"] > 2
+    assert result["best"]["phase"] == "real"
+
+
+def test_a_sweep_compares_strategies_and_tunes_numbers_on_validation(tiny, console, tmp_path):
+    tiny.strategy.phases = ()
+    tiny.strategy.name = "scratch"
+    tiny.train.epochs = 2
+    tiny.sweep = {"optim.lr": [1e-6, 0.03], "data.labels_per_class": [8, 16], "seed": [0, 1]}
+    summary = sweep.run(schema.parse(tiny), console)
+    assert [r["settings"]["data.labels_per_class"] for r in summary["rows"]] == [8, 16]
+    assert all(r["seeds"] == 2 for r in summary["rows"])
+    valid = {(*c["settings"].values(),): c["valid"] for c in summary["cells"]}
+    for row in summary["rows"]:
+        labels, chosen = row["settings"]["data.labels_per_class"], row["settings"]["optim.lr"]
+        means = {lr: np.mean([valid[lr, labels, s] for s in (0, 1)]) for lr in (1e-6, 0.03)}
+        assert means[chosen] == max(means.values())
+    opened = {(*c["settings"].values(),) for c in summary["cells"] if c["test"] is not None}
+    assert opened == {
+        (r["settings"]["optim.lr"], r["settings"]["data.labels_per_class"], s) for r in summary["rows"] for s in (0, 1)
+    }
+    assert "lr" in (tmp_path / "run" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: setattr(c.model, "backbone", "resnet9"), 'no model.backbone "resnet9"; did you mean "resnet8"'),
+        (lambda c: setattr(c.model, "tap", "stage9"), 'no stage "stage9"'),
+        (lambda c: setattr(c.data, "labels_per_class", 9999), "has only"),
+        (lambda c: setattr(c.model, "num_classes", 3), "model.num_classes"),
+        (lambda c: setattr(c.strategy, "phases", (schema.Phase("p", (("x", 1.0), (".*", 0.0))),)), "matches nothing"),
+        (lambda c: setattr(c.model, "weights", "/nowhere.safetensors"), "no weights at /nowhere.safetensors"),
+    ],
+)
+def test_what_can_be_known_beforehand_is_said_before_anything_is_written(tiny, tmp_path, console, change, words):
+    if "num_classes" in words:
+        tiny.data.classes = ()
+    change(tiny)
+    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+        train(schema.parse(tiny), console)
+    assert not (tmp_path / "run").exists()
