@@ -56,7 +56,7 @@ def build(
     tap: str | None = None,
     image_size: int = 224,
     dtype: jnp.dtype | None = None,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None,
     **head_options,
 ) -> Model:
     """Builds a model with random weights (`tljax.models.init`).
@@ -68,7 +68,7 @@ def build(
       tap: the stage whose map feeds the head; later ones are not built. None: the last.
       image_size: side of the input in pixels; only heads that flatten depend on it.
       dtype: of the computation, e.g. jnp.bfloat16; parameters and statistics are float32.
-      rngs: stream `params`.
+      rngs: stream `params`; None leaves the model abstract, its leaves shapes without values.
       **head_options: of the head's class.
 
     Raises:
@@ -77,7 +77,8 @@ def build(
     model = nnx.eval_shape(
         lambda: _construct(backbone, num_classes, head, tap, image_size, dtype, nnx.Rngs(0), head_options)
     )
-    init.fill(model, rngs.params())
+    if rngs is not None:
+        init.fill(model, rngs.params())
     return model
 
 

@@ -27,10 +27,12 @@ Every field of a config: python -m tljax.config
 """
 
 
-def define_flags() -> flags.FlagValues:
-    """The flags of run.py, in a set of their own."""
+def define_flags(argv: list[str]) -> flags.FlagValues:
+    """The flags of run.py, in a set of their own; `argv` says which fields of the config are overridden."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/quickstart.py", flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, e.g. configs/quickstart.py", flag_values=values, sys_argv=argv
+    )
     flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME of the config", flag_values=values)
     flags.DEFINE_string("mode", "train", f"One of {', '.join(MODES)}", flag_values=values)
     flags.DEFINE_string("input", None, "mode=predict: a picture, or a folder of them", flag_values=values)
@@ -40,7 +42,7 @@ def define_flags() -> flags.FlagValues:
 
 def main(argv: list[str]) -> int:
     """Runs a command line; returns the exit code: 0, 1 stopped, 2 bad input, 130 interrupted."""
-    values = define_flags()
+    values = define_flags(argv)
     if any(a in ("--help", "-h", "-help") for a in argv[1:]):
         print(USAGE)
         print(values.get_help(include_special_flags=False))

@@ -97,7 +97,7 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
             style=None if group.learns else "dim",
         )
     console.print(table)
-    total = sum(x.size for p, x in leaves.items() if p in plan.learned or p in plan.frozen)
+    total = sum(x.size for x in leaves_of.split(prepared.model).params.values())
     after = [s for s in prepared.model.stage_names if s not in plan.prefix]
     backward = cost.step_flops - cost.forward_flops
     rows = {

@@ -1,0 +1,145 @@
+"""Stage form, shapes, initial values, and the real VGG-16 beside torch's features (tests/golden)."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import tljax
+from tljax import models, weights
+from tljax.errors import UserError
+from tljax.models import state as leaves_of
+from tljax.models.layers import Dropout, average_pool_to
+from tljax.models.vgg import VGGConfig
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def test_the_public_api():
+    model = tljax.models.build("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
+    images = np.zeros((2, 16, 16, 3), np.float32)
+    logits = model(images, train=False)
+    assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
+    features = model.features(images)
+    assert {k: v.shape[1:] for k, v in features.items()} == {
+        "stem": (16, 16, 16),
+        "stage1": (16, 16, 16),
+        "stage2": (8, 8, 32),
+        "stage3": (4, 4, 64),
+    }
+
+
+def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
+    model = models.build("vgg16", num_classes=10, rngs=None)
+    _, params, _ = leaves_of.split(model)
+    trunk = sum(int(np.prod(v.shape)) for p, v in params.items() if not p.startswith("head/"))
+    assert trunk == 14_714_688  # torchvision's vgg16().features
+    maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    assert [(k, v.shape[1], v.shape[3]) for k, v in maps.items()] == [
+        ("stem", 64, 64),
+        ("stage1", 64, 64),
+        ("stage2", 32, 128),
+        ("stage3", 16, 256),
+        ("stage4", 8, 512),
+        ("stage5", 4, 512),
+        ("pool", 2, 512),
+    ]
+
+
+def test_a_tap_leaves_later_stages_out_and_does_not_change_the_start():
+    config = VGGConfig(((4, 4), (8,), (8,)))
+    whole = models.build(config, num_classes=3, image_size=16, rngs=nnx.Rngs(0))
+    tapped = models.build(config, num_classes=3, tap="stage2", image_size=16, rngs=nnx.Rngs(0))
+    assert tapped.cut == ("stage3", "pool")
+    a, b = leaves_of.split(whole).params, leaves_of.split(tapped).params
+    assert set(b) == {p for p in a if not p.startswith("stage3")}
+    assert all((a[p] == b[p]).all() for p in b)
+
+
+def test_initial_values_follow_their_distributions_and_the_seed():
+    def params(seed):
+        return leaves_of.split(models.build("vgg16", num_classes=10, rngs=nnx.Rngs(seed))).params
+
+    a, again, other = params(0), params(0), params(1)
+    kernel = "stage4/conv2/kernel"
+    assert (a[kernel] == again[kernel]).all()
+    assert (a[kernel] != other[kernel]).any()
+    assert np.std(a[kernel]) == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    limit = np.sqrt(6 / (512 + 10))
+    assert np.abs(a["head/dense/kernel"]).max() <= limit
+    assert np.std(a["head/dense/kernel"]) == pytest.approx(limit / np.sqrt(3), rel=0.03)
+    assert not a["head/dense/bias"].any()
+
+
+@pytest.mark.parametrize("head", [{"pool": "gap"}, {"pool": "flatten"}, {"pool": "flatten", "pool_size": 2}])
+@pytest.mark.parametrize("extra", [{}, {"norm": True, "hidden": (7, 5), "dropout": 0.5}])
+def test_heads(head, extra):
+    model = models.build("resnet8", num_classes=4, image_size=16, rngs=nnx.Rngs(0), **head, **extra)
+    places = {"gap": 1, "flatten": head.get("pool_size", 4) ** 2}[head["pool"]]
+    params = leaves_of.split(model).params
+    first = params["head/hidden0/kernel" if extra else "head/dense/kernel"]
+    assert first.shape[0] == 64 * places
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    assert model(images).shape == (3, 4)
+    a, b = (model(images, train=True, rngs=nnx.Rngs(dropout=k)) for k in (1, 2))
+    assert bool((a == b).all()) == (not extra)
+
+
+@pytest.mark.parametrize(("length", "size"), [(8, 4), (7, 3), (5, 7), (6, 1)])
+def test_adaptive_average_pooling_is_torchs(length, size):
+    x = np.random.default_rng(0).normal(size=(2, length, 4, 3)).astype(np.float32)
+    out = np.asarray(average_pool_to(jnp.asarray(x), (size, 4)))
+    for i in range(size):
+        start, stop = (i * length) // size, -((-(i + 1) * length) // size)
+        np.testing.assert_allclose(out[:, i], x[:, start:stop].mean(1), atol=1e-6)
+
+
+def test_dropout_keeps_the_mean_and_needs_a_key():
+    x = jnp.ones((1000,))
+    out = Dropout(0.25)(x, train=True, rngs=nnx.Rngs(dropout=0))
+    assert set(np.unique(np.round(out, 4))) == {0.0, np.float32(1.3333)}
+    assert out.mean() == pytest.approx(1, abs=0.05)
+    with pytest.raises(ValueError, match="rngs"):
+        Dropout(0.25)(x, train=True)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+    model = models.build("resnet8", num_classes=3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert {v.dtype for v in leaves_of.split(model).params.values()} == {jnp.dtype("float32")}
+    images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    assert model.features(images)["stage3"].dtype == jnp.bfloat16
+    exact = models.build("resnet8", num_classes=3, rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(model(images), exact(images), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backbone": "vgg61"}, 'no model.backbone "vgg61"; did you mean "vgg16"'),
+        ({"backbone": "vgg16", "tap": "stag3"}, 'did you mean "stage3"'),
+        ({"backbone": "vgg16", "head": "clasifier"}, 'did you mean "classifier"'),
+        ({"backbone": "vgg16", "image_size": 16}, "too small for vgg16"),
+    ],
+)
+def test_errors(options, words):
+    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+        models.build(num_classes=2, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
+def test_real_vgg16_features_equal_torchs():
+    from sklearn.datasets import load_sample_image
+
+    golden = np.load(GOLDEN / "vgg16_features.npz")
+    image = np.ascontiguousarray(load_sample_image("china.jpg")[100:196, 200:296])
+    assert hashlib.sha256(image).hexdigest() == str(golden["image_sha256"]), "this JPEG decoder differs"
+    model = models.build("vgg16", num_classes=10, rngs=nnx.Rngs(0))
+    found = weights.load(model, "vgg16_imagenet_notop", keep="head/.*")
+    maps = model.features(weights.make_preprocess(found.preprocess, None)(image[None]))
+    for ours, theirs in ((maps["stage3"][0, ::4, ::4, ::8], "block3"), (maps["pool"][0], "pool5")):
+        np.testing.assert_allclose(ours, golden[theirs], rtol=0, atol=1e-5 * golden[theirs].max())
