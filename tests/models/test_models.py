@@ -26,6 +26,8 @@ def test_the_public_api():
     logits = model(images, train=False)
     assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
     features = model.features(images)
+    # A dict that has been through jit is sorted by name; the head finds its map all the same.
+    np.testing.assert_array_equal(model.head(dict(sorted(features.items()))), logits)
     assert {k: v.shape[1:] for k, v in features.items()} == {
         "stem": (16, 16, 16),
         "stage1": (16, 16, 16),
@@ -40,7 +42,7 @@ def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
     trunk = sum(int(np.prod(v.shape)) for p, v in params.items() if not p.startswith("head/"))
     assert trunk == 14_714_688  # torchvision's vgg16().features
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-    assert [(k, v.shape[1], v.shape[3]) for k, v in maps.items()] == [
+    assert [(k, maps[k].shape[1], maps[k].shape[3]) for k in model.stage_names] == [
         ("stem", 64, 64),
         ("stage1", 64, 64),
         ("stage2", 32, 128),

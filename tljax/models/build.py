@@ -94,10 +94,10 @@ def _construct(backbone, num_classes, head, tap, image_size, dtype, rngs, head_o
     model = Model(family, config, {n: stages[n] for n in order[:last]}, cut=tuple(order[last:]))
     shape = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, shape)
-    features = maps[order[last - 1]].shape[1:]
-    if 0 in features:
+    shapes = {name: maps[name].shape[1:] for name in model.stage_names}
+    if 0 in shapes[model.stage_names[-1]]:
         raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last map is empty.")
-    model.head = HEADS[head](features, num_classes, dtype=dtype, rngs=rngs, **head_options)
+    model.head = HEADS[head](shapes, num_classes, dtype=dtype, rngs=rngs, **head_options)
     return model
 
 

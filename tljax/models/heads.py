@@ -16,7 +16,7 @@ class Classifier(nnx.Module):
     """Pooling, optional standardisation per channel, optional hidden layers with ReLU, and the layer `dense`.
 
     Args:
-      shape: [H, W, C] of the last map.
+      shapes: [H, W, C] of every stage's map, in the order of the stages; the last one is used.
       num_classes: outputs.
       pool: "gap" averages over the map; "flatten" keeps every place, in H, W, C order as Keras does.
       pool_size: with "flatten", side of the grid that the map is averaged to first; None keeps every place.
@@ -27,7 +27,7 @@ class Classifier(nnx.Module):
 
     def __init__(
         self,
-        shape: tuple[int, int, int],
+        shapes: dict[str, tuple[int, int, int]],
         num_classes: int,
         *,
         pool: str = "gap",
@@ -38,7 +38,8 @@ class Classifier(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        height, width, channels = shape
+        # By name: a dict of maps that has been through jit is no longer in the order of the stages.
+        self.stage, (height, width, channels) = list(shapes.items())[-1]
         self.grid = {"gap": (1, 1), "flatten": (pool_size or height, pool_size or width)}[pool]
         self.norm = BatchNorm(channels, affine=False, dtype=dtype, rngs=rngs) if norm else None
         inputs = math.prod(self.grid) * channels
@@ -51,7 +52,7 @@ class Classifier(nnx.Module):
 
     def __call__(self, features: dict[str, jax.Array], train: bool = False, rngs: nnx.Rngs | None = None):
         """Maps [B, H, W, C] by stage → logits [B, num_classes], float32 at least."""
-        x = average_pool_to(list(features.values())[-1], self.grid)
+        x = average_pool_to(features[self.stage], self.grid)
         x = self.norm(x, train) if self.norm is not None else x
         x = x.reshape(len(x), -1)
         for name in self.hidden_names:
