@@ -24,9 +24,11 @@ def get_config():
     c.train.eval_epochs = 10
     c.sweep = {"strategy.name": ["scratch", "feature_extraction", "lp_ft"], "seed": [0, 1, 2]}
     c.report.next_steps = (
-        "open runs/quickstart/report.md                                   the table, and a report per run",
-        "python run.py --config=configs/quickstart.py --mode=plan         what learns, and what it costs",
-        "python run.py --config=configs/quickstart.py --workdir=runs/fifty --config.data.labels_per_class=50",
-        "python run.py --config=configs/vgg16_fashion.py                  a real network on real pictures",
+        "What learns, and what it costs:",
+        "  python run.py --config=configs/quickstart.py --mode=plan",
+        "Fifty labels of each digit instead of ten:",
+        "  python run.py --config=configs/quickstart.py --config.data.labels_per_class=50 --workdir=runs/fifty",
+        "A real network on real pictures:",
+        "  python run.py --config=configs/vgg16_fashion.py",
     )
     return c

@@ -14,8 +14,8 @@ import tljax
 from tljax import models, weights
 from tljax.errors import UserError
 from tljax.models import state as leaves_of
+from tljax.models import vgg
 from tljax.models.layers import Dropout, average_pool_to
-from tljax.models.vgg import VGGConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -54,7 +54,7 @@ def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
 
 
 def test_a_tap_leaves_later_stages_out_and_does_not_change_the_start():
-    config = VGGConfig(((4, 4), (8,), (8,)))
+    config = vgg.Variant(((4, 4), (8,), (8,)))
     whole = models.build(config, num_classes=3, image_size=16, rngs=nnx.Rngs(0))
     tapped = models.build(config, num_classes=3, tap="stage2", image_size=16, rngs=nnx.Rngs(0))
     assert tapped.cut == ("stage3", "pool")

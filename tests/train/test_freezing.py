@@ -10,9 +10,8 @@ from flax import nnx
 
 from tljax import models
 from tljax.config import Config, Phase, StrategyConfig, override
+from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
-from tljax.models.resnet import ResNetConfig
-from tljax.models.vgg import VGGConfig
 from tljax.strategies import PRESETS, resolve
 from tljax.train.loop import optimizer_bytes
 from tljax.train.optimizer import hyper_of
@@ -21,8 +20,8 @@ from tljax.train.step import init_state, make_train_step
 from tljax.weights import PRESETS as PREPROCESS
 
 NETS = {
-    "resnet": (ResNetConfig((1, 1), (4, 6)), {"norm": True, "hidden": (5,), "dropout": 0.5}),
-    "vgg": (VGGConfig(((4,), (5, 5))), {"pool": "flatten", "dropout": 0.5}),
+    "resnet": (resnet.Variant((1, 1), (4, 6)), {"norm": True, "hidden": (5,), "dropout": 0.5}),
+    "vgg": (vgg.Variant(((4,), (5, 5))), {"pool": "flatten", "dropout": 0.5}),
 }
 MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmsprop": 1}
 

@@ -17,9 +17,8 @@ from safetensors.numpy import load_file
 
 from tljax import models
 from tljax.config import Config, Phase, override
+from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
-from tljax.models.resnet import ResNetConfig
-from tljax.models.vgg import VGGConfig
 from tljax.train.optimizer import hyper_of, learning_rate
 from tljax.train.phases import plan_phase
 from tljax.train.step import init_state, make_train_step
@@ -29,8 +28,8 @@ from tljax.weights.rules import TORCHVISION, dense
 GOLDEN = Path(__file__).parent.parent / "golden"
 AS_IS = Preprocess("as is", 1.0, (0.0, 0.0, 0.0))
 NETS = {
-    "vgg": (VGGConfig(((8,), (16, 16))), {"pool": "flatten"}),
-    "resnet": (ResNetConfig((1, 1, 1), (8, 16, 32)), {}),
+    "vgg": (vgg.Variant(((8,), (16, 16))), {"pool": "flatten"}),
+    "resnet": (resnet.Variant((1, 1, 1), (8, 16, 32)), {}),
 }
 MOMENTUM = {"name": "momentum", "lr": 0.05}
 RECIPES = {

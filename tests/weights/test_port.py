@@ -9,12 +9,11 @@ from safetensors.numpy import save_file
 
 from tljax import models, weights
 from tljax.errors import UserError
+from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
-from tljax.models.resnet import ResNetConfig
-from tljax.models.vgg import VGGConfig
 from tljax.weights.rules import TORCHVISION
 
-TINY = VGGConfig(((4,), (6, 6)))
+TINY = vgg.Variant(((4,), (6, 6)))
 
 
 def tensors(seed=0):
@@ -77,7 +76,7 @@ def test_ignored_tensors_and_stages_that_are_not_built_may_lie_unused():
 
 
 def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
-    config = ResNetConfig((1, 2), (4, 6))
+    config = resnet.Variant((1, 2), (4, 6))
     rng, source = np.random.default_rng(0), {}
 
     def conv(name, *shape):

@@ -62,7 +62,7 @@ def build(
     """Builds a model with random weights (`tljax.models.init`).
 
     Args:
-      backbone: name, e.g. "vgg16", or a family's config such as `vgg.VGGConfig(blocks=((8,), (16, 16)))`.
+      backbone: name, e.g. "vgg16", or a family's config such as `vgg.Variant(blocks=((8,), (16, 16)))`.
       num_classes: outputs of the head.
       head: key of `HEADS`.
       tap: the stage whose map feeds the head; later ones are not built. None: the last.
@@ -103,10 +103,8 @@ def _construct(backbone, num_classes, head, tap, image_size, dtype, rngs, head_o
 
 def _find(backbone: str | Any) -> tuple[str, Any]:
     for family, module in FAMILIES.items():
-        if backbone in module.VARIANTS.values():
-            return family, backbone
         if isinstance(backbone, str) and backbone in module.VARIANTS:
             return family, module.VARIANTS[backbone]
-        if type(backbone) in {type(v) for v in module.VARIANTS.values()}:
+        if isinstance(backbone, module.Variant):
             return family, backbone
     raise UserError(f'There is no model.backbone "{backbone}"{nearest(backbone, names())}')

@@ -14,7 +14,7 @@ from tljax.models.layers import BatchNorm, Conv
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig:
+class Variant:
     """Blocks and channels of each stage; the first stage keeps the side, the others halve it."""
 
     depths: tuple[int, ...]
@@ -22,8 +22,8 @@ class ResNetConfig:
 
 
 VARIANTS = {
-    "resnet8": ResNetConfig((1, 1, 1), (16, 32, 64)),
-    "resnet20": ResNetConfig((3, 3, 3), (16, 32, 64)),
+    "resnet8": Variant((1, 1, 1), (16, 32, 64)),
+    "resnet20": Variant((3, 3, 3), (16, 32, 64)),
 }
 
 
@@ -85,7 +85,7 @@ class Stage(nnx.Module):
         return x
 
 
-def stages(config: ResNetConfig, *, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+def stages(config: Variant, *, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
     """`stem` at stride 1, then stage k at stride 2^(k-1)."""
     built, inputs = {"stem": Stem(config.widths[0], dtype=dtype, rngs=rngs)}, config.widths[0]
     for k, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True), start=1):

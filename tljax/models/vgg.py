@@ -11,14 +11,14 @@ from tljax.models.layers import Conv, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
-class VGGConfig:
+class Variant:
     """Output channels of the convolutions, block by block."""
 
     blocks: tuple[tuple[int, ...], ...]
 
 
 VARIANTS = {
-    "vgg16": VGGConfig(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)),
+    "vgg16": Variant(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)),
 }
 
 
@@ -40,7 +40,7 @@ class Convs(nnx.Module):
         return x
 
 
-def stages(config: VGGConfig, *, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+def stages(config: Variant, *, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
     """Stage k is block k of the paper, without its pool; `stem` is conv1_1 and `pool` the last max pool.
 
     Pools stand at the start of the next stage, so that a stage's map is the one before the pool (Keras'

@@ -152,4 +152,4 @@ def _say_next(config: Config, console) -> None:
     if config.report.next_steps:
         console.print("\nWhat to try next:")
         for line in config.report.next_steps:
-            console.print(f"  {line}", highlight=False, markup=False)
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)

@@ -89,6 +89,7 @@ def run(config: Config, console: Console) -> dict:
         figures.sweep_bars(rows, root / "figures" / "sweep.png")
     _write_report(root, rows, summary, config)
     console.print(tables.rich_table(rows))
+    console.print(f"Report: {root / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
     return summary
 
 

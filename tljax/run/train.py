@@ -52,6 +52,8 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
         if lines:
             console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
         return finished
+    if shared := {pair: n for pair, n in prepared.data.shared_pictures.items() if n}:
+        console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
     workdir.claim(config, prepared.inputs)
     with workdir, Checkpoints(workdir.path) as checkpoints, _stop_on_signal() as stop_asked:
         latest = checkpoints.latest

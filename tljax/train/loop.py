@@ -88,7 +88,17 @@ class Progress:
 
 @dataclasses.dataclass
 class Fit:
-    """What `run` needs besides the plans; see its fields' types."""
+    """One training, over all its phases.
+
+    Attributes:
+      config: of the run.
+      data: its splits; the test split is not touched.
+      mesh: the devices.
+      predict: the compiled forward pass, (leaves, uint8 images) -> probabilities.
+      checkpoints: of the work directory.
+      log: hears of steps and validations.
+      stop_asked: asked after every step; when true, the state is saved and the training ends.
+    """
 
     config: Config
     data: Data
