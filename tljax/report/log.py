@@ -80,8 +80,8 @@ class RunLog:
         if self._lines:
             train, valid = row["train"], row["valid"]
             self._console.print(
-                f"epoch {row['epoch']:6.2f}  {row['phase']:<13} train {train['loss']:.4f} {train['accuracy']:7.2%}   "
-                f"validation {valid['loss']:.4f} {valid['accuracy']:7.2%}" + ("  best" if row["best"] else ""),
+                f"epoch {row['epoch']:6.2f} {row['phase']:<12} train {train['loss']:.4f} {train['accuracy']:7.2%}  "
+                f"validation {valid['loss']:.4f} {valid['accuracy']:7.2%}" + (" best" if row["best"] else ""),
                 style="bold" if row["best"] else None,
                 highlight=False,
             )
