@@ -52,6 +52,9 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped before training began.", file=sys.stderr)
+        return 130
     except Exception as error:
         # Both types are defined beside the loop, whose import costs seconds that bad input need not wait for.
         from tljax.train.loop import Interrupted, TrainingStopped
@@ -143,8 +146,12 @@ def _config_of_run(values: flags.FlagValues) -> Config:
     from tljax.run.workdir import WorkDir
 
     folder = WorkDir(workdir)
-    if folder.read("result.json") is None:
+    if (result := folder.read("result.json")) is None:
         raise UserError(f"{workdir} holds no finished run: it has no result.json.")
+    if "rows" in result:
+        raise UserError(
+            f"{workdir} holds a sweep: take one of its runs, such as {workdir}/{result['cells'][0]['workdir']}."
+        )
     return dataclasses.replace(schema.parse(folder.read("config.json")), workdir=workdir)
 
 

@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -141,8 +143,11 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         if asked:
             os._exit(128 + number)
         asked.append(number)
+        print("Stopping after this step; once more stops at once.", file=sys.stderr, flush=True)
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    # Handlers belong to the main thread; in another one, nobody asks.
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {s: signal.signal(s, ask) for s in signals}
     try:
         yield lambda: bool(asked)
     finally:

@@ -1,0 +1,77 @@
+"""Recipes as sources of weights, alone and in a sweep."""
+
+from pathlib import Path
+
+import pytest
+
+from tljax import config as schema
+from tljax.errors import UserError
+from tljax.run import cli, plan, sweep
+from tljax.run.recipes import load_config_file, with_made_weights
+from tljax.run.workdir import WorkDir
+
+RECIPE = """
+from tljax import config
+
+def get_config():
+    c = config.default()
+    c.data.classes = (0, 1)
+    c.data.labels_per_class = 8
+    c.model.preprocess = "unit"
+    c.strategy.name = "scratch"
+    c.train.batch_size = 8
+    c.train.epochs = 1
+    c.report.figures = c.report.tensorboard = False
+    return c
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "source.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_sweep_makes_its_weights_once_and_compares_strategies(tiny, recipe, tmp_path, console, capsys):
+    tiny.model.weights = f"recipe:{recipe}"
+    tiny.strategy.phases = ()
+    tiny.strategy.name = "full"
+    tiny.train.epochs = 1
+    tiny.sweep = {"strategy.name": ["scratch", "feature_extraction"]}
+    tiny.workdir = str(tmp_path / "runs" / "compare")
+    config = schema.parse(tiny)
+    plan.show(config, console)
+    assert not (tmp_path / "runs").exists()
+    assert "strategy.name=feature_extraction" in console.export_text()
+
+    summary = sweep.run(config, console)
+    source = WorkDir(tmp_path / "runs" / "source").read("result.json")
+    results = {
+        cell["settings"]["strategy.name"]: WorkDir(Path(tiny.workdir) / cell["workdir"]).read("result.json")
+        for cell in summary["cells"]
+    }
+    assert results["scratch"]["weights"] is None
+    assert results["feature_extraction"]["weights"]["sha256"] == source["parameters_digest"]
+    # The preprocessing comes with the weights, and the run from scratch sees the same pictures.
+    assert {r["preprocess"]["name"] for r in results.values()} == {"unit"}
+    assert results["feature_extraction"]["phases"][0]["learned_parameters"] == 64 * 3 + 3
+    again = sweep.run(config, console)
+    assert again["rows"] == summary["rows"]
+    assert cli.main(["run.py", "--mode=evaluate", f"--workdir={tiny.workdir}"]) == 2
+    assert "holds a sweep: take one of its runs" in capsys.readouterr().err
+
+
+def test_a_config_without_a_recipe_is_left_alone_and_a_missing_one_is_named(tiny, tmp_path, console):
+    config = schema.parse(tiny)
+    assert with_made_weights(config, tmp_path, console) is config
+    tiny.model.weights = "recipe:nowhere.py"
+    with pytest.raises(UserError, match=r"no config file nowhere\.py"):
+        with_made_weights(schema.parse(tiny), tmp_path, console)
+
+
+def test_errors_of_a_config_file_are_one_sentence(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("def get_config():\n    return undefined\n")
+    with pytest.raises(UserError, match="name 'undefined' is not defined"):
+        load_config_file(path)
