@@ -1,6 +1,7 @@
 """The schema: round trips, and one sentence for everything that is wrong."""
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -79,10 +80,19 @@ def test_misspelt_key_in_a_config_file_names_the_nearest():
         schema.default().optim.weight_decy = 0.1
 
 
-def test_phase_optim_is_checked():
-    phase = {"name": "a", "optim": {"lrr": 1.0}}
-    with pytest.raises(UserError, match=r"strategy\.phases\[a\]\.optim\.lrr.*did you mean"):
-        override(Config(), {"strategy.name": "custom", "strategy.phases": [phase]})
+@pytest.mark.parametrize(
+    ("optim", "words"),
+    [
+        ({"lrr": 1.0}, 'no field "strategy.phases[a].optim.lrr"; did you mean "lr"'),
+        ({"lr": -1.0}, "strategy.phases[a].optim.lr must be more than 0"),
+        ({"name": "adam"}, "strategy.phases[a].optim.momentum has no meaning"),
+    ],
+)
+def test_what_a_phase_changes_is_checked_together_with_the_rest(optim, words):
+    phase = {"name": "a", "optim": optim}
+    settings = {"optim.name": "momentum", "optim.momentum": 0.8}
+    with pytest.raises(UserError, match=re.escape(words)):
+        override(Config(), {"strategy.name": "custom", "strategy.phases": [phase], **settings})
 
 
 @given(

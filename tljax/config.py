@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from tljax.checks import check
 from tljax.errors import UserError, nearest
 from tljax.fields import build, opt, to_config_dict, type_name, walk
 
@@ -203,7 +204,7 @@ def parse(source: Mapping | ml_collections.ConfigDict) -> Config:
     if isinstance(source, ml_collections.ConfigDict):
         source = source.to_dict()
     config = build(Config, source, "")
-    _check_combinations(config)
+    check(config, field_names())
     return config
 
 
@@ -265,71 +266,6 @@ def describe() -> str:
         hint_name = type_name(hint).replace("|", "\\|")
         lines.append(f"| `{name}` | {hint_name}{unit} | `{shown}` | {meta['doc']}.{choices} |")
     return "\n".join(lines)
-
-
-def _check_combinations(config: Config) -> None:
-    strategy, optim, data, train = config.strategy, config.optim, config.data, config.train
-    checks = [
-        (
-            optim.momentum is not None and optim.name in ("adam", "adamw"),
-            f"optim.momentum has no meaning for optim.name={optim.name!r}: Adam's is optim.b1.",
-        ),
-        (
-            optim.momentum == 0 and optim.name in ("momentum", "nesterov"),
-            f"optim.name={optim.name!r} needs optim.momentum above 0: for plain descent take 'sgd'.",
-        ),
-        (
-            optim.schedule == "step" and not optim.step_epochs,
-            "optim.schedule='step' needs optim.step_epochs, the epochs at which the rate falls.",
-        ),
-        (
-            optim.warmup_epochs >= train.epochs,
-            f"optim.warmup_epochs ({optim.warmup_epochs}) must be shorter than train.epochs ({train.epochs}).",
-        ),
-        (
-            data.split == "first_per_class" and data.labels_per_class is None,
-            "data.split='first_per_class' needs data.labels_per_class, how many of each class.",
-        ),
-        (
-            len(set(data.classes)) != len(data.classes) or len(data.classes) == 1,
-            f"data.classes must name two or more different classes, got {data.classes}.",
-        ),
-        (
-            config.model.num_classes is not None
-            and bool(data.classes)
-            and config.model.num_classes != len(data.classes),
-            f"model.num_classes ({config.model.num_classes}) differs from the {len(data.classes)} data.classes.",
-        ),
-        (
-            config.model.pool_size is not None and config.model.pool != "flatten",
-            "model.pool_size has a meaning for model.pool='flatten' only: gap averages over the whole map.",
-        ),
-        (
-            bool(strategy.phases) != (strategy.name == "custom"),
-            "strategy.phases and strategy.name='custom' go together: give both or neither.",
-        ),
-        (
-            bool(strategy.layers) != (strategy.name == "layers"),
-            "strategy.layers and strategy.name='layers' go together: give both or neither.",
-        ),
-        (
-            config.model.weights is None
-            and strategy.name not in ("scratch", "custom")
-            and "model.weights" not in config.sweep,
-            f"strategy.name={strategy.name!r} adapts a pretrained network, but model.weights is not set: "
-            "set it, or take 'scratch'.",
-        ),
-    ]
-    for wrong, sentence in checks:
-        if wrong:
-            raise UserError(sentence)
-    for phase in strategy.phases:
-        build(OptimConfig, {**dataclasses.asdict(optim), **phase.optim}, f"strategy.phases[{phase.name}].optim.")
-    for dotted, values in config.sweep.items():
-        if dotted not in field_names() or dotted.split(".")[0] in ("sweep", "workdir", "report"):
-            raise UserError(f'sweep cannot vary "{dotted}"{nearest(dotted, field_names())}')
-        if not isinstance(values, list) or not values:
-            raise UserError(f"sweep[{dotted!r}] must be a list of one or more values, got {values!r}.")
 
 
 if __name__ == "__main__":

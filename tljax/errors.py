@@ -1,4 +1,4 @@
-"""The one kind of error that a user can cause, and the sentence that it prints."""
+"""What ends a run, each with one sentence for the user and an exit code."""
 
 from __future__ import annotations
 
@@ -6,8 +6,28 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
-    """Bad input. The message is one sentence; `run.py` prints it and exits with code 2."""
+class TljaxError(Exception):
+    """An end that is no bug: `run.py` prints `label` and the message, one sentence, and exits with `exit_code`."""
+
+    label, exit_code = "error", 1
+
+
+class UserError(TljaxError):
+    """Bad input, found before the expensive part."""
+
+    exit_code = 2
+
+
+class TrainingStopped(TljaxError):
+    """Training cannot go on."""
+
+    label = "stopped"
+
+
+class Interrupted(TljaxError):
+    """The user asked to stop; the state is saved."""
+
+    label, exit_code = "stopped", 130
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

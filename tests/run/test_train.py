@@ -9,12 +9,11 @@ from tljax import config as schema
 from tljax import weights
 from tljax.checkpoints import Checkpoints
 from tljax.data import SealedSplit
-from tljax.errors import UserError
+from tljax.errors import TrainingStopped, UserError
 from tljax.run import evaluate, sweep
 from tljax.run.prepare import prepare
 from tljax.run.train import train
 from tljax.tasks import classification
-from tljax.train.loop import TrainingStopped
 
 METRICS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece")
 

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from tljax import config as schema
 from tljax.config import Config
-from tljax.errors import UserError, nearest
+from tljax.errors import TljaxError, UserError, nearest
 from tljax.run.recipes import CONFIG_ERRORS, sentence
 
 MODES = ("train", "plan", "evaluate", "predict")
@@ -49,23 +49,12 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         return _dispatch(values, argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except TljaxError as error:
+        print(f"{error.label}: {error}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
-        print("Stopped before training began.", file=sys.stderr)
+        print("stopped: training had not begun.", file=sys.stderr)
         return 130
-    except Exception as error:
-        # Both types are defined beside the loop, whose import costs seconds that bad input need not wait for.
-        from tljax.train.loop import Interrupted, TrainingStopped
-
-        if isinstance(error, TrainingStopped):
-            print(f"stopped: {error}", file=sys.stderr)
-            return 1
-        if isinstance(error, Interrupted):
-            print("Stopped and saved; the same command goes on from here.", file=sys.stderr)
-            return 130
-        raise
 
 
 def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:

@@ -18,6 +18,7 @@ from tljax.checkpoints import Checkpoints
 from tljax.config import Config
 from tljax.data import Data
 from tljax.data.loader import train_batches
+from tljax.errors import Interrupted, TrainingStopped
 from tljax.models.state import Leaves
 from tljax.tasks import classification
 from tljax.train.evaluate import predict_split
@@ -26,14 +27,6 @@ from tljax.train.phases import PhasePlan
 from tljax.train.sharding import Mesh
 from tljax.train.step import State, init_state, make_train_step
 from tljax.weights import parameters_digest
-
-
-class TrainingStopped(Exception):
-    """The run cannot go on; the message is one sentence."""
-
-
-class Interrupted(Exception):
-    """The user asked to stop; the state is saved."""
 
 
 class Log(Protocol):
@@ -168,7 +161,7 @@ class Fit:
                 self._save(plans, progress, state, frozen, scores, started)
             if asked:
                 self.checkpoints.wait()
-                raise Interrupted
+                raise Interrupted(f"step {progress.total} is saved; the same command goes on from here.")
         return leaves
 
     def _collect(self, metrics: dict | None, progress: Progress, late: int = 1) -> None:

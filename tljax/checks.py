@@ -1,0 +1,89 @@
+"""Combinations of fields that make no sense, each with the sentence that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from tljax.errors import UserError, nearest
+from tljax.fields import build
+
+if TYPE_CHECKING:
+    from tljax.config import Config, OptimConfig
+
+
+def check(config: Config, fields: Sequence[str]) -> None:
+    """Raises UserError with the first sentence that applies; `fields` are the dotted names of the schema."""
+    for phase in config.strategy.phases:
+        where = f"strategy.phases[{phase.name}].optim"
+        merged = {**dataclasses.asdict(config.optim), **phase.optim}
+        _raise_first(_optim(build(type(config.optim), merged, f"{where}."), where))
+    _raise_first([*_optim(config.optim, "optim"), *_data_and_model(config), *_strategy(config)])
+    for dotted, values in config.sweep.items():
+        if dotted not in fields or dotted.split(".")[0] in ("sweep", "workdir", "report"):
+            raise UserError(f'sweep cannot vary "{dotted}"{nearest(dotted, fields)}')
+        if not isinstance(values, list) or not values:
+            raise UserError(f"sweep[{dotted!r}] must be a list of one or more values, got {values!r}.")
+
+
+def _raise_first(rules) -> None:
+    for wrong, sentence in rules:
+        if wrong:
+            raise UserError(sentence)
+
+
+def _optim(optim: OptimConfig, where: str) -> Iterator[tuple[bool, str]]:
+    yield (
+        optim.momentum is not None and optim.name in ("adam", "adamw"),
+        f"{where}.momentum has no meaning for {where}.name={optim.name!r}: Adam's is {where}.b1.",
+    )
+    yield (
+        optim.momentum == 0 and optim.name in ("momentum", "nesterov"),
+        f"{where}.name={optim.name!r} needs {where}.momentum above 0: for plain descent take 'sgd'.",
+    )
+    yield (
+        optim.schedule == "step" and not optim.step_epochs,
+        f"{where}.schedule='step' needs {where}.step_epochs, the epochs at which the rate falls.",
+    )
+
+
+def _data_and_model(config: Config) -> Iterator[tuple[bool, str]]:
+    data, model = config.data, config.model
+    yield (
+        data.split == "first_per_class" and data.labels_per_class is None,
+        "data.split='first_per_class' needs data.labels_per_class, how many of each class.",
+    )
+    yield (
+        len(set(data.classes)) != len(data.classes) or len(data.classes) == 1,
+        f"data.classes must name two or more different classes, got {data.classes}.",
+    )
+    yield (
+        model.num_classes is not None and bool(data.classes) and model.num_classes != len(data.classes),
+        f"model.num_classes ({model.num_classes}) differs from the {len(data.classes)} data.classes.",
+    )
+    yield (
+        model.pool_size is not None and model.pool != "flatten",
+        "model.pool_size has a meaning for model.pool='flatten' only: gap averages over the whole map.",
+    )
+
+
+def _strategy(config: Config) -> Iterator[tuple[bool, str]]:
+    strategy, optim, epochs = config.strategy, config.optim, config.train.epochs
+    yield (
+        optim.warmup_epochs >= epochs,
+        f"optim.warmup_epochs ({optim.warmup_epochs}) must be shorter than train.epochs ({epochs}).",
+    )
+    for name, given in (("custom", strategy.phases), ("layers", strategy.layers)):
+        field = "phases" if name == "custom" else "layers"
+        yield (
+            bool(given) != (strategy.name == name),
+            f"strategy.{field} and strategy.name={name!r} go together: give both or neither.",
+        )
+    yield (
+        config.model.weights is None
+        and strategy.name not in ("scratch", "custom")
+        and "model.weights" not in config.sweep,
+        f"strategy.name={strategy.name!r} adapts a pretrained network, but model.weights is not set: set it, or take "
+        "'scratch'.",
+    )
