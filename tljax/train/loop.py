@@ -220,7 +220,7 @@ class Fit:
     def _save(self, plans, progress: Progress, state: State, frozen: Leaves, scores: dict | None, started) -> None:
         plan, progress.seconds = plans[progress.phase], time.monotonic() - started
         arrays = {"params": state.learned | state.moving | frozen, "opt": state.opt, "step": state.step}
-        if progress.step == plan.steps or self._stopped_early(plan, progress):
+        if progress.step == plan.steps or (scores is not None and self._stopped_early(plan, progress)):
             self._finish_phase(plan, progress, state, frozen)
         self.checkpoints.save(progress.total, arrays, dataclasses.asdict(progress), scores)
 
@@ -248,7 +248,8 @@ class Fit:
         patience, best = self.config.train.early_stop_epochs, progress.phase_best
         if patience is None or best is None:
             return False
-        return progress.epoch + progress.step / plan.steps_per_epoch - best["epoch"] >= patience
+        # In steps; validations stand at rounded ones, so two of them may be a step closer than their epochs say.
+        return progress.total - best["step"] > patience * plan.steps_per_epoch - 1
 
     def _restore(self, step: int, plan: PhasePlan, leaves: Leaves) -> tuple[State, Leaves]:
         """The state of a checkpoint, or, where it lies at a phase's end, the leaves to start the next phase from."""
