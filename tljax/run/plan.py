@@ -18,7 +18,7 @@ from tljax.models import state as leaves_of
 from tljax.report.report import humanise_bytes
 from tljax.run.prepare import Prepared, prepare
 from tljax.run.recipes import with_made_weights
-from tljax.run.sweep import cells
+from tljax.run.sweep import cells, one_per_setting
 from tljax.train.loop import optimizer_bytes
 from tljax.train.optimizer import hyper_of
 from tljax.train.phases import PhasePlan
@@ -44,16 +44,11 @@ class Cost:
 
 def show(config: Config, console: Console) -> None:
     """Prints the plan of a config; of a sweep, once for every setting but the seed."""
-    shown = set()
-    for cell in cells(config) if config.sweep else [None]:
-        settings = "" if cell is None else cell.key(without=lambda k: k == "seed")
-        if settings in shown:
-            continue
-        shown.add(settings)
-        root = Path(config.workdir).parent
-        prepared = prepare(with_made_weights(config if cell is None else cell.config, root, None))
-        if settings:
-            console.rule(settings)
+    settings = {name: cell.config for name, cell in one_per_setting(cells(config)).items()} or {"": config}
+    for name, single in settings.items():
+        prepared = prepare(with_made_weights(single, Path(config.workdir).parent, None))
+        if name:
+            console.rule(name)
         for plan in prepared.plans:
             _show_phase(plan, cost(prepared, plan), prepared, console)
     console.print("Nothing was trained or written.", highlight=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +33,17 @@ class Cell:
     settings: dict
     config: Config
 
-    def key(self, *, without: Callable[[str], bool]) -> str:
-        """The settings but for some, as a name for a group of cells."""
-        return ",".join(f"{k}={v}" for k, v in self.settings.items() if not without(k))
+    def key(self, fields: Iterable[str]) -> str:
+        """The settings of these fields, as a name for a group of cells."""
+        return ",".join(f"{field}={self.settings[field]}" for field in fields)
 
 
 def cells(config: Config) -> list[Cell]:
     """Every combination, checked, each with a workdir of its own under `config.workdir`."""
-    found = []
+    found, names = [], tables.headers(list(config.sweep))
     for values in itertools.product(*config.sweep.values()):
         settings = dict(zip(config.sweep, values, strict=True))
-        name = ",".join(f"{tables.label(k)}={v}" for k, v in settings.items()).replace("/", "_")
+        name = ",".join(f"{k}={v}" for k, v in zip(names, values, strict=True)).replace("/", "_")
         workdir = str(Path(config.workdir) / "cells" / name)
         found.append(Cell(settings, schema.override(config, {**settings, "sweep": {}, "workdir": workdir})))
     return found
@@ -56,7 +56,7 @@ def run(config: Config, console: Console) -> dict:
       UserError: before anything is written.
     """
     root, made = Path(config.workdir), cells(config)
-    for cell in {c.key(without=lambda k: k == "seed"): c for c in made}.values():
+    for cell in one_per_setting(made).values():
         prepare(with_made_weights(cell.config, root.parent, None))
     workdir = WorkDir(root)
     workdir.check(config, {})
@@ -93,16 +93,23 @@ def run(config: Config, console: Console) -> dict:
     return summary
 
 
+def one_per_setting(made: list[Cell]) -> dict[str, Cell]:
+    """The first cell of every setting but the seed, by the name of the setting."""
+    kept: dict[str, Cell] = {}
+    for cell in made:
+        kept.setdefault(cell.key(field for field in cell.settings if field != "seed"), cell)
+    return kept
+
+
 def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int]:
     """Indices of the cells whose tuned settings have the best mean validation accuracy over seeds.
 
     One set of tuned settings per compared setting; of equals, the first.
     """
     groups: dict[str, dict[str, list[int]]] = {}
+    compared = [field for field in made[0].settings if field not in tuning and field != "seed"]
     for i, cell in enumerate(made):
-        compared = cell.key(without=lambda k: k == "seed" or k in tuning)
-        tuned = cell.key(without=lambda k: k not in tuning)
-        groups.setdefault(compared, {}).setdefault(tuned, []).append(i)
+        groups.setdefault(cell.key(compared), {}).setdefault(cell.key(tuning), []).append(i)
 
     def mean(indices: list[int]) -> float:
         return float(np.mean([results[i]["valid"]["accuracy"] for i in indices]))
