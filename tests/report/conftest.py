@@ -26,7 +26,7 @@ def classes():
 @pytest.fixture
 def config():
     return {
-        "backbone": {"name": "resnet18"},
+        "model": {"backbone": "resnet18"},
         "data": {"name": "digits"},
         "strategy": {"name": "lp_ft", "note": "```"},
         "seed": 0,

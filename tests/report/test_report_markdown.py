@@ -113,9 +113,9 @@ def test_missing_key_is_an_error(written, result):
         written()
 
 
-def test_title_takes_plain_names():
-    assert report.title({"backbone": "vit", "data": {"name": "a|b"}}) == r"vit, a\|b"
-    assert report.title({}) == "run"
+def test_title_names_backbone_data_and_strategy():
+    config = {"model": {"backbone": "vit"}, "data": {"name": "a|b"}, "strategy": {"name": "full"}}
+    assert report.title(config) == r"vit, a\|b, full"
 
 
 def test_units():

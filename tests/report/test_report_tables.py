@@ -57,7 +57,7 @@ def test_mean_interval_of_nothing():
 def test_markdown(rows):
     lines = tables.markdown(rows).splitlines()
     assert lines == [
-        "| name | validation accuracy % | test accuracy % | learned parameters | seconds |",
+        "| strategy | validation % | test % | learned parameters | seconds |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| probe | 72.00 ± 2.48 | 71.00 ± 2.48 | 5,130 | 11.0 |",
         "| **lp_ft** | **91.00** | **90.00** | **11,181,642** | **10.0** |",
@@ -78,12 +78,9 @@ def test_ties_are_all_bold_and_unset_settings_show_a_dash():
     assert "±" not in text
 
 
-def test_headers_that_collide_keep_the_dotted_name():
-    assert tables.headers(["strategy.name", "data.name", "optimizer.lr"]) == [
-        "strategy.name",
-        "data.name",
-        "lr",
-    ]
+def test_headers_are_short_unless_they_collide():
+    assert tables.headers(["strategy.name", "data.name", "optim.lr"]) == ["strategy", "data", "lr"]
+    assert tables.headers(["a.size", "b.size", "seed"]) == ["a.size", "b.size", "seed"]
 
 
 def test_columns_can_be_chosen(rows):

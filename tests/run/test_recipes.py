@@ -64,10 +64,10 @@ def test_a_sweep_makes_its_weights_once_and_compares_strategies(tiny, recipe, tm
 
 def test_a_config_without_a_recipe_is_left_alone_and_a_missing_one_is_named(tiny, tmp_path, console):
     config = schema.parse(tiny)
-    assert with_made_weights(config, tmp_path, console) is config
+    assert with_made_weights([config], tmp_path, console) == [config]
     tiny.model.weights = "recipe:nowhere.py"
     with pytest.raises(UserError, match=r"no config file nowhere\.py"):
-        with_made_weights(schema.parse(tiny), tmp_path, console)
+        with_made_weights([schema.parse(tiny)], tmp_path, console)
 
 
 def test_errors_of_a_config_file_are_one_sentence(tmp_path):

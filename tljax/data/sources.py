@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -41,9 +42,13 @@ def digits_source(config: DataConfig) -> Source:
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, 0..16 rescaled to 0..255; a fixed quarter is test."""
     if config.path is not None:
         raise UserError("data.path has no meaning for data.name='digits', which is built in.")
-    from sklearn.datasets import (
-        load_digits,
-    )  # imported late: it costs a second that other sources need not pay
+    return _digits()
+
+
+@functools.cache
+def _digits() -> Source:
+    # Imported late: it costs a second that other sources need not pay.
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]

@@ -92,7 +92,8 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         from tljax.run.recipes import with_made_weights
         from tljax.run.train import train
 
-        result = train(with_made_weights(config, Path(config.workdir).parent, console), console)
+        (config,) = with_made_weights([config], Path(config.workdir).parent, console)
+        result = train(config, console)
         show(result, config.workdir, console)
         _say_next(config, console)
     return 0

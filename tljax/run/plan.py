@@ -44,9 +44,11 @@ class Cost:
 
 def show(config: Config, console: Console) -> None:
     """Prints the plan of a config; of a sweep, once for every setting but the seed."""
-    settings = {name: cell.config for name, cell in one_per_setting(cells(config)).items()} or {"": config}
-    for name, single in settings.items():
-        prepared = prepare(with_made_weights(single, Path(config.workdir).parent, None))
+    # A config without a sweep has one cell, without a name.
+    settings = one_per_setting(cells(config))
+    singles = with_made_weights([c.config for c in settings.values()], Path(config.workdir).parent, None)
+    for name, single in zip(settings, singles, strict=True):
+        prepared = prepare(single)
         if name:
             console.rule(name)
         for plan in prepared.plans:

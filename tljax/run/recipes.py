@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -31,33 +32,38 @@ def load_config_file(path: str | Path) -> Config:
     return schema.parse(made)
 
 
-def with_made_weights(config: Config, root: Path, console: Console | None) -> Config:
-    """Runs the recipe that `model.weights` names, unless that is done, and points the weights at its workdir.
+def with_made_weights(configs: Sequence[Config], root: Path, console: Console | None) -> list[Config]:
+    """Runs the recipes that `model.weights` name, unless that is done, and points the weights at their workdirs.
 
     Args:
-      config: any; without a recipe it comes back as it is.
-      root: folder in which the recipe's run lies, under the name of its file, unless its config says where.
-      console: for the recipe's log; None runs nothing, and leaves weights that do not exist yet unset.
+      configs: any; one without a recipe comes back as it is.
+      root: folder in which a recipe's run lies, under the name of its file, unless its config says where.
+      console: for the recipes' logs; None runs nothing, and leaves weights that do not exist yet unset.
     """
-    source = config.model.weights
-    if source is None or not source.startswith("recipe:"):
-        return config
-    path = Path(source.removeprefix("recipe:"))
+    sources = dict.fromkeys(c.model.weights for c in configs if (c.model.weights or "").startswith("recipe:"))
+    made = {source: _make(Path(source.removeprefix("recipe:")), root, console) for source in sources}
+    return [
+        dataclasses.replace(c, model=dataclasses.replace(c.model, **made.get(c.model.weights, {}))) for c in configs
+    ]
+
+
+def _make(path: Path, root: Path, console: Console | None) -> dict:
+    """The fields of `model` that stand for what a recipe makes."""
     recipe = load_config_file(path)
     workdir = recipe.workdir or str(root / path.stem)
-    recipe = dataclasses.replace(recipe, workdir=workdir)
-    made = {"weights": f"workdir:{workdir}"}
+    (recipe,) = with_made_weights([dataclasses.replace(recipe, workdir=workdir)], root, console)
+    finished = (Path(workdir) / "result.json").is_file()
     if console is not None:
         from tljax.run.train import train
 
-        if not (Path(workdir) / "result.json").is_file():
+        if not finished:
             console.print(f"Weights first: {path} in {workdir}", highlight=False)
-        train(with_made_weights(recipe, root, console), console, lines=False)
-    elif not (Path(workdir) / "result.json").is_file():
+        train(recipe, console, lines=False)
+    elif not finished:
         from tljax.run.prepare import prepare
 
-        made = {"weights": None, "preprocess": prepare(with_made_weights(recipe, root, None)).preprocess.name}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, **made))
+        return {"weights": None, "preprocess": prepare(recipe).preprocess.name}
+    return {"weights": f"workdir:{workdir}"}
 
 
 def sentence(error: Exception) -> str:

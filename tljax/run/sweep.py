@@ -56,12 +56,13 @@ def run(config: Config, console: Console) -> dict:
       UserError: before anything is written.
     """
     root, made = Path(config.workdir), cells(config)
-    for cell in one_per_setting(made).values():
-        prepare(with_made_weights(cell.config, root.parent, None))
+    for single in with_made_weights([c.config for c in one_per_setting(made).values()], root.parent, None):
+        prepare(single)
     workdir = WorkDir(root)
     workdir.check(config, {})
     workdir.claim(config, {})
-    made = [dataclasses.replace(c, config=with_made_weights(c.config, root.parent, console)) for c in made]
+    configs = with_made_weights([c.config for c in made], root.parent, console)
+    made = [dataclasses.replace(c, config=config) for c, config in zip(made, configs, strict=True)]
     tuning = [name for name in config.sweep if name.split(".")[0] in TUNED]
     results = [_run_cell(cell, i, len(made), console, open_test=not tuning) for i, cell in enumerate(made)]
     chosen = range(len(made))
