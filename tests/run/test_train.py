@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tljax import config as schema
 from tljax import weights
@@ -193,5 +194,16 @@ def test_what_can_be_known_beforehand_is_said_before_anything_is_written(tiny, t
         tiny.data.classes = ()
     change(tiny)
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
+        train(schema.parse(tiny), console)
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny, tmp_path, console):
+    save_file({"conv1.weight": np.zeros((16, 3, 3, 3), np.float32)}, tmp_path / "half.safetensors")
+    tiny.model.weights = str(tmp_path / "half.safetensors")
+    with pytest.raises(UserError, match=r"Nobody knows what .* was trained on: set model\.preprocess"):
+        train(schema.parse(tiny), console)
+    tiny.model.preprocess = "torch"
+    with pytest.raises(UserError, match=r"does not fit.*Leaves without a tensor: stage1/block0/unit1/bn/bias"):
         train(schema.parse(tiny), console)
     assert not (tmp_path / "run").exists()

@@ -95,11 +95,11 @@ def test_a_frozen_batch_norm_uses_its_running_statistics():
     leaves = params | {p: v + rng.uniform(0, 1, v.shape).astype(np.float32) for p, v in stats.items()}
     stats = {p: leaves[p] for p in stats}
     images = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
-    in_phase = leaves_of.merge(plan.spec.graphdef, params, stats).features(images, train=True)
-    inference = leaves_of.merge(leaves_of.split(model).graphdef, params, stats).features(images, train=False)
+    in_phase = leaves_of.merge(plan.spec.graphdef, params | stats).features(images, train=True)
+    inference = leaves_of.merge(leaves_of.split(model).graphdef, params | stats).features(images, train=False)
     for stage, maps in inference.items():
         np.testing.assert_array_equal(in_phase[stage], maps)
-    by_batch = leaves_of.merge(leaves_of.split(model).graphdef, params, stats).features(images, train=True)
+    by_batch = leaves_of.merge(leaves_of.split(model).graphdef, params | stats).features(images, train=True)
     assert np.abs(by_batch["stage2"] - inference["stage2"]).max() > 0.1
 
 

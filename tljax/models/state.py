@@ -24,9 +24,10 @@ def split(model: nnx.Module) -> Split:
     return Split(graphdef, _values(params), _values(stats))
 
 
-def merge(graphdef: nnx.GraphDef, params: Leaves, stats: Leaves) -> nnx.Module:
-    """Puts a model together again from the leaves of `split`; pure, so it may stand inside jit."""
-    return nnx.merge(graphdef, _nested(params, nnx.Param), _nested(stats, nnx.BatchStat), copy=True)
+def merge(graphdef: nnx.GraphDef, leaves: Leaves) -> nnx.Module:
+    """Puts a model together again from all its leaves; pure, so it may stand inside jit."""
+    state = nnx.from_flat_state({tuple(path.split("/")): value for path, value in leaves.items()})
+    return nnx.merge(graphdef, state, copy=True)
 
 
 def stats_of(model: nnx.Module) -> Leaves:
@@ -48,7 +49,3 @@ def flat(state: nnx.State) -> dict[str, nnx.Variable]:
 
 def _values(state: nnx.State) -> Leaves:
     return {path: variable.get_value() for path, variable in flat(state).items()}
-
-
-def _nested(leaves: Leaves, kind: type) -> nnx.State:
-    return nnx.from_flat_state({tuple(path.split("/")): kind(value) for path, value in leaves.items()})

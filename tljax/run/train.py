@@ -56,11 +56,11 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
         return finished
     if shared := {pair: n for pair, n in prepared.data.shared_pictures.items() if n}:
         console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
+    leaves = prepared.mesh.put(prepared.load_weights())
     workdir.claim(config, prepared.inputs)
     with workdir, Checkpoints(workdir.path) as checkpoints, _stop_on_signal() as stop_asked:
         latest = checkpoints.latest
         before = checkpoints.progress(latest)["seconds"] if latest is not None else 0.0
-        leaves = prepared.mesh.put(prepared.load_weights())
         with RunLog(workdir.path, console, tensorboard=config.report.tensorboard, lines=lines) as log:
             fit = Fit(config, prepared.data, prepared.mesh, prepared.predictor(), checkpoints, log, stop_asked)
             progress = fit.run(prepared.plans, leaves)

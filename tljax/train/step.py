@@ -76,7 +76,7 @@ def make_train_step(spec: Spec):
         images = preprocess(augment(augment_key, batch["image"]))
 
         def loss_fn(learned: Leaves):
-            model = _merge(spec.graphdef, learned | state.moving | frozen)
+            model = leaves_of.merge(spec.graphdef, learned | state.moving | frozen)
             logits = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
             loss = sum(weight * OBJECTIVES[name](logits, batch, hyper) for name, weight in spec.objectives)
             moved = leaves_of.stats_of(model)
@@ -101,12 +101,6 @@ def make_predict(graphdef: nnx.GraphDef, preprocess: Preprocess, size: int, dtyp
     prepare = make_preprocess(preprocess, size, dtype)
 
     def predict(leaves: Leaves, images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(_merge(graphdef, leaves)(prepare(images), train=False))
+        return jax.nn.softmax(leaves_of.merge(graphdef, leaves)(prepare(images), train=False))
 
     return jax.jit(predict)
-
-
-def _merge(graphdef: nnx.GraphDef, leaves: Leaves) -> nnx.Module:
-    is_stat = {"mean", "var"}
-    stats = {p: v for p, v in leaves.items() if p.rpartition("/")[2] in is_stat}
-    return leaves_of.merge(graphdef, {p: v for p, v in leaves.items() if p not in stats}, stats)
