@@ -91,8 +91,8 @@ def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
     for row in rows:
         assert sum(c["probability"] for c in row["top"]) == pytest.approx(1)
         assert row["top"] == sorted(row["top"], key=lambda c: -c["probability"])
-    prepared, best = evaluate._best_model(config)
-    _, probabilities = prepared.judge(best, valid)
+    network, best, _ = evaluate._finished(config)
+    _, probabilities = network.judge(best, valid)
     assert [row["top"][0]["class"] for row in rows] == [str(1 + p) for p in probabilities[:6].argmax(1)]
     # A colour picture of another size is brought to what the data look like.
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "black.jpg")
@@ -100,6 +100,20 @@ def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
     for bad, words in ((folder / "notes.txt", "not a readable picture"), (tmp_path / "no", "no picture or folder")):
         with pytest.raises(UserError, match=words):
             evaluate.predict(config, bad, console)
+
+
+def test_a_finished_run_predicts_without_its_data_and_source_weights(finished, console, tmp_path, monkeypatch):
+    from PIL import Image
+
+    _, _, tiny = finished
+    tiny.workdir = str(tmp_path / "second")
+    tiny.model.weights = f"workdir:{tmp_path / 'run'}"
+    train(schema.parse(tiny), console)
+    (tmp_path / "run").rename(tmp_path / "gone")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    monkeypatch.setattr("tljax.data.load", lambda *_: pytest.fail("the data were read"))
+    (row,) = evaluate.predict(schema.parse(tiny), tmp_path / "black.png", console)
+    assert {c["class"] for c in row["top"]} == {"1", "2", "3"}
 
 
 def test_a_finished_run_is_a_source_of_weights(finished, console, tmp_path):

@@ -79,10 +79,11 @@ class Data:
     shared_pictures: dict[str, int]
 
     def describe(self) -> dict:
-        """Name, classes, size and fingerprint per split, and pictures that stand in two splits."""
+        """Name, classes, [H, W, C] of a picture, size and fingerprint per split, and pictures in two splits."""
         return {
             "name": self.name,
             "classes": list(self.classes),
+            "picture": list(self.train.images.shape[1:]),
             "train": {"fingerprint": self.train.fingerprint, "size": len(self.train)},
             "valid": {"fingerprint": self.valid.fingerprint, "size": len(self.valid)},
             "test": {"fingerprint": self.test.fingerprint, "size": self.test.size},

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from tljax import data as data_of
 from tljax.checkpoints import Checkpoints
-from tljax.config import Config
+from tljax.config import Config, differences
 from tljax.data import Split
 from tljax.data.sources import resize_picture
 from tljax.errors import UserError
 from tljax.models.state import Leaves
 from tljax.report.report import METRICS, number
-from tljax.run.prepare import Prepared, prepare
+from tljax.run.prepare import Network
 from tljax.run.workdir import WorkDir
-from tljax.train.evaluate import predict_split
-from tljax.weights import parameters_digest
+from tljax.weights import Preprocess, parameters_digest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -29,11 +30,13 @@ def evaluate(config: Config, console: Console) -> dict:
 
     This opens the test split once more; it chooses nothing.
     """
-    prepared, best = _best_model(config)
-    recorded = WorkDir(config.workdir).read("result.json")
+    network, best, recorded = _finished(config)
+    data = data_of.load(config.data, config.seed)
+    if changed := differences(recorded["data"], data.describe()):
+        raise UserError(f"The data are not those of the run: {'; '.join(changed)}.")
     again = dict(recorded)
-    again["valid"], _ = prepared.judge(best, prepared.data.valid)
-    again["test"], _ = prepared.judge(best, prepared.data.test.open())
+    again["valid"], _ = network.judge(best, data.valid)
+    again["test"], _ = network.judge(best, data.test.open())
     again["parameters_digest"] = parameters_digest(best)
     show(again, config.workdir, console)
     worst = max(
@@ -62,14 +65,13 @@ def predict(config: Config, source: Path, console: Console, top: int = 5) -> lis
       A row per picture: `picture`, and `top`, a list of class and probability.
     """
     paths = _pictures(source)
-    prepared, best = _best_model(config)
-    images = np.stack([_read(path, prepared) for path in paths])
-    split = Split(images, np.zeros(len(images), np.int32))
-    probabilities = predict_split(prepared.predictor(), best, split, config.train.batch_size, prepared.mesh)
+    network, best, recorded = _finished(config)
+    images = np.stack([_read(path, recorded["data"]["picture"]) for path in paths])
+    probabilities = network.predict(best, Split(images, np.zeros(len(images), np.int32)))
     rows = []
     for path, row in zip(paths, probabilities, strict=True):
         order = np.argsort(-row, kind="stable")[:top]
-        best_classes = [{"class": prepared.data.classes[i], "probability": float(row[i])} for i in order]
+        best_classes = [{"class": network.classes[i], "probability": float(row[i])} for i in order]
         rows.append({"picture": str(path), "top": best_classes})
         listed = "  ".join(f"{c['class']} {100 * c['probability']:.1f} %" for c in best_classes)
         console.print(f"{path}: {listed}", highlight=False, markup=False, soft_wrap=True)
@@ -90,12 +92,14 @@ def show(result: dict, workdir: str, console: Console) -> None:
     console.print(f"Report: {workdir}/report.md", highlight=False, markup=False)
 
 
-def _best_model(config: Config) -> tuple[Prepared, Leaves]:
-    prepared = prepare(config)
-    WorkDir(config.workdir).check(config, prepared.inputs)
+def _finished(config: Config) -> tuple[Network, Leaves, dict]:
+    """The network of a finished run, its best leaves, and its result; neither data nor source weights are needed."""
+    result = WorkDir(config.workdir).read("result.json")
+    preprocess = Preprocess.from_dict(result["preprocess"])
+    network = Network.build(config, result["data"]["classes"], preprocess, preprocess.size)
     with Checkpoints(Path(config.workdir)) as checkpoints:
-        like = prepared.mesh.put(prepared.initial_leaves())
-        return prepared, checkpoints.restore(checkpoints.best, {"params": like})["params"]
+        like = network.mesh.put(network.leaves())
+        return network, checkpoints.restore(checkpoints.best, {"params": like})["params"], result
 
 
 def _pictures(source: Path) -> list[Path]:
@@ -109,15 +113,14 @@ def _pictures(source: Path) -> list[Path]:
     return [source]
 
 
-def _read(path: Path, prepared: Prepared) -> np.ndarray:
-    """A picture as the data has them: grey or colour, and of their size, so that it meets the same preprocessing."""
+def _read(path: Path, shape: Sequence[int]) -> np.ndarray:
+    """A picture as the data has them, [H, W, C] with C 1 or 3, so that it meets the same preprocessing."""
     from PIL import Image, UnidentifiedImageError
 
-    _, height, width, channels = prepared.data.train.images.shape
+    height, width, channels = shape
     try:
         with Image.open(path) as picture:
-            picture = picture.convert("L" if channels == 1 else "RGB")
-            image = np.atleast_3d(np.asarray(picture))
+            image = np.atleast_3d(np.asarray(picture.convert("L" if channels == 1 else "RGB")))
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{path} is not a readable picture: {error}.") from error
     return image if image.shape == (height, width, channels) else resize_picture(image, (height, width))

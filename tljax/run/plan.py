@@ -58,7 +58,7 @@ def show(config: Config, console: Console) -> None:
 
 def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     """Counts a phase's cost from shapes alone."""
-    leaves = jax.eval_shape(lambda: prepared.initial_leaves())
+    leaves = jax.eval_shape(lambda: prepared.network.leaves())
     learned, moving, frozen = plan.take(leaves)
     hyper = hyper_of(plan.optim)
     state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, hyper), learned, moving)
@@ -66,8 +66,10 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
     step = make_train_step(plan.spec).lower(state, frozen, batch, hyper | {"lr": 0.0}, jax.random.key(0))
-    graphdef = leaves_of.split(prepared.model).graphdef
-    forward = make_predict(graphdef, prepared.preprocess, prepared.size, plan.spec.dtype).lower(leaves, images)
+    graphdef = leaves_of.split(prepared.network.model).graphdef
+    forward = make_predict(graphdef, prepared.network.preprocess, prepared.network.size, plan.spec.dtype).lower(
+        leaves, images
+    )
     return Cost(
         learned_parameters=sum(int(np.prod(x.shape)) for x in learned.values()),
         optimizer_bytes=optimizer_bytes(state.opt),
@@ -77,7 +79,7 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
 
 
 def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Console) -> None:
-    leaves = prepared.initial_leaves()
+    leaves = prepared.network.leaves()
     table = Table(title=f"Phase: {plan.phase.name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("path", overflow="fold")
     for name in ("shape", "group", "learns", "lr ×", "decay"):
@@ -94,8 +96,8 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
             style=None if group.learns else "dim",
         )
     console.print(table)
-    total = sum(x.size for x in leaves_of.split(prepared.model).params.values())
-    after = [s for s in prepared.model.stage_names if s not in plan.prefix]
+    total = sum(x.size for x in leaves_of.split(prepared.network.model).params.values())
+    after = [s for s in prepared.network.model.stage_names if s not in plan.prefix]
     backward = cost.step_flops - cost.forward_flops
     rows = {
         "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {prepared.config.train.batch_size} pictures",

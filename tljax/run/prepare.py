@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -27,30 +27,85 @@ from tljax.weights import PRESETS, Preprocess, Weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A model with what it is fed and where it runs; all that is needed to predict.
+
+    Attributes:
+      config: of the run.
+      model: of the config.
+      classes: names of the outputs.
+      preprocess: of the weights.
+      size: side of the input, in pixels.
+      mesh: the devices.
+    """
+
+    config: Config
+    model: Model
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    size: int
+    mesh: Mesh
+
+    @classmethod
+    def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess, size: int) -> Network:
+        """Builds the config's model with random weights."""
+        head = config.model
+        model = models.build(
+            head.backbone,
+            num_classes=len(classes),
+            head=head.head,
+            tap=head.tap,
+            image_size=size,
+            dtype=jax.numpy.dtype(config.train.precision),
+            pool=head.pool,
+            pool_size=head.pool_size,
+            norm=head.norm,
+            hidden=head.hidden,
+            dropout=head.dropout,
+            rngs=nnx.Rngs(config.seed),
+        )
+        return cls(config, model, tuple(classes), preprocess, size, Mesh(config.train.batch_size))
+
+    def leaves(self) -> Leaves:
+        """The leaves of the model as it is now."""
+        _, params, stats = leaves_of.split(self.model)
+        return params | stats
+
+    def predictor(self) -> Callable:
+        """The compiled forward pass, uint8 pictures to probabilities."""
+        graphdef = leaves_of.split(self.model).graphdef
+        return make_predict(graphdef, self.preprocess, self.size, self.config.train.precision)
+
+    def predict(self, leaves: Leaves, split: Split) -> np.ndarray:
+        """Probabilities [N, classes] of a split's pictures."""
+        return predict_split(self.predictor(), leaves, split, self.config.train.batch_size, self.mesh)
+
+    def judge(self, leaves: Leaves, split: Split) -> tuple[dict, np.ndarray]:
+        """All metrics of a model on a split, and its probabilities [N, classes]."""
+        probabilities = self.predict(leaves, split)
+        scores = classification.scores(split.labels, probabilities)
+        return scores | classification.details(split.labels, probabilities, self.classes), probabilities
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
     """A run that is checked and ready; nothing is written yet.
 
     Attributes:
       config: of the run.
       data: the splits.
-      model: with random weights; the source weights are not read yet.
+      network: with random weights; the source weights are not read yet.
       source: where the weights come from, or None.
-      preprocess: of the weights.
-      size: side of the network's input, in pixels.
       strategy: whether weights are loaded, and the phases.
       plans: the phases made concrete.
-      mesh: the devices.
     """
 
     config: Config
     data: Data
-    model: Model
+    network: Network
     source: Weights | None
-    preprocess: Preprocess
-    size: int
     strategy: Strategy
     plans: list[PhasePlan]
-    mesh: Mesh
 
     @property
     def inputs(self) -> dict:
@@ -58,28 +113,11 @@ class Prepared:
         source = self.source.describe() if self.source else None
         return {"data": self.data.describe(), "weights": source}
 
-    def predictor(self) -> Callable:
-        """The compiled forward pass, uint8 pictures to probabilities."""
-        graphdef = leaves_of.split(self.model).graphdef
-        return make_predict(graphdef, self.preprocess, self.size, self.config.train.precision)
-
     def load_weights(self) -> Leaves:
         """The leaves that training starts from."""
         if self.strategy.pretrained:
-            weights.load(self.model, self.source, keep="head/.*")
-        return self.initial_leaves()
-
-    def initial_leaves(self) -> Leaves:
-        """The leaves of the model as it is now."""
-        _, params, stats = leaves_of.split(self.model)
-        return params | stats
-
-    def judge(self, leaves: Leaves, split: Split) -> tuple[dict, np.ndarray]:
-        """All metrics of a model on a split, and its probabilities [N, classes]."""
-        predict, size = self.predictor(), self.config.train.batch_size
-        probabilities = predict_split(predict, leaves, split, size, self.mesh)
-        scores = classification.scores(split.labels, probabilities)
-        return scores | classification.details(split.labels, probabilities, self.data.classes), probabilities
+            weights.load(self.network.model, self.source, keep="head/.*")
+        return self.network.leaves()
 
 
 def prepare(config: Config) -> Prepared:
@@ -88,7 +126,6 @@ def prepare(config: Config) -> Prepared:
     Raises:
       UserError: anything that would go wrong later for a reason that can be known now.
     """
-    mesh = Mesh(config.train.batch_size)
     data = data_of.load(config.data, config.seed)
     if config.model.num_classes not in (None, len(data.classes)):
         raise UserError(f"model.num_classes={config.model.num_classes}, but the data has {len(data.classes)} classes.")
@@ -104,23 +141,9 @@ def prepare(config: Config) -> Prepared:
             )
     preprocess = source.preprocess if source else PRESETS[config.model.preprocess or "symmetric"]
     size = config.data.image_size or preprocess.size or data.train.images.shape[1]
-    head = config.model
-    model = models.build(
-        head.backbone,
-        num_classes=len(data.classes),
-        head=head.head,
-        tap=head.tap,
-        image_size=size,
-        dtype=jax.numpy.dtype(config.train.precision),
-        pool=head.pool,
-        pool_size=head.pool_size,
-        norm=head.norm,
-        hidden=head.hidden,
-        dropout=head.dropout,
-        rngs=nnx.Rngs(config.seed),
-    )
-    params = leaves_of.split(model).params
-    stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
+    network = Network.build(config, data.classes, preprocess, size)
+    params = leaves_of.split(network.model).params
+    stages = [s for s in network.model.stage_names if any(p.startswith(f"{s}/") for p in params)]
     strategy = resolve(config, stages)
-    plans = [plan_phase(config, p, model, len(data.train), preprocess, size) for p in strategy.phases]
-    return Prepared(config, data, model, source, preprocess, size, strategy, plans, mesh)
+    plans = [plan_phase(config, p, network.model, len(data.train), preprocess, size) for p in strategy.phases]
+    return Prepared(config, data, network, source, strategy, plans)

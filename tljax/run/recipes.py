@@ -62,7 +62,7 @@ def _make(path: Path, root: Path, console: Console | None) -> dict:
     elif not finished:
         from tljax.run.prepare import prepare
 
-        return {"weights": None, "preprocess": prepare(recipe).preprocess.name}
+        return {"weights": None, "preprocess": prepare(recipe).network.preprocess.name}
     return {"weights": f"workdir:{workdir}"}
 
 

@@ -56,21 +56,22 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
         return finished
     if shared := {pair: n for pair, n in prepared.data.shared_pictures.items() if n}:
         console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
-    leaves = prepared.mesh.put(prepared.load_weights())
+    network = prepared.network
+    leaves = network.mesh.put(prepared.load_weights())
     workdir.claim(config, prepared.inputs)
     with workdir, Checkpoints(workdir.path) as checkpoints, _stop_on_signal() as stop_asked:
         latest = checkpoints.latest
         before = checkpoints.progress(latest)["seconds"] if latest is not None else 0.0
         with RunLog(workdir.path, console, tensorboard=config.report.tensorboard, lines=lines) as log:
-            fit = Fit(config, prepared.data, prepared.mesh, prepared.predictor(), checkpoints, log, stop_asked)
+            fit = Fit(config, prepared.data, network.mesh, network.predictor(), checkpoints, log, stop_asked)
             progress = fit.run(prepared.plans, leaves)
         checkpoints.wait()
         best = checkpoints.restore(checkpoints.best, {"params": leaves})["params"]
         result = _provenance(prepared, progress) | {"parameters_digest": parameters_digest(best)}
-        result["valid"], _ = prepared.judge(best, prepared.data.valid)
+        result["valid"], _ = network.judge(best, prepared.data.valid)
         if open_test:
             test = prepared.data.test.open()
-            result["test"], probabilities = prepared.judge(best, test)
+            result["test"], probabilities = network.judge(best, test)
             result["gap"] = _gap(result["valid"], result["test"])
         result |= {"seconds": before + time.monotonic() - started, "peak_memory_bytes": _peak_memory()}
         if open_test:
@@ -90,7 +91,7 @@ def _provenance(prepared: Prepared, progress: Progress) -> dict:
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "devices": [str(d) for d in jax.devices()],
         "weights": source.describe() if prepared.strategy.pretrained else None,
-        "preprocess": schema.to_dict(prepared.preprocess) | {"size": prepared.size},
+        "preprocess": schema.to_dict(prepared.network.preprocess) | {"size": prepared.network.size},
         "data": prepared.data.describe(),
         "config_digest": schema.digest(config),
     }

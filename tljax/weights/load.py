@@ -125,8 +125,7 @@ def _find_workdir(source: str) -> Weights:
     if not (path / "result.json").is_file():
         raise UserError(f"{path} holds no finished run: it has no result.json.")
     result = json.loads((path / "result.json").read_text())
-    spec = {k: tuple(v) if isinstance(v, list) else v for k, v in result["preprocess"].items()}
-    return Weights(source, path, result["parameters_digest"], Preprocess(**spec))
+    return Weights(source, path, result["parameters_digest"], Preprocess.from_dict(result["preprocess"]))
 
 
 def _read_workdir(path: Path) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,11 @@ class Preprocess:
     order: str = "rgb"
     size: int | None = None
     interpolation: str = "bilinear"
+
+    @classmethod
+    def from_dict(cls, fields: Mapping) -> Preprocess:
+        """Reads what result.json holds."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 PRESETS = {
