@@ -1,20 +1,20 @@
-"""Combinations of fields that make no sense, each with the sentence that says so."""
+"""Combinations of fields that make no sense, each with the sentence that says so.
+
+The schema, `tljax.config`, calls this; here its dataclasses are just objects with fields.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from tljax.errors import UserError, nearest
 from tljax.fields import build
 
-if TYPE_CHECKING:
-    from tljax.config import Config, OptimConfig
 
-
-def check(config: Config, fields: Sequence[str]) -> None:
-    """Raises UserError with the first sentence that applies; `fields` are the dotted names of the schema."""
+def check(config: Any, fields: Sequence[str]) -> None:
+    """Raises UserError with the first sentence that applies to a `Config`; `fields` are the schema's dotted names."""
     for phase in config.strategy.phases:
         where = f"strategy.phases[{phase.name}].optim"
         merged = {**dataclasses.asdict(config.optim), **phase.optim}
@@ -33,7 +33,7 @@ def _raise_first(rules) -> None:
             raise UserError(sentence)
 
 
-def _optim(optim: OptimConfig, where: str) -> Iterator[tuple[bool, str]]:
+def _optim(optim: Any, where: str) -> Iterator[tuple[bool, str]]:
     yield (
         optim.momentum is not None and optim.name in ("adam", "adamw"),
         f"{where}.momentum has no meaning for {where}.name={optim.name!r}: Adam's is {where}.b1.",
@@ -48,7 +48,7 @@ def _optim(optim: OptimConfig, where: str) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _data_and_model(config: Config) -> Iterator[tuple[bool, str]]:
+def _data_and_model(config: Any) -> Iterator[tuple[bool, str]]:
     data, model = config.data, config.model
     yield (
         data.split == "first_per_class" and data.labels_per_class is None,
@@ -68,7 +68,7 @@ def _data_and_model(config: Config) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _strategy(config: Config) -> Iterator[tuple[bool, str]]:
+def _strategy(config: Any) -> Iterator[tuple[bool, str]]:
     strategy, optim, epochs = config.strategy, config.optim, config.train.epochs
     yield (
         optim.warmup_epochs >= epochs,

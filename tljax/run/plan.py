@@ -22,7 +22,7 @@ from tljax.run.sweep import cells, one_per_setting
 from tljax.train.loop import optimizer_bytes
 from tljax.train.optimizer import hyper_of
 from tljax.train.phases import PhasePlan
-from tljax.train.step import init_state, make_predict, make_train_step
+from tljax.train.step import init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +66,7 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     images = jax.ShapeDtypeStruct(shape, jnp.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
     step = make_train_step(plan.spec).lower(state, frozen, batch, hyper | {"lr": 0.0}, jax.random.key(0))
-    graphdef = leaves_of.split(prepared.network.model).graphdef
-    forward = make_predict(graphdef, prepared.network.preprocess, prepared.network.size, plan.spec.dtype).lower(
-        leaves, images
-    )
+    forward = prepared.network.predictor().lower(leaves, images)
     return Cost(
         learned_parameters=sum(int(np.prod(x.shape)) for x in learned.values()),
         optimizer_bytes=optimizer_bytes(state.opt),
