@@ -75,3 +75,18 @@ def test_errors_of_a_config_file_are_one_sentence(tmp_path):
     path.write_text("def get_config():\n    return undefined\n")
     with pytest.raises(UserError, match="name 'undefined' is not defined"):
         load_config_file(path)
+
+
+def test_what_is_wrong_behind_a_recipe_is_said_before_it_runs(recipe, tmp_path, capsys):
+    path = tmp_path / "target.py"
+    path.write_text(
+        "from tljax import config\n"
+        "def get_config():\n"
+        "    c = config.default()\n"
+        f"    c.model.weights = 'recipe:{recipe}'\n"
+        "    c.model.tap = 'stage9'\n"
+        "    return c\n"
+    )
+    assert cli.main(["run.py", f"--config={path}", f"--workdir={tmp_path}/runs/target"]) == 2
+    assert 'no stage "stage9"' in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

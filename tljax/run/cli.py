@@ -89,10 +89,15 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         _say_next(config, console)
     else:
         from tljax.run.evaluate import show
+        from tljax.run.prepare import prepare
         from tljax.run.recipes import with_made_weights
         from tljax.run.train import train
 
-        (config,) = with_made_weights([config], Path(config.workdir).parent, console)
+        root = Path(config.workdir).parent
+        (checked,) = with_made_weights([config], root, None)
+        if checked != config:  # a recipe comes first: what is wrong behind it is said before it runs
+            prepare(checked)
+        (config,) = with_made_weights([config], root, console)
         result = train(config, console)
         show(result, config.workdir, console)
         _say_next(config, console)
