@@ -1,5 +1,8 @@
 """Metrics: scikit-learn's where it has them, ours by hand, and the corners."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,6 +58,14 @@ def test_calibration_error_by_hand():
     labels = np.array([0, 1, 0, 0])
     assert calibration_error(labels, probabilities) == pytest.approx(0.5 * abs(0.5 - 0.9) + 0.5 * abs(1.0 - 0.6))
     assert calibration_error(np.array([0, 0]), np.array([[1.0, 0.0], [1.0, 0.0]])) == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_calibration_error_equals_torchmetrics(seed):
+    expected = json.loads((Path(__file__).parent.parent / "golden" / "calibration.json").read_text())["ece"][seed]
+    rng = np.random.default_rng(seed)
+    probabilities, labels = rng.dirichlet([0.5] * 4, 200), rng.integers(0, 4, 200)
+    assert calibration_error(labels, probabilities) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_class_without_pictures_leaves_the_auc_open():
