@@ -41,7 +41,7 @@ def plans_of(net, preset, **optim):
     params = leaves_of.split(model).params
     stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
     phases = resolve(config, stages).phases
-    return model, [plan_phase(config, p, model, 16, PREPROCESS["unit"], 8) for p in phases]
+    return model, [plan_phase(config, p, model, 16, PREPROCESS["unit"]) for p in phases]
 
 
 def run_phase(plan, leaves, steps=3):
@@ -138,9 +138,9 @@ def test_multipliers_scale_the_update_of_their_leaves():
     model = build("vgg")
     settings = {"strategy.name": "scratch", "train.batch_size": 4, "optim.name": "sgd"}
     config = override(Config(), settings)
-    slow = plan_phase(config, phase, model, 16, PREPROCESS["unit"], 8)
+    slow = plan_phase(config, phase, model, 16, PREPROCESS["unit"])
     even = dataclasses.replace(phase, rules=tuple((p, float(m > 0)) for p, m in phase.rules))
-    fast = plan_phase(config, even, model, 16, PREPROCESS["unit"], 8)
+    fast = plan_phase(config, even, model, 16, PREPROCESS["unit"])
     _, params, _ = leaves_of.split(model)
     before = copies(params)
     a = run_phase(slow, {p: jax.numpy.array(v) for p, v in before.items()}, steps=1)[0].learned

@@ -63,7 +63,7 @@ def train(net, recipe, dtype):
     settings = {f"optim.{k}": v for k, v in RECIPES[recipe].items()}
     config = override(Config(), {"strategy.name": "scratch", "train.batch_size": 16, **settings})
     rules = (("head/.*", 1.0), (".*", 0.0)) if recipe == "head_only" else ((".*", 1.0),)
-    plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, 16, AS_IS, 12)
+    plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, 16, AS_IS)
     spec = dataclasses.replace(plan.spec, dtype=dtype)
     _, params, stats = leaves_of.split(model)
     learned, moving, frozen = plan.take({p: v.astype(dtype) for p, v in (params | stats).items()})

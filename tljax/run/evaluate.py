@@ -95,8 +95,7 @@ def show(result: dict, workdir: str, console: Console) -> None:
 def _finished(config: Config) -> tuple[Network, Leaves, dict]:
     """The network of a finished run, its best leaves, and its result; neither data nor source weights are needed."""
     result = WorkDir(config.workdir).read("result.json")
-    preprocess = Preprocess.from_dict(result["preprocess"])
-    network = Network.build(config, result["data"]["classes"], preprocess, preprocess.size)
+    network = Network.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
     with Checkpoints(Path(config.workdir)) as checkpoints:
         like = network.mesh.put(network.leaves())
         return network, checkpoints.restore(checkpoints.best, {"params": like})["params"], result

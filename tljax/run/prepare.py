@@ -34,8 +34,7 @@ class Network:
       config: of the run.
       model: of the config.
       classes: names of the outputs.
-      preprocess: of the weights.
-      size: side of the input, in pixels.
+      preprocess: of the weights, at the run's own input size.
       mesh: the devices.
     """
 
@@ -43,19 +42,18 @@ class Network:
     model: Model
     classes: tuple[str, ...]
     preprocess: Preprocess
-    size: int
     mesh: Mesh
 
     @classmethod
-    def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess, size: int) -> Network:
-        """Builds the config's model with random weights."""
+    def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess) -> Network:
+        """Builds the config's model with random weights; `preprocess.size` is the side of its input."""
         head = config.model
         model = models.build(
             head.backbone,
             num_classes=len(classes),
             head=head.head,
             tap=head.tap,
-            image_size=size,
+            image_size=preprocess.size,
             dtype=jax.numpy.dtype(config.train.precision),
             pool=head.pool,
             pool_size=head.pool_size,
@@ -64,7 +62,7 @@ class Network:
             dropout=head.dropout,
             rngs=nnx.Rngs(config.seed),
         )
-        return cls(config, model, tuple(classes), preprocess, size, Mesh(config.train.batch_size))
+        return cls(config, model, tuple(classes), preprocess, Mesh(config.train.batch_size))
 
     def leaves(self) -> Leaves:
         """The leaves of the model as it is now."""
@@ -74,7 +72,7 @@ class Network:
     def predictor(self) -> Callable:
         """The compiled forward pass, uint8 pictures to probabilities."""
         graphdef = leaves_of.split(self.model).graphdef
-        return make_predict(graphdef, self.preprocess, self.size, self.config.train.precision)
+        return make_predict(graphdef, self.preprocess, self.config.train.precision)
 
     def predict(self, leaves: Leaves, split: Split) -> np.ndarray:
         """Probabilities [N, classes] of a split's pictures."""
@@ -141,9 +139,9 @@ def prepare(config: Config) -> Prepared:
             )
     preprocess = source.preprocess if source else PRESETS[config.model.preprocess or "symmetric"]
     size = config.data.image_size or preprocess.size or data.train.images.shape[1]
-    network = Network.build(config, data.classes, preprocess, size)
+    network = Network.build(config, data.classes, dataclasses.replace(preprocess, size=size))
     params = leaves_of.split(network.model).params
     stages = [s for s in network.model.stage_names if any(p.startswith(f"{s}/") for p in params)]
     strategy = resolve(config, stages)
-    plans = [plan_phase(config, p, network.model, len(data.train), preprocess, size) for p in strategy.phases]
+    plans = [plan_phase(config, p, network.model, len(data.train), network.preprocess) for p in strategy.phases]
     return Prepared(config, data, network, source, strategy, plans)

@@ -91,7 +91,7 @@ def _provenance(prepared: Prepared, progress: Progress) -> dict:
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "devices": [str(d) for d in jax.devices()],
         "weights": source.describe() if prepared.strategy.pretrained else None,
-        "preprocess": schema.to_dict(prepared.network.preprocess) | {"size": prepared.network.size},
+        "preprocess": schema.to_dict(prepared.network.preprocess),
         "data": prepared.data.describe(),
         "config_digest": schema.digest(config),
     }

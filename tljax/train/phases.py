@@ -56,9 +56,7 @@ class PhasePlan:
         return tuple({p: leaves[p] for p in paths} for paths in (self.learned, self.moving, self.frozen))
 
 
-def plan_phase(
-    config: Config, phase: Phase, model: Model, train_size: int, preprocess: Preprocess, size: int
-) -> PhasePlan:
+def plan_phase(config: Config, phase: Phase, model: Model, train_size: int, preprocess: Preprocess) -> PhasePlan:
     """Makes a phase concrete; `model` may be abstract, only shapes are read.
 
     Raises:
@@ -80,7 +78,6 @@ def plan_phase(
         optimizer=optimizer.static_of(optim),
         objectives=phase.objectives,
         preprocess=preprocess,
-        size=size,
         dtype=config.train.precision,
         augment=config.augment,
     )

@@ -39,8 +39,7 @@ class Spec:
       groups: of the learning parameters, as (path, group) pairs.
       optimizer: from `optimizer.static_of`.
       objectives: pairs of name and weight.
-      preprocess: of the weights.
-      size: side of the network's input in pixels.
+      preprocess: of the weights, at the run's own input size.
       dtype: of the computation.
       augment: of the training pictures.
     """
@@ -50,7 +49,6 @@ class Spec:
     optimizer: tuple[str, bool, bool, bool]
     objectives: tuple[tuple[str, float], ...]
     preprocess: Preprocess
-    size: int
     dtype: str
     augment: AugmentConfig
 
@@ -69,7 +67,7 @@ def make_train_step(spec: Spec):
     the numbers of the optimizer with `lr`, and `key` the phase's random key. `metrics` are `loss`, `correct` (how many)
     and `finite`, which is false when loss or update is not.
     """
-    preprocess, augment = make_preprocess(spec.preprocess, spec.size, spec.dtype), make_augment(spec.augment)
+    preprocess, augment = make_preprocess(spec.preprocess, spec.preprocess.size, spec.dtype), make_augment(spec.augment)
 
     def train_step(state: State, frozen: Leaves, batch, hyper, key):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -96,9 +94,9 @@ def make_train_step(spec: Spec):
 
 
 @functools.lru_cache(maxsize=64)
-def make_predict(graphdef: nnx.GraphDef, preprocess: Preprocess, size: int, dtype: str):
+def make_predict(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str):
     """Compiles `predict(leaves, images) → probabilities` [B, classes] in inference mode."""
-    prepare = make_preprocess(preprocess, size, dtype)
+    prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
     def predict(leaves: Leaves, images: jax.Array) -> jax.Array:
         return jax.nn.softmax(leaves_of.merge(graphdef, leaves)(prepare(images), train=False))
