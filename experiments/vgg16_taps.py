@@ -4,26 +4,13 @@ Fashion-MNIST at 64x64, 200 pictures of each class, a linear head on the map of 
 standardised per channel. Only the stage differs (Yosinski et al. 2014, arXiv:1411.1792, on why depth matters).
 """
 
-from tljax import config
+from configs import vgg16_fashion
 
 
 def get_config():
-    """The sweep."""
-    c = config.default()
-    c.data.name = "fashion-mnist"
-    c.data.split = "first_per_class"
-    c.data.labels_per_class = 200
-    c.data.image_size = 64
-    c.model.backbone = "vgg16"
-    c.model.weights = "vgg16_imagenet_notop"
-    c.model.pool = "flatten"
+    """The sweep: the recipe of configs/vgg16_fashion.py, tapped at four depths."""
+    c = vgg16_fashion.get_config()
     c.model.pool_size = 4
-    c.model.norm = True
-    c.strategy.name = "feature_extraction"
-    c.optim.name = "rmsprop"
-    c.optim.lr = 2e-4
-    c.optim.schedule = "cosine"
-    c.train.epochs = 10
     c.train.eval_epochs = 5
     c.sweep = {"model.tap": ["stage2", "stage3", "stage4", "stage5"]}
     return c
