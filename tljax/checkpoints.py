@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 
-def _goodness(metrics: dict[str, float]) -> tuple[float, float, float]:
+def goodness(metrics: dict[str, float]) -> tuple[float, float, float]:
     """Higher validation accuracy, then lower loss, then the earlier epoch."""
     return metrics["accuracy"], -metrics["loss"], -metrics["epoch"]
 
@@ -24,13 +24,13 @@ class Checkpoints:
     """The checkpoints of one work directory."""
 
     def __init__(self, workdir: Path):
-        best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-                best_fn=_goodness,
+                best_fn=goodness,
                 create=False,
             ),
         )

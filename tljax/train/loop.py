@@ -14,7 +14,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from tljax.checkpoints import Checkpoints
+from tljax.checkpoints import Checkpoints, goodness
 from tljax.config import Config
 from tljax.data import Data
 from tljax.data.loader import train_batches
@@ -269,7 +269,7 @@ def optimizer_bytes(opt) -> int:
 
 
 def _better(mark: dict, best: dict | None) -> bool:
-    return best is None or (mark["accuracy"], -mark["loss"]) > (best["accuracy"], -best["loss"])
+    return best is None or goodness(mark) > goodness(best)
 
 
 def _digests(leaves: Leaves) -> dict[str, str]:
