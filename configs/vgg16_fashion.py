@@ -39,7 +39,7 @@ def get_config(variant="tapped"):
     if variant == "tapped":
         c.model.tap = "stage3"
         c.model.pool_size = 8
-        c.model.norm = True
+        c.model.norm = "batch"
         c.optim.lr = 2e-4
         c.optim.schedule = "cosine"
     elif variant != "classic":

@@ -47,17 +47,20 @@ class DataConfig:
 class ModelConfig:
     """Backbone, where its weights come from, and the head."""
 
-    backbone: str = opt("resnet8", "name of the network")
+    backbone: str = opt("resnet8", "name of the network; python -m tljax.models lists them")
+    options: Mapping = opt({}, "fields of the network's variant that differ, e.g. {'drop_path': 0.1}")
     weights: str | None = opt(
         None,
-        "catalogue name, path of a .safetensors file, workdir:PATH (a finished run's best model), or "
-        "recipe:CONFIG.py (a run that is made first if it does not exist)",
+        "where pretrained weights come from: a name of the catalogue (python -m tljax.weights), a file "
+        "(.safetensors, .pth, .h5), hf:OWNER/REPO, torchvision:NAME, keras:NAME, workdir:PATH (a finished run's best "
+        "model), or recipe:CONFIG.py (a run that is made first if it does not exist)",
     )
     preprocess: str | None = opt(
         None,
         "preprocessing, for weights that do not bring their own",
         choices=("caffe", "torch", "symmetric", "unit"),
     )
+    in_channels: int = opt(3, "channels of the input; the first convolution of RGB weights is adapted to them", ge=1)
     tap: str | None = opt(None, "stage whose map feeds the head; later stages are not built; None: the last")
     head: str = opt("classifier", "what stands on the backbone", choices=("classifier",))
     num_classes: int | None = opt(None, "outputs of the head; None: the classes of the data", ge=2)
@@ -67,9 +70,21 @@ class ModelConfig:
     pool_size: int | None = opt(
         None, "flatten: side of the grid that the map is averaged to first (torchvision's VGG: 7); None: as it is", ge=1
     )
-    norm: bool = opt(False, "standardise the features per channel (BatchNorm without scale and bias)")
+    norm: str | None = opt(
+        None,
+        "norm of the features before the classifier: batch standardises each channel (BatchNorm without scale and "
+        "bias), layer is LayerNorm; None: as the network was published (layer for ConvNeXt, none for the others)",
+        choices=("none", "batch", "layer"),
+    )
     hidden: tuple[int, ...] = opt((), "widths of hidden dense layers (ReLU) in the classifier")
     dropout: float = opt(0.0, "dropout rate before each dense layer of the classifier", ge=0, lt=1)
+    aux_weight: float = opt(
+        0.0,
+        "weight in the loss of the auxiliary classifiers of googlenet (paper: 0.3) and inception_v3 (0.4); 0 builds "
+        "none",
+        ge=0,
+    )
+    remat: bool = opt(False, "compute the inner maps of stages again in the backward pass: less memory, more time")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,22 +76,22 @@ def build(cls, tree, prefix):
     values = {}
     for key, item in tree.items():
         hint, name = hints[key], f"{prefix}{key}"
-        values[key] = build(hint, item, f"{name}.") if dataclasses.is_dataclass(hint) else _convert(item, hint, name)
+        values[key] = build(hint, item, f"{name}.") if dataclasses.is_dataclass(hint) else convert(item, hint, name)
         _check_range(values[key], fields[key].metadata, name)
     return cls(**values)
 
 
-def _convert(value, hint, name):
+def convert(value, hint, name):
     """Checks `value` against a type hint; whole numbers pass as floats and lists as tuples."""
     inner = _optional(hint)
     if inner is not None:
-        return None if value is None else _convert(value, inner, name)
+        return None if value is None else convert(value, inner, name)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):
             items = enumerate(zip(value, kinds, strict=True))
-            return tuple(_convert(v, k, f"{name}[{i}]") for i, (v, k) in items)
+            return tuple(convert(v, k, f"{name}[{i}]") for i, (v, k) in items)
     elif dataclasses.is_dataclass(hint):
         return build(hint, value, f"{name}.")
     elif hint is Mapping and isinstance(value, Mapping):

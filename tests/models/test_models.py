@@ -79,7 +79,7 @@ def test_initial_values_follow_their_distributions_and_the_seed():
 
 
 @pytest.mark.parametrize("head", [{"pool": "gap"}, {"pool": "flatten"}, {"pool": "flatten", "pool_size": 2}])
-@pytest.mark.parametrize("extra", [{}, {"norm": True, "hidden": (7, 5), "dropout": 0.5}])
+@pytest.mark.parametrize("extra", [{}, {"norm": "batch", "hidden": (7, 5), "dropout": 0.5}])
 def test_heads(head, extra):
     model = models.build("resnet8", num_classes=4, image_size=16, rngs=nnx.Rngs(0), **head, **extra)
     places = {"gap": 1, "flatten": head.get("pool_size", 4) ** 2}[head["pool"]]
@@ -122,7 +122,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backbone": "vgg61"}, 'no model.backbone "vgg61"; did you mean "vgg16"'),
+        ({"backbone": "vgg166"}, 'no model.backbone "vgg166"; did you mean "vgg16"'),
         ({"backbone": "vgg16", "tap": "stag3"}, 'did you mean "stage3"'),
         ({"backbone": "vgg16", "head": "clasifier"}, 'did you mean "classifier"'),
         ({"backbone": "vgg16", "image_size": 16}, "too small for vgg16"),

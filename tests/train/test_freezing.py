@@ -20,7 +20,10 @@ from tljax.train.step import init_state, make_train_step
 from tljax.weights import PRESETS as PREPROCESS
 
 NETS = {
-    "resnet": (resnet.Variant((1, 1), (4, 6)), {"norm": True, "hidden": (5,), "dropout": 0.5}),
+    "resnet": (
+        resnet.Variant((1, 1), (4, 6), bottleneck=False, small=True),
+        {"norm": "batch", "hidden": (5,), "dropout": 0.5},
+    ),
     "vgg": (vgg.Variant(((4,), (5, 5))), {"pool": "flatten", "dropout": 0.5}),
 }
 MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmsprop": 1}

@@ -11,7 +11,7 @@ from tljax import models, weights
 from tljax.errors import UserError
 from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
-from tljax.weights.rules import TORCHVISION
+from tljax.weights.rules import layouts
 
 TINY = vgg.Variant(((4,), (6, 6)))
 
@@ -37,7 +37,7 @@ def params(model):
 def test_every_tensor_lands_transposed_in_its_place():
     model, source = build(), tensors()
     before = params(model)
-    weights.port(source, model, TORCHVISION["vgg"](TINY), keep="head/.*")
+    weights.port(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*")
     after = params(model)
     for name, path in (("features.0", "stem/conv1"), ("features.3", "stage2/conv1"), ("features.5", "stage2/conv2")):
         assert (after[f"{path}/kernel"] == source[f"{name}.weight"].transpose(2, 3, 1, 0)).all()
@@ -63,7 +63,7 @@ def test_misfits_raise_with_both_lists_and_change_nothing(change, options, words
     change(source)
     before = params(model)
     with pytest.raises(UserError) as caught:
-        weights.port(source, model, TORCHVISION["vgg"](TINY), **options)
+        weights.port(source, model, layouts("vgg", TINY)["torchvision"], **options)
     assert words in str(caught.value)
     after = params(model)
     assert all((before[p] == after[p]).all() for p in before)
@@ -71,12 +71,12 @@ def test_misfits_raise_with_both_lists_and_change_nothing(change, options, words
 
 def test_ignored_tensors_and_stages_that_are_not_built_may_lie_unused():
     model, source = build(tap="stem"), tensors() | {"extra": np.ones(1)}
-    weights.port(source, model, TORCHVISION["vgg"](TINY), keep="head/.*", ignore="ext.*")
+    weights.port(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*", ignore="ext.*")
     assert (params(model)["stem/conv1/bias"] == source["features.0.bias"]).all()
 
 
 def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
-    config = resnet.Variant((1, 2), (4, 6))
+    config = resnet.Variant((1, 2), (4, 6), bottleneck=False, small=True)
     rng, source = np.random.default_rng(0), {}
 
     def conv(name, *shape):
@@ -98,7 +98,7 @@ def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
     norm("layer2.0.downsample.1", 6)
     source |= {"fc.weight": rng.normal(size=(3, 6)), "fc.bias": rng.normal(size=3)}
     model = models.build(config, num_classes=3, rngs=nnx.Rngs(0))
-    weights.port(source, model, TORCHVISION["resnet"](config), ignore=weights.load.__kwdefaults__["ignore"])
+    weights.port(source, model, layouts("resnet", config)["torchvision"])
     _, made, stats = leaves_of.split(model)
     np.testing.assert_array_equal(
         made["stage2/block0/shortcut/bn/scale"], source["layer2.0.downsample.1.weight"].astype(np.float32)

@@ -1,5 +1,5 @@
 """Backbones in stage form, heads, and the flat view of their leaves."""
 
-from tljax.models.build import Model, build, names
+from tljax.models.build import Model, build, find, initialise, names
 
-__all__ = ["Model", "build", "names"]
+__all__ = ["Model", "build", "find", "initialise", "names"]

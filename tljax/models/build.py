@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from tljax.errors import UserError, nearest
-from tljax.models import init, resnet, vgg
+from tljax.fields import convert
+from tljax.models import convnext, densenet, inception, init, resnet, unet, vgg
 from tljax.models.heads import HEADS
 
-FAMILIES = {"vgg": vgg, "resnet": resnet}
+FAMILIES = {
+    "vgg": vgg,
+    "resnet": resnet,
+    "densenet": densenet,
+    "inception": inception,
+    "convnext": convnext,
+    "unet": unet,
+}
+
+
+class Level(NamedTuple):
+    """A stage's map beside the input: `stride` input pixels to a place, and its channels."""
+
+    stride: int
+    channels: int
 
 
 class Model(nnx.Module):
@@ -23,29 +43,65 @@ class Model(nnx.Module):
       config: the family's variant.
       stage_names: the stages in order; each is an attribute, and so is `head`.
       cut: stages of the variant that are not built, because the head taps an earlier one.
+      in_channels: of the input.
+      remat: whether a stage's inner maps are computed again in the backward pass instead of kept.
     """
 
-    def __init__(self, family: str, config: Any, stages: dict[str, nnx.Module], cut: tuple[str, ...]):
-        self.family, self.config = family, config
+    def __init__(
+        self, family: str, config: Any, stages: dict[str, nnx.Module], cut: tuple[str, ...], in_channels: int, remat
+    ):
+        self.family, self.config, self.in_channels, self.remat = family, config, in_channels, remat
         self.stage_names, self.cut = tuple(stages), cut
         for name, stage in stages.items():
             setattr(self, name, stage)
 
     def features(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
-        """Every stage's map by name: preprocessed images [B, H, W, 3] → {stage: [B, h, w, c]}."""
-        maps, x = {}, images
+        """Every stage's map by name: preprocessed images [B, H, W, in_channels] → {stage: [B, h, w, c]}."""
+
+        def run(stage: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+            return stage(x, train=train, rngs=rngs)
+
+        run, maps, x = nnx.remat(run) if self.remat else run, {}, images
         for name in self.stage_names:
-            x = maps[name] = getattr(self, name)(x, train=train, rngs=rngs)
+            x = maps[name] = run(getattr(self, name), x, rngs)
         return maps
 
+    def outputs(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+        """All that objectives ask for: `logits` [B, num_classes], and in training those of auxiliary classifiers."""
+        maps = self.features(images, train, rngs)
+        logits = self.head(maps, train=train, rngs=rngs)
+        return {"logits": logits} | (self.head.auxiliary(maps, train, rngs) if train else {})
+
     def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
-        """What the head makes of preprocessed images [B, H, W, 3]; `rngs` only for dropout in training."""
+        """What the head makes of preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
         return self.head(self.features(images, train, rngs), train=train, rngs=rngs)
+
+    def pyramid(self) -> dict[str, Level]:
+        """Stride and channels of every stage's map; strides that unpadded convolutions blur are rounded to 2^n."""
+        side = 512
+        maps = _shapes(self, side)
+        return {n: Level(2 ** round(math.log2(side / maps[n][0])), maps[n][2]) for n in self.stage_names}
 
 
 def names() -> list[str]:
     """Every backbone."""
     return [name for family in FAMILIES.values() for name in family.VARIANTS]
+
+
+def find(backbone: str | Any, options: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, Any]:
+    """The family of a backbone, and its variant with `options` in place."""
+    for family, module in FAMILIES.items():
+        known = isinstance(backbone, str) and backbone in module.VARIANTS
+        if not known and not isinstance(backbone, module.Variant):
+            continue
+        variant = module.VARIANTS[backbone] if known else backbone
+        hints = typing.get_type_hints(type(variant))
+        for name in options:
+            if name not in hints:
+                raise UserError(f'model.options: {family} has no "{name}"{nearest(name, hints)}')
+        given = {name: convert(value, hints[name], f"model.options.{name}") for name, value in options.items()}
+        return family, dataclasses.replace(variant, **given)
+    raise UserError(f'There is no model.backbone "{backbone}"{nearest(backbone, names())}')
 
 
 def build(
@@ -55,6 +111,10 @@ def build(
     head: str = "classifier",
     tap: str | None = None,
     image_size: int = 224,
+    in_channels: int = 3,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    auxiliary: bool = False,
+    remat: bool = False,
     dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs | None,
     **head_options,
@@ -63,48 +123,73 @@ def build(
 
     Args:
       backbone: name, e.g. "vgg16", or a family's config such as `vgg.Variant(blocks=((8,), (16, 16)))`.
-      num_classes: outputs of the head.
+      num_classes: outputs of the head; 0: the features that the classifier would stand on.
       head: key of `HEADS`.
       tap: the stage whose map feeds the head; later ones are not built. None: the last.
       image_size: side of the input in pixels; only heads that flatten depend on it.
+      in_channels: of the input.
+      options: fields of the variant that differ, e.g. {"drop_path": 0.1}.
+      auxiliary: build the family's auxiliary classifiers, which `outputs` adds in training.
+      remat: compute the inner maps of stages again in the backward pass, which saves memory and costs time.
       dtype: of the computation, e.g. jnp.bfloat16; parameters and statistics are float32.
       rngs: stream `params`; None leaves the model abstract, its leaves shapes without values.
-      **head_options: of the head's class.
+      **head_options: of the head's class; those left out are as the network was published.
 
     Raises:
-      UserError: no such backbone, head, or stage.
+      UserError: no such backbone, option, head, or stage.
     """
-    model = nnx.eval_shape(
-        lambda: _construct(backbone, num_classes, head, tap, image_size, dtype, nnx.Rngs(0), head_options)
-    )
-    if rngs is not None:
-        init.fill(model, rngs.params())
-    return model
-
-
-def _construct(backbone, num_classes, head, tap, image_size, dtype, rngs, head_options) -> Model:
-    family, config = _find(backbone)
+    family, config = find(backbone, options)
     if head not in HEADS:
         raise UserError(f'There is no model.head "{head}"{nearest(head, HEADS)}')
-    stages = FAMILIES[family].stages(config, dtype=dtype, rngs=rngs)
-    if tap is not None and tap not in stages:
-        raise UserError(f'model.tap: there is no stage "{tap}" in {backbone}{nearest(tap, stages)}')
-    order = list(stages)
-    last = order.index(tap) + 1 if tap else len(order)
-    model = Model(family, config, {n: stages[n] for n in order[:last]}, cut=tuple(order[last:]))
-    shape = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    maps = nnx.eval_shape(lambda m, x: m.features(x), model, shape)
-    shapes = {name: maps[name].shape[1:] for name in model.stage_names}
-    if 0 in shapes[model.stage_names[-1]]:
-        raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last map is empty.")
-    model.head = HEADS[head](shapes, num_classes, dtype=dtype, rngs=rngs, **head_options)
+
+    def construct() -> Model:
+        given = {"dtype": dtype, "rngs": _Keyless()}
+        stages = FAMILIES[family].stages(config, inputs=in_channels, **given)
+        if tap is not None and tap not in stages:
+            raise UserError(f'model.tap: there is no stage "{tap}" in {backbone}{nearest(tap, stages)}')
+        order = list(stages)
+        last = order.index(tap) + 1 if tap else len(order)
+        model = Model(family, config, {n: stages[n] for n in order[:last]}, tuple(order[last:]), in_channels, remat)
+        shapes = _shapes(model, image_size)
+        if any(0 in shape for shape in shapes.values()):
+            raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last map is empty.")
+        own = getattr(FAMILIES[family], "HEAD", {})
+        if auxiliary:
+            own = own | {"auxiliary": _auxiliary(backbone, family, config, num_classes, shapes, given)}
+        model.head = HEADS[head](shapes, num_classes, **own | head_options, **given)
+        return model
+
+    model = nnx.eval_shape(construct)
+    if rngs is not None:
+        initialise(model, rngs)
     return model
 
 
-def _find(backbone: str | Any) -> tuple[str, Any]:
-    for family, module in FAMILIES.items():
-        if isinstance(backbone, str) and backbone in module.VARIANTS:
-            return family, module.VARIANTS[backbone]
-        if isinstance(backbone, module.Variant):
-            return family, backbone
-    raise UserError(f'There is no model.backbone "{backbone}"{nearest(backbone, names())}')
+def initialise(model: Model, rngs: nnx.Rngs) -> None:
+    """Draws the leaves that have no value yet, in place; stream `params`."""
+    init.fill(model, rngs.params(), getattr(FAMILIES[model.family], "INITIALISERS", {}))
+
+
+class _Keyless:
+    """Stands in for nnx.Rngs: layers are made without values, and counting keys is slow under tracing."""
+
+    def __getattr__(self, stream: str):
+        return lambda: None
+
+
+def _auxiliary(backbone, family: str, config, num_classes: int, shapes, given) -> dict[str, tuple[str, nnx.Module]]:
+    make = getattr(FAMILIES[family], "auxiliary", None)
+    made = make(config, num_classes, **given) if make else {}
+    if not made:
+        raise UserError(f"model.aux_weight: {backbone} has no auxiliary classifiers.")
+    made = {name: (stage, module) for name, (stage, module) in made.items() if stage in shapes}
+    for stage, module in made.values():  # some maps are too small for it: better said now than in the first step
+        nnx.eval_shape(lambda m, x: m(x), module, jax.ShapeDtypeStruct((1, *shapes[stage]), jnp.float32))
+    return made
+
+
+def _shapes(model: Model, side: int) -> dict[str, tuple[int, int, int]]:
+    """[H, W, C] of every stage's map, in the order of the stages."""
+    picture = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
+    maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)
+    return {name: maps[name].shape[1:] for name in model.stage_names}

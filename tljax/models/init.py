@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -39,6 +40,16 @@ def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return np.ones(shape)
 
 
+def layer_scale(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """One millionth (Touvron et al. 2021, arXiv:2103.17239): a block starts as the identity."""
+    return np.full(shape, 1e-6)
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal of deviation 0.02, as in ConvNeXt (whose truncation, at 100 deviations, cuts nothing)."""
+    return rng.normal(0, 0.02, shape)
+
+
 # (last part of the path, rank) → initialiser; rank None stands for every rank.
 INITIALISERS: dict[tuple[str, int | None], Callable] = {
     ("kernel", 4): he_normal,
@@ -47,14 +58,23 @@ INITIALISERS: dict[tuple[str, int | None], Callable] = {
     ("scale", None): ones,
     ("mean", None): zeros,
     ("var", None): ones,
+    ("gamma", None): layer_scale,
 }
 
 
-def fill(model: nnx.Module, key: jax.Array) -> None:
-    """Gives every leaf of an abstract model its initial value, in place."""
-    words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+def fill(model: nnx.Module, key: jax.Array, own: Mapping[tuple[str, int | None], Callable] = MappingProxyType({})):
+    """Gives every leaf of a model that has no value yet its initial one, in place.
+
+    Args:
+      model: from `build`; leaves with values, as pretrained weights left them, stay.
+      key: the seed.
+      own: the family's own rows of the table, which come first.
+    """
+    words, table = np.asarray(jax.random.key_data(key)).ravel().tolist(), INITIALISERS | own
     for path, variable in flat(nnx.state(model)).items():
+        if not isinstance(variable.get_value(), jax.ShapeDtypeStruct):
+            continue
         name, shape = path.split("/")[-1], variable.shape
-        draw = INITIALISERS.get((name, len(shape))) or INITIALISERS[name, None]
+        draw = table.get((name, len(shape))) or table[name, None]
         rng = np.random.default_rng([*words, zlib.crc32(path.encode())])
         variable.set_value(jax.numpy.asarray(draw(rng, shape).astype(variable.dtype)))

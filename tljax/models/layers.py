@@ -7,48 +7,142 @@ how a phase keeps the frozen part of a network still. Initial values come from `
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+Side = int | tuple[int, int]
+
+
+class Norm(NamedTuple):
+    """The constants of a BatchNorm, which differ between libraries and networks.
+
+    Attributes:
+      epsilon: added to the variance.
+      momentum: of the running statistics; PyTorch's 0.1 is 0.9 here.
+      unbiased: whether the running variance follows the batch variance times n / (n - 1).
+      scale: whether there is a scale (gamma).
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    unbiased: bool = True
+    scale: bool = True
+
+
+TORCH = Norm()
+# Keras' own ResNet and DenseNet; momentum is Keras' default.
+KERAS = Norm(epsilon=1.001e-5, momentum=0.99, unbiased=False)
+
 
 class Conv(nnx.Conv):
-    """k×k convolution with PyTorch's symmetric padding (k // 2), NHWC, kernel [k, k, in, out]."""
+    """Convolution, NHWC, kernel [kh, kw, in / groups, out], padded alike on both sides as in PyTorch.
 
-    def __init__(self, inputs: int, outputs: int, size: int = 3, *, stride=1, bias=True, dtype=None, rngs):
+    Args:
+      inputs: channels.
+      outputs: channels.
+      size: of the kernel.
+      stride: of the window.
+      padding: pixels on each side; None keeps the side at stride 1, for odd sizes.
+      groups: of channels that do not see each other.
+      dilation: distance of the kernel's taps.
+      bias: whether there is one.
+      dtype: of the computation.
+      rngs: flax wants one; initial values come from `tljax.models.init`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: Side = 3,
+        *,
+        stride: int = 1,
+        padding: Side | None = None,
+        groups: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        dtype=None,
+        rngs,
+    ):
+        size = _pair(size)
+        padding = tuple(dilation * (s // 2) for s in size) if padding is None else _pair(padding)
         super().__init__(
             inputs,
             outputs,
-            (size, size),
+            size,
             strides=stride,
-            padding=size // 2,
+            padding=tuple((p, p) for p in padding),  # hashable, as graph definitions are
+            kernel_dilation=dilation,
+            feature_group_count=groups,
             use_bias=bias,
+            kernel_init=nnx.initializers.zeros,
             dtype=dtype,
             rngs=rngs,
         )
 
 
-class BatchNorm(nnx.BatchNorm):
-    """BatchNorm with PyTorch's constants: momentum 0.1, which is Flax's 0.9, and epsilon 1e-5."""
+class Linear(nnx.Linear):
+    """Dense layer, kernel [in, out]."""
 
-    def __init__(self, features: int, *, affine=True, dtype=None, rngs):
+    def __init__(self, inputs: int, outputs: int, *, dtype=None, rngs):
+        super().__init__(inputs, outputs, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """BatchNorm (Ioffe & Szegedy 2015, arXiv:1502.03167) with the constants of `norm`."""
+
+    def __init__(self, features: int, *, norm: Norm = TORCH, affine=True, dtype=None, rngs):
         super().__init__(
             features,
-            momentum=0.9,
-            epsilon=1e-5,
-            use_scale=affine,
+            momentum=norm.momentum,
+            epsilon=norm.epsilon,
+            use_scale=affine and norm.scale,
             use_bias=affine,
             # The textbook variance: E[x²]-E[x]² cancels badly where the mean is large beside the spread.
             use_fast_variance=False,
             dtype=dtype,
             rngs=rngs,
         )
+        self.unbiased = norm.unbiased
         self.frozen = False
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalises by the batch when `train` and not frozen, else by the running statistics."""
-        return super().__call__(x, use_running_average=self.frozen or not train)
+        before = self.momentum * self.var.get_value()
+        y = super().__call__(x, use_running_average=self.frozen or not train)
+        if train and self.unbiased and not self.frozen:
+            n = x.size // x.shape[-1]
+            self.var.set_value(before + (self.var.get_value() - before) * (n / max(1, n - 1)))
+        return y
+
+
+class ConvNorm(nnx.Module):
+    """A convolution and its BatchNorm; options as in `Conv`."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: Side = 3, *, norm: Norm = TORCH, bias=False, dtype=None, rngs, **options
+    ):
+        self.conv = Conv(inputs, outputs, size, bias=bias, dtype=dtype, rngs=rngs, **options)
+        self.bn = BatchNorm(outputs, norm=norm, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[B, H, W, in] → [B, H / stride, W / stride, out]."""
+        return self.bn(self.conv(x), train)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm over channels (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, features: int, *, epsilon: float = 1e-6, dtype=None, rngs):
+        super().__init__(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[..., features] → the same shape; training changes nothing."""
+        return super().__call__(x)
 
 
 class Dropout(nnx.Module):
@@ -64,13 +158,38 @@ class Dropout(nnx.Module):
             return x
         if rngs is None:
             raise ValueError("dropout in training needs rngs")
-        keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, x.shape)
+        keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, self.units(x.shape))
         return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
+    def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is kept or dropped as one."""
+        return shape
 
-def max_pool(x: jax.Array, size: int = 2, stride: int = 2) -> jax.Array:
-    """Max pooling without padding; the odd last row and column are dropped, as in PyTorch and Keras."""
-    return nnx.max_pool(x, (size, size), strides=(stride, stride))
+
+class DropPath(Dropout):
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drops a residual branch, picture by picture."""
+
+    def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """One draw for each picture."""
+        return (shape[0],) + (1,) * (len(shape) - 1)
+
+
+def drop_path_rates(last: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """The rate of every block, stage by stage: from 0 at the first, growing linearly to `last`."""
+    rates = iter(np.linspace(0, last, sum(depths)).tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def max_pool(x: jax.Array, size: int = 2, stride: int = 2, padding: int = 0, ceil: bool = False) -> jax.Array:
+    """Max pooling [B, H, W, C]; what does not fill a window is dropped, or with `ceil` a window of its own."""
+    pads = [(padding, _ceil_padding(length, size, stride, padding) if ceil else padding) for length in x.shape[1:3]]
+    return nnx.max_pool(x, (size, size), strides=(stride, stride), padding=pads)
+
+
+def average_pool(x: jax.Array, size: int, stride: int = 1, padding: int = 0, count_padding: bool = True) -> jax.Array:
+    """Average pooling [B, H, W, C]; padding counts as zeros, as in PyTorch, or not at all, as in Keras."""
+    pads = [(padding, padding)] * 2
+    return nnx.avg_pool(x, (size, size), strides=(stride, stride), padding=pads, count_include_pad=count_padding)
 
 
 def average_pool_to(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -89,3 +208,15 @@ def _windows(length: int, size: int) -> np.ndarray:
         window = slice(i * length // size, -(-(i + 1) * length // size))
         weights[window, i] = 1 / (window.stop - window.start)
     return weights
+
+
+def _ceil_padding(length: int, size: int, stride: int, padding: int) -> int:
+    """The padding at the end that makes room for a last window, which must start before the end of the input."""
+    windows = -(-(length + 2 * padding - size) // stride) + 1
+    if (windows - 1) * stride >= length + padding:
+        windows -= 1
+    return (windows - 1) * stride + size - length - padding
+
+
+def _pair(side: Side) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else side

@@ -1,4 +1,4 @@
-"""VGG (Simonyan & Zisserman 2015, https://arxiv.org/abs/1409.1556)."""
+"""VGG (Simonyan & Zisserman 2015, arXiv:1409.1556), without and with BatchNorm."""
 
 from __future__ import annotations
 
@@ -7,50 +7,67 @@ import dataclasses
 import jax
 from flax import nnx
 
-from tljax.models.layers import Conv, max_pool
+from tljax.models.layers import TORCH, Conv, ConvNorm, Norm, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Output channels of the convolutions, block by block."""
+    """What tells one VGG from another.
+
+    Attributes:
+      blocks: output channels of the convolutions, block by block.
+      norm: constants of a BatchNorm after each convolution; None: no BatchNorm, as in the paper.
+    """
 
     blocks: tuple[tuple[int, ...], ...]
+    norm: Norm | None = None
 
 
-VARIANTS = {
-    "vgg16": Variant(((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)),
+_DEPTHS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_PLAIN = {
+    name: Variant(tuple((width,) * depth for width, depth in zip((64, 128, 256, 512, 512), depths, strict=True)))
+    for name, depths in _DEPTHS.items()
 }
+VARIANTS = _PLAIN | {f"{name}_bn": dataclasses.replace(v, norm=TORCH) for name, v in _PLAIN.items()}
 
 
 class Convs(nnx.Module):
     """Convolutions `conv{first}`, ... with ReLU, after an optional 2×2 max pool."""
 
-    def __init__(self, inputs: int, widths: tuple[int, ...], *, first=1, pool=False, dtype=None, rngs):
+    def __init__(self, inputs: int, widths: tuple[int, ...], *, norm, first=1, pool=False, dtype=None, rngs):
         self.pool = pool
         self.names = tuple(f"conv{first + i}" for i in range(len(widths)))
         for name, outputs in zip(self.names, widths, strict=True):
-            setattr(self, name, Conv(inputs, outputs, dtype=dtype, rngs=rngs))
+            if norm is None:
+                unit = Conv(inputs, outputs, dtype=dtype, rngs=rngs)
+            else:
+                # torchvision's convolutions keep their bias under BatchNorm.
+                unit = ConvNorm(inputs, outputs, norm=norm, bias=True, dtype=dtype, rngs=rngs)
+            setattr(self, name, unit)
             inputs = outputs
+        self.normed = norm is not None
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """[B, H, W, in] → [B, H, W, out], half the side when pooled."""
         x = max_pool(x) if self.pool else x
         for name in self.names:
-            x = nnx.relu(getattr(self, name)(x))
+            unit = getattr(self, name)
+            x = nnx.relu(unit(x, train) if self.normed else unit(x))
         return x
 
 
-def stages(config: Variant, *, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
     """Stage k is block k of the paper, without its pool; `stem` is conv1_1 and `pool` the last max pool.
 
     Pools stand at the start of the next stage, so that a stage's map is the one before the pool (Keras'
     `block3_conv3`); its stride is 2^(k-1). `pool` is Keras' `block5_pool`.
     """
+    common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
     first, *others = config.blocks
-    built = {"stem": Convs(3, first[:1], dtype=dtype, rngs=rngs)}
-    built["stage1"] = Convs(first[0], first[1:], first=2, dtype=dtype, rngs=rngs)
-    inputs = first[-1]
+    built = {"stem": Convs(inputs, first[:1], **common)}
+    built["stage1"] = Convs(first[0], first[1:], first=2, **common)
+    channels = first[-1]
     for k, widths in enumerate(others, start=2):
-        built[f"stage{k}"] = Convs(inputs, widths, pool=True, dtype=dtype, rngs=rngs)
-        inputs = widths[-1]
-    return built | {"pool": Convs(inputs, (), pool=True, rngs=rngs)}
+        built[f"stage{k}"] = Convs(channels, widths, pool=True, **common)
+        channels = widths[-1]
+    return built | {"pool": Convs(channels, (), pool=True, **common)}

@@ -97,7 +97,7 @@ def _finished(config: Config) -> tuple[Network, Leaves, dict]:
     result = WorkDir(config.workdir).read("result.json")
     network = Network.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
     with Checkpoints(Path(config.workdir)) as checkpoints:
-        like = network.mesh.put(network.leaves())
+        like = network.mesh.like(network.leaves())
         return network, checkpoints.restore(checkpoints.best, {"params": like})["params"], result
 
 

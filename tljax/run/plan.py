@@ -58,7 +58,7 @@ def show(config: Config, console: Console) -> None:
 
 def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     """Counts a phase's cost from shapes alone."""
-    leaves = jax.eval_shape(lambda: prepared.network.leaves())
+    leaves = prepared.network.leaves()
     learned, moving, frozen = plan.take(leaves)
     hyper = hyper_of(plan.optim)
     state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, hyper), learned, moving)

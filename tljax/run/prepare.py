@@ -28,7 +28,7 @@ from tljax.weights import PRESETS, Preprocess, Weights
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
-    """A model with what it is fed and where it runs; all that is needed to predict.
+    """A model with what it is fed and where it runs; all that is needed to predict but the values of its leaves.
 
     Attributes:
       config: of the run.
@@ -46,26 +46,30 @@ class Network:
 
     @classmethod
     def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess) -> Network:
-        """Builds the config's model with random weights; `preprocess.size` is the side of its input."""
-        head = config.model
+        """Builds the config's model, abstract: its leaves are shapes; `preprocess.size` is the side of its input."""
+        model, published = config.model, {} if config.model.norm is None else {"norm": config.model.norm}
         model = models.build(
-            head.backbone,
+            model.backbone,
             num_classes=len(classes),
-            head=head.head,
-            tap=head.tap,
+            head=model.head,
+            tap=model.tap,
             image_size=preprocess.size,
+            in_channels=preprocess.channels,
+            options=model.options,
+            auxiliary=model.aux_weight > 0,
+            remat=model.remat,
             dtype=jax.numpy.dtype(config.train.precision),
-            pool=head.pool,
-            pool_size=head.pool_size,
-            norm=head.norm,
-            hidden=head.hidden,
-            dropout=head.dropout,
-            rngs=nnx.Rngs(config.seed),
+            pool=model.pool,
+            pool_size=model.pool_size,
+            hidden=model.hidden,
+            dropout=model.dropout,
+            rngs=None,
+            **published,
         )
         return cls(config, model, tuple(classes), preprocess, Mesh(config.train.batch_size))
 
     def leaves(self) -> Leaves:
-        """The leaves of the model as it is now."""
+        """The leaves of the model as it is now, shapes where they have no value yet."""
         _, params, stats = leaves_of.split(self.model)
         return params | stats
 
@@ -92,7 +96,7 @@ class Prepared:
     Attributes:
       config: of the run.
       data: the splits.
-      network: with random weights; the source weights are not read yet.
+      network: without values; neither are the source weights read nor random ones drawn yet.
       source: where the weights come from, or None.
       strategy: whether weights are loaded, and the phases.
       plans: the phases made concrete.
@@ -114,7 +118,9 @@ class Prepared:
     def load_weights(self) -> Leaves:
         """The leaves that training starts from."""
         if self.strategy.pretrained:
-            weights.load(self.network.model, self.source, keep="head/.*")
+            # A published norm in front of the classifier is worth having; the classifier itself is for other classes.
+            weights.load(self.network.model, self.source, keep="head/(?!norm/).*", optional="head/norm/.*")
+        models.initialise(self.network.model, nnx.Rngs(self.config.seed))
         return self.network.leaves()
 
 
@@ -132,6 +138,8 @@ def prepare(config: Config) -> Prepared:
     source = None
     if config.model.weights is not None:
         source = weights.find(config.model.weights, config.model.preprocess)
+        if source.backbone not in (None, config.model.backbone):
+            raise UserError(f"{source.name} fits model.backbone={source.backbone!r}, not {config.model.backbone!r}.")
         if source.preprocess is None:
             raise UserError(
                 f"Nobody knows what {config.model.weights} was trained on: set model.preprocess to one of "
@@ -139,7 +147,10 @@ def prepare(config: Config) -> Prepared:
             )
     preprocess = source.preprocess if source else PRESETS[config.model.preprocess or "symmetric"]
     size = config.data.image_size or preprocess.size or data.train.images.shape[1]
-    network = Network.build(config, data.classes, dataclasses.replace(preprocess, size=size))
+    channels, here = config.model.in_channels, data.train.images.shape[-1]
+    if here not in (1, channels) and (here, channels) != (3, 1):
+        raise UserError(f"model.in_channels={channels}, but the pictures have {here}.")
+    network = Network.build(config, data.classes, dataclasses.replace(preprocess, size=size, channels=channels))
     params = leaves_of.split(network.model).params
     stages = [s for s in network.model.stage_names if any(p.startswith(f"{s}/") for p in params)]
     strategy = resolve(config, stages)

@@ -94,6 +94,8 @@ def resolve(config: Config, stages: Sequence[str]) -> Strategy:
             phases[0] = dataclasses.replace(phases[0], epochs=probe)
     else:
         raise UserError(f'There is no strategy.name "{strategy.name}"{nearest(strategy.name, [*PRESETS, "custom"])}')
+    if weight := config.model.aux_weight:
+        phases = [dataclasses.replace(p, objectives=(*p.objectives, ("aux_cross_entropy", weight))) for p in phases]
     return Strategy(
         strategy.name != "scratch" and config.model.weights is not None, _share(phases, config.train.epochs)
     )

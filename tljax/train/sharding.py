@@ -29,3 +29,7 @@ class Mesh:
     def put(self, tree: Any) -> Any:
         """Copies to all devices."""
         return jax.device_put(tree, self.replicated)
+
+    def like(self, tree: Any) -> Any:
+        """The shapes and types of what `put` would give."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)

@@ -75,10 +75,10 @@ def make_train_step(spec: Spec):
 
         def loss_fn(learned: Leaves):
             model = leaves_of.merge(spec.graphdef, learned | state.moving | frozen)
-            logits = model(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
-            loss = sum(weight * OBJECTIVES[name](logits, batch, hyper) for name, weight in spec.objectives)
+            outputs = model.outputs(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
+            loss = sum(weight * OBJECTIVES[name](outputs, batch, hyper) for name, weight in spec.objectives)
             moved = leaves_of.stats_of(model)
-            return loss, (logits, {path: moved[path] for path in state.moving})
+            return loss, (outputs["logits"], {path: moved[path] for path in state.moving})
 
         (loss, (logits, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
         optimizer = make_optimizer(spec.optimizer, hyper, dict(spec.groups))

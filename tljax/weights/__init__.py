@@ -1,18 +1,31 @@
-"""Pretrained weights: where they are, what they want to be fed, and a strict way into a model."""
+"""Pretrained weights: where they are, what they want to be fed, and a strict way into a model and out of it."""
 
-from tljax.weights.catalogue import CATALOGUE
-from tljax.weights.load import Weights, find, load, parameters_digest
-from tljax.weights.port import port
+from tljax.weights.catalogue import CATALOGUE, Entry
+from tljax.weights.load import Weights, find, load, open_weights, parameters_digest
+from tljax.weights.port import adapt_channels, export, port
 from tljax.weights.preprocess import PRESETS, Preprocess, make_preprocess
+
+
+def list(pattern: str = "*") -> tuple[Entry, ...]:
+    """The known weights whose name matches a shell pattern, e.g. `tljax.weights.list("*resnet50*")`."""
+    import fnmatch
+
+    return tuple(entry for entry in CATALOGUE.values() if fnmatch.fnmatch(entry.name, pattern))
+
 
 __all__ = [
     "CATALOGUE",
     "PRESETS",
+    "Entry",
     "Preprocess",
     "Weights",
+    "adapt_channels",
+    "export",
     "find",
+    "list",
     "load",
     "make_preprocess",
+    "open_weights",
     "parameters_digest",
     "port",
 ]

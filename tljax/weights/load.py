@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ from tljax.checkpoints import Checkpoints
 from tljax.errors import UserError, nearest
 from tljax.models import Model
 from tljax.models import state as leaves_of
-from tljax.weights.catalogue import CATALOGUE
+from tljax.weights.catalogue import CATALOGUE, Entry
+from tljax.weights.download import from_url
+from tljax.weights.files import LazyTensor, open_tensors
+from tljax.weights.files.keras_h5 import number_from_one
+from tljax.weights.hub import from_hub
 from tljax.weights.port import port
 from tljax.weights.preprocess import PRESETS, Preprocess
-from tljax.weights.rules import IGNORE, TORCHVISION, Rule
+from tljax.weights.rules import OURS, detect, layouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,37 +35,45 @@ class Weights:
       path: the file, or the work directory.
       sha256: of the file; for a work directory, the digest of its best model's leaves.
       preprocess: what they were trained on; None when nobody knows.
+      backbone: the network that they fit; None when nobody has said.
+      revision: the commit of a Hub repository.
     """
 
     name: str
     path: Path
     sha256: str
     preprocess: Preprocess | None
+    backbone: str | None = None
+    revision: str | None = None
 
     def describe(self) -> dict[str, str]:
-        """Name and digest, for result.json."""
-        return {"name": self.name, "sha256": self.sha256}
+        """Name, digest and revision, for result.json."""
+        described = {"name": self.name, "sha256": self.sha256}
+        return described | ({"revision": self.revision} if self.revision else {})
 
 
 def find(source: str, preprocess: str | None = None) -> Weights:
-    """Finds weights by catalogue name, path of a .safetensors file, or `workdir:PATH`.
+    """Finds weights, and downloads them where that is needed.
 
     Args:
-      source: the name or path.
+      source: a name of the catalogue; a file's path, also as `file:PATH`; `hf:OWNER/REPO`, with `@REVISION` and
+        `:FILE` if need be; or `workdir:PATH`, a finished run.
       preprocess: for files that nobody knows; a preset's name. It may not contradict what is known.
 
     Raises:
       UserError: not there, damaged, or not the file that the catalogue means.
     """
-    found = _find_workdir(source) if source.startswith("workdir:") else _find_file(source)
-    if preprocess is None or found.preprocess == PRESETS[preprocess]:
+    prefix = source.partition(":")[0]
+    found = _FINDERS.get(prefix, _find_file)(source)
+    if preprocess is None:
         return found
-    if found.preprocess is not None:
+    wanted = PRESETS[preprocess]
+    if found.preprocess is not None and not found.preprocess.same_values(wanted):
         raise UserError(
             f'{source} was trained with preprocessing "{found.preprocess.name}": '
             f'leave model.preprocess unset instead of "{preprocess}".'
         )
-    return dataclasses.replace(found, preprocess=PRESETS[preprocess])
+    return dataclasses.replace(found, preprocess=found.preprocess or wanted)
 
 
 def load(
@@ -68,14 +81,16 @@ def load(
     source: str | Weights,
     *,
     keep: str | Sequence[str] = (),
-    ignore: str | Sequence[str] = IGNORE,
+    optional: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
 ) -> Weights:
-    """Fills a model in place from weights in torchvision's names, or from a run's best model.
+    """Fills a model in place from published weights, a file in any layout that its family reads, or a run's best model.
 
     Args:
-      model: from `tljax.models.build`.
+      model: from `tljax.models.build`; it may be abstract.
       source: as `find` takes it, or what it returned.
       keep: patterns of paths that keep their value, e.g. "head/.*".
+      optional: patterns of paths that are filled where the source has a tensor that fits.
       ignore: patterns of foreign names that are not wanted.
 
     Returns:
@@ -85,12 +100,26 @@ def load(
       UserError: a tensor without a place, a leaf without a tensor, or a wrong shape; it shows all of them.
     """
     weights = source if isinstance(source, Weights) else find(source)
-    if weights.path.is_dir():
-        tensors, rules = _read_workdir(weights.path), [Rule("(.*)", r"\1")]
-    else:
-        tensors, rules = _read_safetensors(weights.path), TORCHVISION[model.family](model.config)
-    port(tensors, model, rules, keep=keep, ignore=ignore, source=weights.name)
+    with open_weights(weights) as tensors:
+        if weights.path.is_dir():
+            layout = OURS
+        else:
+            layout = layouts(model.family, model.config)[detect(tensors, model.family, model.config)]
+        port(tensors, model, layout, keep=keep, optional=optional, ignore=ignore, source=weights.name)
     return weights
+
+
+@contextlib.contextmanager
+def open_weights(weights: Weights) -> Iterator[Mapping[str, LazyTensor | np.ndarray]]:
+    """Opens what `find` found: foreign name (of a run: path) → tensor."""
+    if weights.path.is_dir():
+        with Checkpoints(weights.path) as checkpoints:
+            yield checkpoints.read_params(checkpoints.best)
+        return
+    with open_tensors(weights.path) as tensors:
+        # Keras numbers nameless layers on through a session: what a file has as conv2d_95 may be its first.
+        renamed = number_from_one(tensors) if weights.path.suffix in (".h5", ".hdf5") else {}
+        yield {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def parameters_digest(leaves: leaves_of.Leaves) -> str:
@@ -104,20 +133,49 @@ def parameters_digest(leaves: leaves_of.Leaves) -> str:
 
 
 def _find_file(source: str) -> Weights:
-    entry, path = CATALOGUE.get(source), Path(source)
+    """A file by its path, or by its name in the catalogue if it lies in `$TLJAX_WEIGHTS_DIR`."""
+    entry, path = CATALOGUE.get(source), Path(source.removeprefix("file:"))
     if entry is not None:
-        if "TLJAX_WEIGHTS_DIR" not in os.environ:
-            raise UserError(f"{source} needs TLJAX_WEIGHTS_DIR, the folder that has {source}.safetensors.")
-        path = Path(os.environ["TLJAX_WEIGHTS_DIR"]) / f"{source}.safetensors"
+        if (kept := _kept(entry)) is None:
+            raise UserError(f"{source} needs TLJAX_WEIGHTS_DIR, the folder that has {entry.source}.")
+        path = kept
     if not path.is_file():
         hint = "" if entry or "/" in source else nearest(source, CATALOGUE)
         raise UserError(f"There are no weights at {path}{hint or '.'}")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if entry is not None and sha256 != entry.sha256:
-        raise UserError(f"{path} is not {source}: its SHA-256 is {sha256}, expected {entry.sha256}.")
-    known = {e.sha256: e.preprocess for e in CATALOGUE.values()}
-    return Weights(source, path, sha256, known.get(sha256))
+    sha256 = _digest(path)
+    if entry is not None and sha256 != entry.digest:
+        raise UserError(f"{path} is not {source}: its SHA-256 is {sha256}, expected {entry.digest}.")
+    entry = next((e for e in CATALOGUE.values() if e.digest == sha256), None)
+    return Weights(source, path, sha256, entry and entry.preprocess, entry and entry.backbone)
+
+
+def _find_url(source: str) -> Weights:
+    """A file that torchvision or Keras publishes: in `$TLJAX_WEIGHTS_DIR`, the cache, or from its address."""
+    entry = CATALOGUE.get(source)
+    if entry is None:
+        raise UserError(f'There are no published weights "{source}"{nearest(source, CATALOGUE)}')
+    path = _kept(entry)
+    if path is None or not path.is_file():
+        path = from_url(entry.source, **{"md5" if entry.digest_is_md5 else "prefix": entry.digest})
+    elif not (found := _digest(path, "md5" if entry.digest_is_md5 else "sha256")).startswith(entry.digest):
+        raise UserError(f"{path} is not {source}: its digest is {found}, expected {entry.digest}.")
+    return Weights(source, path, _digest(path), entry.preprocess, entry.backbone)
+
+
+def _find_hub(source: str) -> Weights:
+    """A file of a Hub repository."""
+    repo, _, filename = source.removeprefix("hf:").partition(":")
+    repo, _, revision = repo.partition("@")
+    entry = CATALOGUE.get(f"hf:{repo}")
+    try:
+        fetched = from_hub(repo, filename or None, revision or None)
+    except UserError as error:
+        # A slip in a name that the catalogue nearly knows is likelier than a repository that we may not see.
+        close = "" if entry else nearest(f"hf:{repo}", CATALOGUE)
+        raise UserError(f"{error}{close}" if "did you mean" in close else str(error)) from error
+    return Weights(
+        source, fetched.path, fetched.sha256, entry and entry.preprocess, entry and entry.backbone, fetched.revision
+    )
 
 
 def _find_workdir(source: str) -> Weights:
@@ -128,16 +186,15 @@ def _find_workdir(source: str) -> Weights:
     return Weights(source, path, result["parameters_digest"], Preprocess.from_dict(result["preprocess"]))
 
 
-def _read_workdir(path: Path) -> dict[str, np.ndarray]:
-    with Checkpoints(path) as checkpoints:
-        return checkpoints.read_params(checkpoints.best)
+_FINDERS = {"workdir": _find_workdir, "hf": _find_hub, "torchvision": _find_url, "keras": _find_url}
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def _kept(entry: Entry) -> Path | None:
+    """Where a file of the catalogue would lie in `$TLJAX_WEIGHTS_DIR`; None if that is unset."""
+    folder = os.environ.get("TLJAX_WEIGHTS_DIR")
+    return Path(folder) / entry.source.rpartition("/")[2] if folder else None
 
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a readable safetensors file: {error}.") from error
+
+def _digest(path: Path, algorithm: str = "sha256") -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

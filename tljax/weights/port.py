@@ -4,75 +4,169 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tljax.errors import UserError
 from tljax.models import Model
 from tljax.models import state as leaves_of
-from tljax.weights.rules import TRANSFORMS, Rule
+from tljax.weights.rules.table import TRANSFORMS, Layout, Rule
+
+
+class Match(NamedTuple):
+    """How foreign tensors fit a model.
+
+    Attributes:
+      plan: path → the rule, without blanks, that fills it.
+      unused: tensors without a place.
+      missing: leaves without a tensor.
+      misfits: tensors that have a place and do not fit it.
+    """
+
+    plan: dict[str, Rule]
+    unused: list[str]
+    missing: list[str]
+    misfits: list[str]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left over, missing, or misfit."""
+        return not (self.unused or self.missing or self.misfits)
+
+    def describe(self) -> str:
+        """What does not fit, as sentences."""
+        return (
+            f"Tensors without a place: {_listed(self.unused)}. Leaves without a tensor: {_listed(self.missing)}. "
+            f"Wrong shapes: {_listed(self.misfits)}."
+        )
+
+
+def match(
+    tensors: Mapping[str, np.ndarray],
+    model: Model,
+    layout: Layout,
+    *,
+    keep: str | Sequence[str] = (),
+    optional: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+) -> Match:
+    """Finds the place of every foreign tensor by name and shape; arguments as in `port`."""
+    keep, optional, ignore = _patterns(keep), _patterns(optional), _patterns(ignore)
+    _, params, stats = leaves_of.split(model)
+    target, first = params | stats, first_kernel(params)
+    plan, unused, misfits = {}, [], []
+    for name, tensor in tensors.items():
+        if layout.ignores(name) or _matches(name, ignore):
+            continue
+        rule = layout.place(name)
+        if rule is None:
+            unused.append(name)
+        elif _matches(rule.path, keep) or rule.path.split("/")[0] in model.cut:
+            continue
+        elif rule.path in plan:
+            misfits.append(f"{name}: {rule.path} is already filled")
+        elif rule.path not in target:
+            unused += [] if _matches(rule.path, optional) else [f"{name} (for {rule.path})"]
+        else:
+            shape, wanted = shape_after(rule, tensor.shape), target[rule.path].shape
+            if shape == wanted or (rule.path == first and _adaptable(shape, wanted)):
+                plan[rule.path] = rule
+            elif not _matches(rule.path, optional):
+                plan[rule.path] = rule
+                misfits.append(f"{name}: {shape or tuple(tensor.shape)}, but {rule.path} is {wanted}")
+    missing = [p for p in target if p not in plan and not _matches(p, (*keep, *optional))]
+    return Match(plan, unused, missing, misfits)
 
 
 def port(
     tensors: Mapping[str, np.ndarray],
     model: Model,
-    rules: Sequence[Rule],
+    layout: Layout,
     *,
     keep: str | Sequence[str] = (),
+    optional: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
     source: str = "the source",
 ) -> None:
-    """Fills `model` in place from foreign tensors, or raises and leaves it untouched.
+    """Fills `model` in place from foreign tensors, one at a time, or raises and leaves it untouched.
+
+    A source for pictures of three channels fits a model of any other number: see `adapt_channels`.
 
     Args:
-      tensors: foreign name → array.
-      model: its stages that are not built (`model.cut`) may lie unused in the source.
-      rules: the first that matches a name decides.
+      tensors: foreign name → array, or what has `shape` and turns into an array when it is wanted.
+      model: its stages that are not built (`model.cut`) may lie unused in the source; it may be abstract.
+      layout: of the foreign names.
       keep: patterns of our paths that stay as they are, even where the source has a tensor for them.
-      ignore: patterns of foreign names that are not wanted.
+      optional: patterns of our paths that are filled where the source has a tensor that fits, and else stay.
+      ignore: patterns of foreign names that are not wanted, besides the layout's own.
       source: what to call the source in the error.
 
     Raises:
       UserError: with the tensors without a place, the leaves without a tensor, and the misfits.
     """
-    keep, ignore = _patterns(keep), _patterns(ignore)
-    _, params, stats = leaves_of.split(model)
-    target = params | stats
-    filled, unused, misfits = {}, [], []
-    for name, tensor in tensors.items():
-        if _matches(name, ignore):
-            continue
-        path, transform = _place(name, rules)
-        if path is None:
-            unused.append(name)
-        elif _matches(path, keep) or path.split("/")[0] in model.cut:
-            continue
-        elif path not in target:
-            unused.append(f"{name} (for {path})")
-        else:
-            value = TRANSFORMS[transform](np.asarray(tensor))
-            if path in filled:
-                misfits.append(f"{name}: {path} is already filled")
-            elif value.shape != target[path].shape:
-                misfits.append(f"{name}: {value.shape}, but {path} is {target[path].shape}")
-            filled[path] = value
-    missing = [p for p in target if p not in filled and not _matches(p, keep)]
-    if unused or missing or misfits:
+    found = match(tensors, model, layout, keep=keep, optional=optional, ignore=ignore)
+    if not found.whole:
         raise UserError(
-            f"{source} does not fit the model. "
-            f"Tensors without a place: {_listed(unused)}. Leaves without a tensor: {_listed(missing)}. "
-            f"Wrong shapes: {_listed(misfits)}. "
+            f"{source} does not fit the model. {found.describe()} "
             "Name in `ignore` the tensors that are not wanted and in `keep` the leaves that stay."
         )
-    leaves_of.update(model, {p: jnp.asarray(v, target[p].dtype) for p, v in filled.items()})
+    variables = leaves_of.flat(nnx.state(model))
+    for path, rule in found.plan.items():
+        value, variable = TRANSFORMS[rule.transform].ours(np.asarray(tensors[rule.name])), variables[path]
+        if value.shape != variable.shape:
+            value = adapt_channels(value, variable.shape[2])
+        variable.set_value(jnp.asarray(value, variable.dtype))
 
 
-def _place(name: str, rules: Sequence[Rule]) -> tuple[str | None, str]:
-    for rule in rules:
-        if match := re.fullmatch(rule.pattern, name):
-            return match.expand(rule.path), rule.transform
-    return None, "same"
+def export(model: Model, layout: Layout) -> dict[str, np.ndarray]:
+    """The leaves of a model under foreign names, laid out as there: the reverse of `port`.
+
+    Raises:
+      UserError: a leaf that the layout has no name for.
+    """
+    _, params, stats = leaves_of.split(model)
+    tensors, nameless = {}, []
+    for path, value in (params | stats).items():
+        if (rule := layout.origin(path)) is None:
+            nameless.append(path)
+        else:
+            tensors[rule.name] = np.ascontiguousarray(TRANSFORMS[rule.transform].theirs(np.asarray(value)))
+    if nameless:
+        raise UserError(f"This layout has no names for {_listed(nameless)}.")
+    return tensors
+
+
+def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Makes a first convolution's kernel for RGB, [k, k, 3, out], one for so many channels.
+
+    For one channel it is the sum over RGB, so that a grey picture gives what it would give as three equal channels.
+    For more, the kernel's three channels are repeated in turn and scaled by 3 / `channels`, which keeps the size of the
+    activations (timm's rule).
+    """
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    return kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)
+
+
+def first_kernel(params: Mapping[str, np.ndarray]) -> str | None:
+    """The path of the convolution that sees the picture."""
+    kernels = [p for p in params if p.startswith("stem/") and p.endswith("/kernel") and len(params[p].shape) == 4]
+    return min(kernels, default=None)
+
+
+def shape_after(rule: Rule, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The shape that a foreign tensor has for us; None if the transform cannot be done to it."""
+    try:
+        return TRANSFORMS[rule.transform].ours(np.broadcast_to(np.float32(0), tuple(shape))).shape
+    except (ValueError, IndexError):
+        return None
+
+
+def _adaptable(shape: tuple[int, ...] | None, wanted: tuple[int, ...]) -> bool:
+    return shape is not None and len(shape) == 4 and shape[2] == 3 and shape == (*wanted[:2], 3, *wanted[3:])
 
 
 def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:

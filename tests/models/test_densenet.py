@@ -1,0 +1,69 @@
+"""DenseNet: strides, the layers' growth, dropout, and the parameters that the paper's networks have."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tljax import models
+from tljax.errors import UserError
+from tljax.models import densenet
+from tljax.models import state as leaves_of
+from tljax.models.layers import average_pool
+from tljax.weights.rules import densenet as rules
+
+TINY = densenet.Variant((2, 1), growth=3, initial=4, dropout=0.5)
+
+
+def test_the_published_shapes():
+    model = models.build("densenet161", num_classes=1000, rngs=None)
+    levels = zip((2, 4, 8, 16, 32), (96, 384, 768, 2112, 2208), strict=True)
+    assert [tuple(level) for level in model.pyramid().values()] == list(levels)
+    # Of torchvision's densenet161.
+    assert sum(leaf.size for leaf in leaves_of.split(model).params.values()) == 28_681_000
+
+
+def test_each_layer_leaves_the_maps_before_it_as_they_are():
+    images = np.random.default_rng(0).normal(size=(2, 33, 33, 3)).astype(np.float32)
+    model = models.build(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0))
+    stage, x = model.stage1, model.stem(images)
+    gathered = stage(x)
+    assert gathered.shape == (2, 9, 9, 4 + 2 * 3)
+    stage.names = ("layer1",)
+    np.testing.assert_array_equal(stage(x), gathered[..., :7])
+
+
+def test_a_transition_may_pool_before_its_convolution():
+    unit = models.build(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage2.transition
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 7, 10)), jnp.float32)
+    after = average_pool(unit.conv(nnx.relu(unit.bn(x))), 2, 2)
+    np.testing.assert_allclose(unit(x), after, atol=1e-6)
+
+
+def test_dropout_is_for_training_alone():
+    layer = models.build(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage1.layer1
+    x = np.random.default_rng(1).normal(size=(2, 5, 5, 4)).astype(np.float32)
+    a, b = (layer(x, train=True, rngs=nnx.Rngs(dropout=k)) for k in (1, 2))
+    assert (a != b).any()
+    np.testing.assert_array_equal(layer(x), layer(x))
+
+
+def test_too_small_a_picture_is_an_error():
+    with pytest.raises(UserError, match="too small for densenet121"):
+        models.build("densenet121", num_classes=2, image_size=16, rngs=None)
+
+
+def test_the_published_files_of_torchvision_and_keras_have_older_names():
+    config = densenet.VARIANTS["densenet121"]
+    for layout, old, new in (
+        (
+            rules.torchvision,
+            "features.denseblock2.denselayer3.norm.1.bias",
+            "features.denseblock2.denselayer3.norm1.bias",
+        ),
+        (rules.keras, "conv1/bn/gamma", "conv1_bn/gamma"),
+        (rules.keras, "fc1000/kernel", "predictions/kernel"),
+    ):
+        path = layout(config).place(old).path
+        assert path == layout(config).place(new).path
+        assert layout(config).origin(path).name == new

@@ -1,0 +1,104 @@
+"""GoogLeNet and Inception v3: strides, blocks as data, and the auxiliary classifiers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tljax import models
+from tljax.errors import UserError
+from tljax.models import inception
+from tljax.models import state as leaves_of
+from tljax.models.inception import Auxiliary, AveragePool, AverageTo, Conv, MaxPool, Variant
+
+TINY = Variant(
+    3,
+    (
+        (Conv(4, 3, 2, 0),),
+        (MaxPool(), ((Conv(2),), (Conv(3), ((Conv(2, (1, 3)),), (Conv(2, (3, 1)),))), (AveragePool(), Conv(1)))),
+        (MaxPool(2, ceil=True), Conv(5)),
+    ),
+    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), places=4, hidden=6, dropout=0.5),),
+)
+
+
+def auxiliary(model, **maps):
+    """Shapes of the auxiliary classifiers' answers to maps of these shapes."""
+    maps = {stage: jax.ShapeDtypeStruct((2, *shape), jnp.float32) for stage, shape in maps.items()}
+    answers = nnx.eval_shape(lambda m, maps: m.head.auxiliary(maps), model, maps)
+    return {name: logits.shape for name, logits in answers.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "auxiliary", "strides", "channels", "parameters"),
+    [
+        # The parameters are those of torchvision's networks and of Keras' InceptionV3 with 1000 classes.
+        ("googlenet", True, (2, 4, 8, 16, 16, 16, 32), (64, 192, 480, 512, 528, 832, 1024), 13_004_888),
+        ("inception_v3", True, (2, 4, 8, 16, 32), (64, 192, 288, 768, 2048), 27_161_264),
+        ("inception_v3_keras", False, (2, 4, 8, 16, 32), (64, 192, 288, 768, 2048), 23_817_352),
+    ],
+)
+def test_the_published_shapes(name, auxiliary, strides, channels, parameters):
+    model = models.build(name, num_classes=1000, auxiliary=auxiliary, rngs=None)
+    assert [tuple(level) for level in model.pyramid().values()] == list(zip(strides, channels, strict=True))
+    assert sum(leaf.size for leaf in leaves_of.split(model).params.values()) == parameters
+
+
+def test_a_network_is_data():
+    model = models.build(TINY, num_classes=2, image_size=25, rngs=None)
+    maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((2, 25, 25, 3), jnp.float32))
+    assert {name: x.shape for name, x in maps.items()} == {
+        "stem": (2, 12, 12, 4),
+        "stage1": (2, 5, 5, 2 + 4 + 1),
+        "stage2": (2, 3, 3, 5),
+    }
+    kernels = [p for p in leaves_of.split(model).params if p.startswith("stage1/") and p.endswith("kernel")]
+    assert sorted(kernels) == [
+        "stage1/block1/branch1/unit1/conv/kernel",
+        "stage1/block1/branch2/block1/branch1/unit1/conv/kernel",
+        "stage1/block1/branch2/block1/branch2/unit1/conv/kernel",
+        "stage1/block1/branch2/unit1/conv/kernel",
+        "stage1/block1/branch3/unit1/conv/kernel",
+    ]
+
+
+def test_auxiliary_classifiers_drop_out_in_training_alone():
+    model = models.build(TINY, num_classes=2, image_size=25, auxiliary=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    maps = {"stage1": jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 7)), jnp.bfloat16)}
+    a, b = (model.head.auxiliary(maps, train=True, rngs=nnx.Rngs(dropout=k))["aux1"] for k in (1, 2))
+    assert (a.shape, a.dtype) == ((2, 2), jnp.float32)
+    assert (a != b).any()
+    np.testing.assert_array_equal(model.head.auxiliary(maps)["aux1"], model.head.auxiliary(maps)["aux1"])
+
+
+def test_googlenets_auxiliary_classifiers_take_any_map_and_a_tap_before_one_leaves_it_out():
+    model = models.build("googlenet", num_classes=2, auxiliary=True, rngs=None)
+    assert auxiliary(model, stage3=(3, 3, 512), stage4=(14, 14, 528)) == {"aux1": (2, 2), "aux2": (2, 2)}
+    tapped = models.build("googlenet", num_classes=2, tap="stage3", auxiliary=True, rngs=None)
+    assert auxiliary(tapped, stage3=(14, 14, 512)) == {"aux1": (2, 2)}
+
+
+def test_inception_v3s_auxiliary_classifier_needs_a_picture_of_299():
+    model = models.build("inception_v3", num_classes=2, image_size=299, auxiliary=True, rngs=None)
+    sides = []
+    for size in (298, 299):
+        images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+        sides.append(nnx.eval_shape(lambda m, x: m.features(x)["stage3"], model, images).shape[1])
+    assert sides == [16, 17]
+    assert auxiliary(model, stage3=(17, 17, 768)) == {"aux1": (2, 2)}
+    with pytest.raises(UserError, match="at least 17×17 at stage3, which is 16×17"):
+        auxiliary(model, stage3=(16, 17, 768))
+
+
+def test_kerass_inception_has_no_auxiliary_classifier():
+    with pytest.raises(UserError, match="inception_v3_keras has no auxiliary"):
+        models.build("inception_v3_keras", num_classes=2, auxiliary=True, rngs=None)
+
+
+def test_average_pools_count_padding_as_the_library_does():
+    ones = jnp.ones((1, 3, 3, 1))
+    torch, keras = (AveragePool(count_padding=count)(ones)[0, :, :, 0] for count in (True, False))
+    np.testing.assert_allclose(torch[0], [4 / 9, 6 / 9, 4 / 9], rtol=1e-6)
+    np.testing.assert_allclose(keras, 1, rtol=1e-6)
+    assert inception.VARIANTS["inception_v3"].stages != inception.VARIANTS["inception_v3_keras"].stages

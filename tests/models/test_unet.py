@@ -1,0 +1,48 @@
+"""U-Net's contracting path: shapes and dropout."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from tljax import models
+from tljax.models import state as leaves_of
+from tljax.models import unet
+
+TINY = unet.Variant((2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "parameters"), [("unet", 1024, 18_847_168), ("unet_bilinear", 512, 9_407_936)]
+)
+def test_strides_and_size(name, last, parameters):
+    model = models.build(name, num_classes=0, rngs=None)
+    assert list(model.pyramid().items()) == [
+        ("stem", (1, 64)),
+        ("stage1", (2, 128)),
+        ("stage2", (4, 256)),
+        ("stage3", (8, 512)),
+        ("stage4", (16, last)),
+    ]
+    assert sum(v.size for v in leaves_of.split(model).params.values()) == parameters
+
+
+def test_any_side_will_do_and_what_does_not_fill_a_window_is_dropped():
+    model = models.build(TINY, num_classes=3, in_channels=1, dtype=jnp.bfloat16, rngs=None)
+    picture = jax.ShapeDtypeStruct((2, 15, 22, 1), jnp.float32)
+    maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)
+    assert {name: maps[name].shape for name in model.stage_names} == {
+        "stem": (2, 15, 22, 2),
+        "stage1": (2, 7, 11, 3),
+        "stage2": (2, 3, 5, 4),
+    }
+    assert {m.dtype for m in maps.values()} == {jnp.dtype("bfloat16")}
+
+
+def test_dropout_stands_at_the_end_of_the_last_two_stages():
+    model = models.build(TINY, num_classes=3, options={"dropout": 0.5}, rngs=None)
+    assert [getattr(model, name).drop.rate for name in model.stage_names] == [0, 0.5, 0.5]
+    picture = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    nnx.eval_shape(lambda m, x: m.stem(x, train=True), model, picture)
+    with pytest.raises(ValueError, match="needs rngs"):
+        nnx.eval_shape(lambda m, x: m.stage2(x, train=True), model, picture)

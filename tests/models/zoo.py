@@ -1,0 +1,223 @@
+"""Our networks beside the references' golden values: what they were asked, and by how much we differ.
+
+The golden files, their making and their meaning: tests/golden/make_zoo.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from tests.golden import zoo_rule
+from tljax import models
+from tljax.models import Model
+from tljax.models import state as leaves_of
+from tljax.models.layers import Dropout
+from tljax.weights.inspect import head_options
+from tljax.weights.port import export, port
+from tljax.weights.rules import Layout, detect, layouts
+from tljax.weights.rules.table import TRANSFORMS
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+REFERENCES = ("torchvision", "timm", "keras", "unet")
+KERAS = {
+    "VGG": "vgg{}",
+    "ResNet": "resnet{}_v1",
+    "DenseNet": "densenet{}_keras",
+    "InceptionV": "inception_v{}_keras",
+}
+VGG_STAGES = [*(f"stage{k}" for k in range(1, 6)), "pool"]
+AUX_WEIGHT = {"googlenet": 0.3, "inception_v3": 0.4}
+# Compiling is most of the work, and what is compiled runs once or twice.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class Case(NamedTuple):
+    """A variant as a reference names it."""
+
+    reference: str
+    variant: str
+
+    @property
+    def backbone(self) -> str:
+        """Our name for it."""
+        if self.reference == "keras":
+            family = self.variant.rstrip("0123456789")
+            return KERAS[family].format(self.variant.removeprefix(family))
+        return "unet" if self.variant == "milesial" else self.variant.removeprefix("fcn_").removeprefix("smp_")
+
+    def golden(self, what: str) -> np.ndarray:
+        """An array of the golden file."""
+        return _golden(self.reference)[f"{self.variant}:{what}"]
+
+    def has(self, what: str) -> bool:
+        """Whether the golden file has it."""
+        return f"{self.variant}:{what}" in _golden(self.reference)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the network ends in our classifier; those for segmentation lend us their trunk alone."""
+        return self.reference != "unet" and not self.variant.startswith("fcn_")
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """Our stages whose maps are known, and the maps' names."""
+        start = f"{self.variant}:map:"
+        maps = [key.removeprefix(start) for key in _golden(self.reference).files if key.startswith(start)]
+        if not self.variant.startswith("smp_"):
+            return {stage: f"map:{stage}" for stage in maps}
+        # segmentation_models_pytorch counts maps: from the picture for ResNet, from the first block for VGG.
+        ours = ["stem", *(f"stage{k}" for k in range(1, 5))] if "resnet" in self.variant else VGG_STAGES
+        return dict(zip(ours, (f"map:encoder{k}" for k in range("resnet" in self.variant, 6)), strict=True))
+
+
+@functools.cache
+def _golden(reference: str):
+    return np.load(GOLDEN / f"zoo_{reference}.npz")
+
+
+def cases() -> list[Case]:
+    """Every variant of every reference."""
+    return [
+        Case(reference, key.partition(":")[0])
+        for reference in REFERENCES
+        for key in _golden(reference).files
+        if key.endswith(":tensors")
+    ]
+
+
+def tensors_of(case: Case) -> dict[str, np.ndarray]:
+    """The reference's checkpoint."""
+    return {name: zoo_rule.draw(name, tuple(shape)) for name, shape in json.loads(_text(case.golden("tensors")))}
+
+
+@functools.lru_cache(maxsize=1)
+def ported(case: Case) -> tuple[Model, Layout]:
+    """Our model with the reference's weights, and the layout that they were in."""
+    tensors = tensors_of(case)
+    family, config = models.find(case.backbone)
+    layout = layouts(family, config)[detect(tensors, family, config)]
+    options = head_options(tensors, layout)
+    if case.variant.startswith("fcn_"):
+        options["options"] = {"output_stride": 8}
+    model = models.build(case.backbone, rngs=None, **options)
+    port(tensors, model, layout)
+    return model, layout
+
+
+def round_trip(case: Case) -> list[str]:
+    """The tensors that do not come back to the bit when they are exported again; also those lost or invented."""
+    model, layout = ported(case)
+    theirs = {n: t for n, t in tensors_of(case).items() if not layout.ignores(n)}
+    back = export(model, layout)
+    return sorted(
+        n for n in {*theirs, *back} if n not in theirs or n not in back or not np.array_equal(theirs[n], back[n])
+    )
+
+
+def parameters(case: Case) -> int:
+    """How many numbers of ours can learn."""
+    return sum(x.size for x in leaves_of.split(ported(case)[0]).params.values())
+
+
+def inference_errors(case: Case) -> dict[str, float]:
+    """Largest differences in inference mode from the reference, relative to its largest value."""
+    model, _ = ported(case)
+    graphdef, params, stats = leaves_of.split(model)
+
+    def run(leaves, images):
+        model = leaves_of.merge(graphdef, leaves)
+        maps = model.features(images)
+        logits = {"logits": model.head(maps)} if case.whole else {}
+        return logits | {what: maps[stage] for stage, what in case.stages.items()}
+
+    out = _compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
+    return {what: _error(case, what, value) for what, value in out.items()}
+
+
+def training_errors(case: Case) -> dict[str, float]:
+    """The same in training mode with nothing dropped: logits, auxiliary ones too, and the statistics as they moved."""
+    model, layout = ported(case)
+    graphdef, params, stats = leaves_of.split(model)
+
+    def run(leaves, images):
+        model = _without_dropout(leaves_of.merge(graphdef, leaves))
+        outputs = model.outputs(images, train=True)
+        return outputs if case.whole else {}, leaves_of.stats_of(model)
+
+    outputs, moved = _compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
+    names = {"logits": "train_logits"}
+    errors = {name: _error(case, names.get(name, name), value) for name, value in outputs.items()}
+    return errors | ({"stats": _stats_error(case, layout, moved)} if moved else {})
+
+
+def gradient_errors(case: Case) -> dict[str, float]:
+    """The loss and its gradients with respect to the first convolution and the classifier, in float64.
+
+    In float32 the references differ from themselves by up to 3 % at the first convolution, where one ReLU of millions
+    tips over; in float64 none does.
+    """
+    model, layout = ported(case)
+    graphdef, params, stats = leaves_of.split(model)
+    rules = {path: layout.origin(path) for path in params}
+    watched = {path: rule for path, rule in rules.items() if case.has(f"grad:{rule.name}")}
+    weight, labels = AUX_WEIGHT.get(case.backbone, 0.0), np.asarray(zoo_rule.LABELS)
+
+    def loss_fn(learned, frozen, images):
+        model = _without_dropout(leaves_of.merge(graphdef, learned | frozen))
+        outputs = model.outputs(images, train=True)
+        losses = {k: optax.softmax_cross_entropy_with_integer_labels(v, labels).mean() for k, v in outputs.items()}
+        return losses.pop("logits") + weight * sum(losses.values())
+
+    with jax.enable_x64(True):
+        leaves = {path: jnp.asarray(x, jnp.float64) for path, x in (params | stats).items()}
+        learned = {path: leaves.pop(path) for path in watched}
+        images = zoo_rule.photos(int(case.golden("size"))).astype(np.float64)
+        loss, grads = _compiled(jax.value_and_grad(loss_fn))(learned, leaves, images)
+    errors = {"loss": abs(float(loss) / float(case.golden("loss")) - 1)}
+    for path, rule in watched.items():
+        ours, theirs = TRANSFORMS[rule.transform].theirs(np.asarray(grads[path])), case.golden(f"grad:{rule.name}")
+        errors[rule.name] = float(np.max(np.abs(zoo_rule.sample(ours) - theirs)) / np.max(np.abs(theirs)))
+        norm = abs(float(np.linalg.norm(ours)) / float(case.golden(f"gradnorm:{rule.name}")) - 1)
+        errors[rule.name] = max(errors[rule.name], norm)
+    return errors
+
+
+def _without_dropout(model: Model) -> Model:
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Dropout):
+            module.rate = 0.0
+    return model
+
+
+def _stats_error(case: Case, layout: Layout, moved) -> float:
+    ours, worst = {layout.origin(path).name: value for path, value in moved.items()}, 0.0
+    expected = [(name, values) for name, values in json.loads(_text(case.golden("stats"))) if not layout.ignores(name)]
+    assert {name for name, _ in expected} == set(ours)
+    for name, values in expected:
+        sampled = zoo_rule.sample(ours[name], 4)
+        worst = max(worst, float(np.max(np.abs(sampled - values)) / np.max(np.abs(values))))
+    return worst
+
+
+def _error(case: Case, what: str, ours: jax.Array) -> float:
+    theirs = case.golden(what)
+    assert ours.shape == tuple(json.loads(_text(case.golden("shapes")))[what]), f"{case} {what}: {ours.shape}"
+    norm = abs(float(np.linalg.norm(np.asarray(ours, np.float64)) / float(case.golden(f"norm:{what}"))) - 1)
+    return max(norm, float(np.max(np.abs(zoo_rule.sample(ours) - theirs)) / np.max(np.abs(theirs))))
+
+
+def _text(value: np.ndarray) -> str:
+    return value.item().decode()
+
+
+def _compiled(function):
+    return jax.jit(function, compiler_options=QUICK if jax.default_backend() == "cpu" else None)

@@ -1,0 +1,294 @@
+"""Inception: GoogLeNet, which is v1 (Szegedy et al. 2015, arXiv:1409.4842), and v3 (2016, arXiv:1512.00567).
+
+A network is data: stages are tuples of steps, and a step is a convolution, a pool, or a block, a tuple of branches that
+see the same map and whose results are concatenated; a branch is again a tuple of steps.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tljax.errors import UserError
+from tljax.models import layers
+from tljax.models.layers import ConvNorm, Dropout, Linear, Norm, Side
+
+_NORM = Norm(epsilon=1e-3)  # with PyTorch's momentum
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A convolution with BatchNorm and ReLU; padding None keeps the side at stride 1."""
+
+    outputs: int
+    size: Side = 1
+    stride: int = 1
+    padding: Side | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """Max pooling."""
+
+    size: int = 3
+    stride: int = 2
+    padding: int = 0
+    ceil: bool = False
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, C] → [B, H / stride, W / stride, C]."""
+        return layers.max_pool(x, self.size, self.stride, self.padding, self.ceil)
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragePool:
+    """Average pooling, in which padding counts as zeros or not at all."""
+
+    size: int = 3
+    stride: int = 1
+    padding: int = 1
+    count_padding: bool = True
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, C] → [B, H / stride, W / stride, C]."""
+        return layers.average_pool(x, self.size, self.stride, self.padding, self.count_padding)
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageTo:
+    """Average pooling to a grid of `side` × `side` places."""
+
+    side: int
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, C] → [B, side, side, C]."""
+        return layers.average_pool_to(x, (self.side, self.side))
+
+
+Step = Conv | MaxPool | AveragePool | AverageTo | tuple[tuple, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary:
+    """A further classifier for training.
+
+    Attributes:
+      stage: whose map it sees.
+      least: the side of the smallest map that it can see.
+      steps: from the map on; what they leave is flattened in H, W, C order.
+      places: how many they leave.
+      hidden: width of a hidden layer with ReLU; 0: none.
+      dropout: rate before the last layer.
+    """
+
+    stage: str
+    steps: tuple[Step, ...]
+    least: int = 1
+    places: int = 1
+    hidden: int = 0
+    dropout: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What tells one Inception from another.
+
+    Attributes:
+      version: 1 or 3; other libraries' names follow it.
+      stages: the steps of `stem`, `stage1`, ...
+      norm: constants of BatchNorm.
+      auxiliary: `aux1`, ...
+    """
+
+    version: int
+    stages: tuple[tuple[Step, ...], ...]
+    norm: Norm = _NORM
+    auxiliary: tuple[Auxiliary, ...] = ()
+
+
+def _v1(one: int, narrow3: int, three: int, narrow5: int, five: int, pooled: int) -> tuple:
+    # The third branch's convolution is 5×5 in the paper; torchvision's weights are for 3×3.
+    return (
+        (Conv(one),),
+        (Conv(narrow3), Conv(three, 3)),
+        (Conv(narrow5), Conv(five, 3)),
+        (MaxPool(3, 1, padding=1), Conv(pooled)),
+    )
+
+
+def _v1_auxiliary(stage: str) -> Auxiliary:
+    return Auxiliary(stage, (AverageTo(4), Conv(128)), places=16, hidden=1024, dropout=0.7)
+
+
+_CEIL = MaxPool(ceil=True)
+_GOOGLENET = (
+    (Conv(64, 7, 2),),
+    (_CEIL, Conv(64), Conv(192, 3)),
+    (_CEIL, _v1(64, 96, 128, 16, 32, 32), _v1(128, 128, 192, 32, 96, 64)),
+    (_CEIL, _v1(192, 96, 208, 16, 48, 64)),
+    (_v1(160, 112, 224, 24, 64, 64), _v1(128, 128, 256, 24, 64, 64), _v1(112, 144, 288, 32, 64, 64)),
+    (_v1(256, 160, 320, 32, 128, 128),),
+    (MaxPool(2, ceil=True), _v1(256, 160, 320, 32, 128, 128), _v1(384, 192, 384, 48, 128, 128)),
+)
+
+
+def _v3(count_padding: bool) -> tuple:
+    """The stages of Inception v3; the blocks `a` to `e` have the letters that torchvision gives them."""
+    average = AveragePool(count_padding=count_padding)
+
+    def a(pooled: int) -> tuple:
+        double = (Conv(64), Conv(96, 3), Conv(96, 3))
+        return (Conv(64),), (Conv(48), Conv(64, 5)), double, (average, Conv(pooled))
+
+    def c(width: int) -> tuple:
+        across, down = (1, 7), (7, 1)
+        once = (Conv(width), Conv(width, across), Conv(192, down))
+        twice = (Conv(width), Conv(width, down), Conv(width, across), Conv(width, down), Conv(192, across))
+        return (Conv(192),), once, twice, (average, Conv(192))
+
+    b = (Conv(384, 3, 2, 0),), (Conv(64), Conv(96, 3), Conv(96, 3, 2, 0)), (MaxPool(),)
+    d = (
+        (Conv(192), Conv(320, 3, 2, 0)),
+        (Conv(192), Conv(192, (1, 7)), Conv(192, (7, 1)), Conv(192, 3, 2, 0)),
+        (MaxPool(),),
+    )
+    fork = (Conv(384, (1, 3)),), (Conv(384, (3, 1)),)
+    e = (Conv(320),), (Conv(384), fork), (Conv(448), Conv(384, 3), fork), (average, Conv(192))
+    return (
+        (Conv(32, 3, 2, 0), Conv(32, 3, 1, 0), Conv(64, 3)),
+        (MaxPool(), Conv(80), Conv(192, 3, 1, 0)),
+        (MaxPool(), a(32), a(64), a(64)),
+        (b, c(128), c(160), c(160), c(192)),
+        (d, e, e),
+    )
+
+
+_V3_AUXILIARY = Auxiliary(
+    "stage3", (AveragePool(5, 3, padding=0), Conv(128), Conv(768, 5, padding=0), AverageTo(1)), least=17
+)
+
+VARIANTS = {
+    "googlenet": Variant(1, _GOOGLENET, auxiliary=(_v1_auxiliary("stage3"), _v1_auxiliary("stage4"))),
+    "inception_v3": Variant(3, _v3(count_padding=True), auxiliary=(_V3_AUXILIARY,)),
+    # Keras publishes no auxiliary classifier.
+    "inception_v3_keras": Variant(3, _v3(count_padding=False), Norm(1e-3, 0.99, unbiased=False, scale=False)),
+}
+
+
+class Unit(ConvNorm):
+    """A convolution with BatchNorm and ReLU."""
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, in] → [B, H / stride, W / stride, out]."""
+        return nnx.relu(super().__call__(x, train))
+
+
+class Chain(nnx.Module):
+    """Steps one after another, under the names of `named`."""
+
+    def __init__(self, inputs: int, steps: tuple[Step, ...], *, common):
+        self.names = tuple(name for name, _ in named(steps))
+        for name, step in named(steps):
+            if isinstance(step, tuple):
+                module = Block(inputs, step, common=common)
+            elif isinstance(step, Conv):
+                options = {"stride": step.stride, "padding": step.padding}
+                module = Unit(inputs, step.outputs, step.size, **options, **common)
+            else:
+                module = step
+            setattr(self, name, module)
+            inputs = channels(inputs, (step,))
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, in] → [B, H / stride, W / stride, out]."""
+        for name in self.names:
+            x = getattr(self, name)(x, train, rngs)
+        return x
+
+
+class Block(nnx.Module):
+    """Branches `branch1`, ... of one map, concatenated."""
+
+    def __init__(self, inputs: int, branches: tuple[tuple[Step, ...], ...], *, common):
+        self.names = tuple(f"branch{k}" for k in range(1, len(branches) + 1))
+        for name, steps in zip(self.names, branches, strict=True):
+            setattr(self, name, Chain(inputs, steps, common=common))
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, in] → [B, H / stride, W / stride, the branches' channels]."""
+        return jnp.concatenate([getattr(self, name)(x, train, rngs) for name in self.names], axis=-1)
+
+
+class AuxiliaryClassifier(nnx.Module):
+    """A classifier on an inner map; see `Auxiliary`."""
+
+    def __init__(self, inputs: int, config: Auxiliary, num_classes: int, *, norm: Norm, dtype, rngs):
+        self.config = config
+        self.chain = Chain(inputs, config.steps, common={"norm": norm, "dtype": dtype, "rngs": rngs})
+        features = config.places * channels(inputs, config.steps)
+        self.hidden = Linear(features, config.hidden, dtype=dtype, rngs=rngs) if config.hidden else None
+        self.drop = Dropout(config.dropout)
+        self.dense = Linear(config.hidden or features, num_classes, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """The stage's map [B, H, W, in] → logits [B, num_classes], float32 at least."""
+        _, height, width, _ = x.shape
+        if min(height, width) < self.config.least:
+            raise UserError(
+                f"The auxiliary classifier needs a map of at least {self.config.least}×{self.config.least} at "
+                f"{self.config.stage}, which is {height}×{width} here: raise data.image_size (Inception v3 takes 299) "
+                "or set model.aux_weight=0."
+            )
+        x = self.chain(x, train, rngs).reshape(len(x), -1)
+        x = x if self.hidden is None else nnx.relu(self.hidden(x))
+        x = self.dense(self.drop(x, train, rngs))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+    """`stem`, `stage1`, ...; pools stand at the start of a stage, so that a stage's map is the one before the pool.
+
+    GoogLeNet's stages 3 to 5 are at stride 16: the first two end where an auxiliary classifier stands. Inception v3's
+    are at strides 2, 4, 8, 16, 32, and smaller by what its unpadded convolutions cut off.
+    """
+    common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
+    built = {}
+    for k, steps in enumerate(config.stages):
+        built[f"stage{k}" if k else "stem"] = Chain(inputs, steps, common=common)
+        inputs = channels(inputs, steps)
+    return built
+
+
+def auxiliary(config: Variant, num_classes: int, *, dtype=None, rngs: nnx.Rngs) -> dict[str, tuple[str, nnx.Module]]:
+    """The auxiliary classifiers `aux1`, ..., each with the stage whose map it sees."""
+    built = {}
+    for k, each in enumerate(config.auxiliary, start=1):
+        before = config.stages[: int(each.stage.removeprefix("stage")) + 1]
+        inputs = channels(0, sum(before, ()))
+        module = AuxiliaryClassifier(inputs, each, num_classes, norm=config.norm, dtype=dtype, rngs=rngs)
+        built[f"aux{k}"] = (each.stage, module)
+    return built
+
+
+def named(steps: tuple[Step, ...]) -> Iterator[tuple[str, Step]]:
+    """The steps under their names in a chain: `unit1`, `unit2`, ..., `block1`, ..., and `pool1`, ..."""
+    counts = collections.Counter()
+    for step in steps:
+        kind = {Conv: "unit", tuple: "block"}.get(type(step), "pool")
+        counts[kind] += 1
+        yield f"{kind}{counts[kind]}", step
+
+
+def channels(inputs: int, steps: tuple[Step, ...]) -> int:
+    """How many channels leave a chain that so many enter."""
+    for step in steps:
+        if isinstance(step, Conv):
+            inputs = step.outputs
+        elif isinstance(step, tuple):
+            inputs = sum(channels(inputs, branch) for branch in step)
+    return inputs

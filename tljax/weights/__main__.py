@@ -1,0 +1,129 @@
+"""`python -m tljax.weights`: lists the known weights, inspects files, and converts them into other libraries' names."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tljax import weights
+from tljax.errors import TljaxError, UserError, nearest
+from tljax.weights.catalogue import CATALOGUE, Entry
+from tljax.weights.convert import convert
+from tljax.weights.inspect import guess
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tljax.weights", description=__doc__.partition(": ")[2])
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    about = "the known weights (the default)"
+    command = commands.add_parser("list", help=about, description=about)
+    command.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, e.g. '*resnet50*'")
+    about = "what a file holds: network, layout, tensors, and what would not fit"
+    command = commands.add_parser("inspect", help=about, description=about)
+    command.add_argument("source", help="file, hf:OWNER/REPO, workdir:PATH, or a name from the list")
+    command.add_argument("--all", action="store_true", help="show every tensor, not the first and last few")
+    about = "write weights as .safetensors in another library's names (torchvision's, where it has the network)"
+    command = commands.add_parser("convert", aliases=["export"], help=about, description=about)
+    command.add_argument("source", help="file, hf:OWNER/REPO, workdir:PATH (a finished run), or a name from the list")
+    command.add_argument("out", type=Path, help="the .safetensors file to write")
+    command.add_argument("--layout", help="whose names: torchvision, timm, keras, ...; default: the family's first")
+    given = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    try:
+        if given.command == "inspect":
+            _inspect(given.source, given.all, console)
+        elif given.command in ("convert", "export"):
+            written = convert(given.source, given.out, given.layout)
+            console.print(f"{given.out}: {written.describe()}", highlight=False, markup=False)
+        else:
+            _list(getattr(given, "pattern", "*"), console)
+    except TljaxError as error:
+        print(f"{error.label}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _list(pattern: str, console: Console) -> None:
+    entries = weights.list(pattern)
+    if not entries:
+        raise UserError(f'No known weights match "{pattern}"{nearest(pattern.strip("*"), CATALOGUE)}')
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in (
+        "name",
+        "backbone",
+        "classes",
+        "size",
+        "crop",
+        "interpolation",
+        "preprocessing",
+        "digest",
+        "licence",
+    ):
+        table.add_column(column, justify="right" if column in ("classes", "size", "crop") else "left")
+    for entry in entries:
+        table.add_row(*_row(entry))
+    console.print(table)
+    console.print(f"{len(entries)} of {len(CATALOGUE)}. Where each lies: tljax.weights.CATALOGUE[name].source.")
+
+
+def _row(entry: Entry) -> list[str]:
+    values = entry.normalisation
+    if not isinstance(values, str):
+        values = " / ".join(",".join(f"{x:.3g}" for x in numbers) for numbers in values)
+    digest = (
+        "the Hub's" if entry.digest is None else f"{'MD5' if entry.digest_is_md5 else 'SHA-256'} {entry.digest[:8]}"
+    )
+    classes = str(entry.classes or "-")
+    numbers = [classes, str(entry.size), f"{entry.crop:.3g}"]
+    return [entry.name, entry.backbone, *numbers, entry.interpolation, values, digest, entry.licence]
+
+
+def _inspect(source: str, everything: bool, console: Console) -> None:
+    found = weights.find(source)
+    with weights.open_weights(found) as tensors:
+        shapes = {name: (tuple(t.shape), str(t.dtype)) for name, t in tensors.items()}
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in ("tensor", "shape", "type"):
+            table.add_column(column)
+        rows = [(name, "×".join(map(str, shape)) or "scalar", kind) for name, (shape, kind) in shapes.items()]
+        cut = len(rows) > 24 and not everything
+        for row in rows[:12] if cut else rows:
+            table.add_row(*row)
+        if cut:
+            table.add_row(f"… {len(rows) - 24} more (--all shows them)", "", "")
+            for row in rows[-12:]:
+                table.add_row(*row)
+        console.print(table)
+        best = None if found.path.is_dir() else guess(tensors)
+    numbers = sum(_size(shape) for shape, _ in shapes.values())
+    kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(kind for _, kind in shapes.values()).items())
+    facts = {
+        "file": str(found.path),
+        "SHA-256": found.sha256,
+        "tensors": f"{len(shapes)} ({kinds}), {numbers:,} numbers",
+        "preprocessing": found.preprocess.name if found.preprocess else "unknown: set model.preprocess",
+    }
+    if best is not None:
+        facts["backbone"] = f"{best.backbone}, in the names of {best.layout}"
+        facts["fit"] = "every tensor has its place" if best.match.whole else best.match.describe()
+    for name, value in facts.items():
+        console.print(f"  {name:<14} {value}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+if __name__ == "__main__":
+    sys.exit(main())

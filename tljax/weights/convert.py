@@ -1,0 +1,96 @@
+"""Weights from one library's names into another's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tljax import models
+from tljax.errors import UserError, nearest
+from tljax.weights.files import write_safetensors
+from tljax.weights.inspect import guess
+from tljax.weights.load import Weights, find, open_weights
+from tljax.weights.rules import OURS, layouts
+from tljax.weights.rules.table import TRANSFORMS, Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What was converted: tensors written, the network, and whose names they had and have now."""
+
+    tensors: int
+    backbone: str
+    source: str
+    layout: str
+
+    def describe(self) -> str:
+        """As a sentence."""
+        return (
+            f"{self.tensors} tensors of {self.backbone}, from the names of {self.source} into those of {self.layout}."
+        )
+
+
+class Renamed:
+    """A tensor on its way from one layout to another; `np.asarray` reads it."""
+
+    def __init__(self, tensor, source: Rule, target: Rule):
+        self._tensor, self._source, self._target = tensor, TRANSFORMS[source.transform], TRANSFORMS[target.transform]
+        # Shapes without reading: a transform of one number, broadcast, costs nothing.
+        self.shape = self._turn(np.broadcast_to(np.zeros((), tensor.dtype), tuple(tensor.shape))).shape
+        self.dtype = tensor.dtype
+
+    def _turn(self, value: np.ndarray) -> np.ndarray:
+        return self._target.theirs(self._source.ours(value))
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.ascontiguousarray(self._turn(np.asarray(self._tensor)), dtype)
+
+
+def convert(source: str, out: Path, layout: str | None = None) -> Written:
+    """Writes weights as .safetensors in another library's names.
+
+    Args:
+      source: as `find` takes it; a finished run too.
+      out: the file to write.
+      layout: whose names; None: the first that the family has, which is torchvision's where it has the network.
+
+    Raises:
+      UserError: the source's network is unknown, or the layout has no name for one of its tensors.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} must end in .safetensors.")
+    found = find(source)
+    with open_weights(found) as tensors:
+        if found.path.is_dir():
+            backbone, options, theirs, from_names = *_backbone_of(found), OURS, "tljax"
+        else:
+            best = guess(tensors)
+            if not best.match.whole:
+                raise UserError(f"{source} looks like {best.backbone}, but does not fit it. {best.match.describe()}")
+            backbone, options, from_names = best.backbone, {}, best.layout
+            theirs = layouts(*models.find(backbone))[best.layout]
+        known = layouts(*models.find(backbone, options))
+        layout = layout or next(iter(known))
+        if layout not in known:
+            raise UserError(f'{backbone} has no layout "{layout}"{nearest(layout, known)}')
+        renamed, nameless = {}, []
+        for name, tensor in tensors.items():
+            if theirs.ignores(name):
+                continue
+            place = theirs.place(name)
+            if (origin := known[layout].origin(place.path)) is None:
+                nameless.append(place.path)
+            else:
+                renamed[origin.name] = Renamed(tensor, place, origin)
+        if nameless:
+            raise UserError(f"{layout} has no names for {', '.join(nameless[:8])}.")
+        write_safetensors(out, renamed, {"format": "pt", "backbone": backbone, "source": found.name})
+    return Written(len(renamed), backbone, from_names, layout)
+
+
+def _backbone_of(run: Weights) -> tuple[str, dict]:
+    config = json.loads((run.path / "config.json").read_text())
+    return config["model"]["backbone"], config["model"]["options"]

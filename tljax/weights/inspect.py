@@ -1,0 +1,89 @@
+"""What a file of weights is: which network, in whose names, and what would not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tljax import models
+from tljax.errors import UserError
+from tljax.models import Model
+from tljax.weights.port import Match, match, shape_after
+from tljax.weights.rules import Layout, layouts
+
+
+class Guess(NamedTuple):
+    """A network that a file may hold.
+
+    Attributes:
+      backbone: its name.
+      layout: whose names the tensors have, e.g. "torchvision".
+      model: abstract, with the head that the tensors speak of.
+      match: how they fit it.
+    """
+
+    backbone: str
+    layout: str
+    model: Model
+    match: Match
+
+    @property
+    def faults(self) -> int:
+        """How many tensors and leaves do not fit."""
+        return len(self.match.unused) + len(self.match.missing) + len(self.match.misfits)
+
+
+def guess(tensors: Mapping[str, np.ndarray]) -> Guess:
+    """The network that fits the tensors best, by names and shapes alone; nothing is read.
+
+    Raises:
+      UserError: no layout has a place for even half of the tensors.
+    """
+    ranked = sorted(_by_name(tensors), key=lambda found: found[:2])
+    fewest = ranked[0][0]
+    if fewest > len(tensors) / 2:
+        raise UserError(f"No network here has tensors named like {', '.join(list(tensors)[:3])}.")
+    best = None
+    for strangers, _, backbone, layout in ranked:
+        if strangers > fewest:
+            break
+        found = _fit(tensors, backbone, layout)
+        if best is None or found.faults < best.faults:
+            best = found
+        if best.faults == 0:
+            break
+    return best
+
+
+def _by_name(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str, str]]:
+    """(tensors without a place, whether layout and variant are of different libraries, backbone, layout)."""
+    for backbone in models.names():
+        for name, layout in layouts(*models.find(backbone)).items():
+            strangers = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
+            foreign = (name == "keras") != backbone.endswith(("_keras", "_v1"))
+            yield strangers, int(foreign), backbone, name
+
+
+def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> Guess:
+    layout = layouts(*models.find(backbone))[name]
+    options = head_options(tensors, layout)
+    model = models.build(backbone, rngs=None, **options)
+    keep = () if options["num_classes"] else "head/.*"
+    return Guess(backbone, name, model, match(tensors, model, layout, keep=keep))
+
+
+def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, Any]:
+    """Arguments of `models.build` for the head that the tensors speak of; 0 classes if there is none."""
+    shapes = {}
+    for name, tensor in tensors.items():
+        if (rule := layout.place(name)) and rule.path.startswith("head/") and rule.path.endswith("/kernel"):
+            shapes[rule.path.split("/")[1]] = shape_after(rule, tensor.shape) or (0, 0)
+    hidden = [shape for part, shape in sorted(shapes.items()) if part.startswith("hidden")]
+    options = {
+        "num_classes": shapes["dense"][-1] if "dense" in shapes else 0,
+        "auxiliary": any(part.startswith("aux") for part in shapes),
+    }
+    # The networks that have hidden layers have them on 7×7 places.
+    return options | ({"hidden": [h[-1] for h in hidden], "pool": "flatten", "pool_size": 7} if hidden else {})

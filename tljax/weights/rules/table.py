@@ -1,0 +1,153 @@
+"""Rules that rename and reshape, in both directions.
+
+A rule is a pair of patterns, foreign name and path in our model, and a transform. `{x}` in both stands for the same
+digits: `Rule("layer{i}.{j}.bn{k}.weight", "stage{i}/block{j}/unit{k}/bn/scale")`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Transform(NamedTuple):
+    """A bijection of arrays, as a view where it can: foreign to ours, and back."""
+
+    ours: Callable[[np.ndarray], np.ndarray]
+    theirs: Callable[[np.ndarray], np.ndarray]
+
+
+def _chw(side: int) -> Transform:
+    """A dense layer on a map of side × side places that was flattened as C, H, W; ours are flattened as H, W, C."""
+    return Transform(
+        lambda x: x.reshape(len(x), -1, side, side).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda x: x.reshape(side, side, -1, x.shape[-1]).transpose(3, 2, 0, 1).reshape(x.shape[-1], -1),
+    )
+
+
+TRANSFORMS = {
+    "same": Transform(lambda x: x, lambda x: x),
+    "oihw_to_hwio": Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    "oi_to_io": Transform(np.transpose, np.transpose),
+    "chw7_to_io": _chw(7),
+    "chw4_to_io": _chw(4),
+    # A dense layer that is written as a convolution over the whole 7×7 map, or over one place.
+    "oi77_to_io": Transform(
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda x: x.reshape(7, 7, -1, x.shape[-1]).transpose(3, 2, 0, 1),
+    ),
+    "oi11_to_io": Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+    "c11_to_c": Transform(lambda x: x[:, 0, 0], lambda x: x[:, None, None]),
+}
+
+
+class Rule(NamedTuple):
+    """Foreign name ↔ path, by a transform of `TRANSFORMS`."""
+
+    name: str
+    path: str
+    transform: str = "same"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One library's names for one variant.
+
+    Attributes:
+      rules: the first that matches decides, in either direction.
+      ignore: patterns (full match) of names that have no place in our model and are not missed.
+    """
+
+    rules: tuple[Rule, ...]
+    ignore: tuple[str, ...] = ()
+
+    def place(self, name: str) -> Rule | None:
+        """Where a foreign tensor goes: a rule without blanks."""
+        return _first(self._by_name, name, lambda rule, groups: rule._replace(name=name, path=_fill(rule.path, groups)))
+
+    def origin(self, path: str) -> Rule | None:
+        """Where one of our leaves comes from: a rule without blanks."""
+        return _first(self._by_path, path, lambda rule, groups: rule._replace(name=_fill(rule.name, groups), path=path))
+
+    def ignores(self, name: str) -> bool:
+        """Whether a name is not wanted."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignore)
+
+    @functools.cached_property
+    def _by_name(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_compile(rule.name), rule) for rule in self.rules]
+
+    @functools.cached_property
+    def _by_path(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_compile(rule.path), rule) for rule in self.rules]
+
+
+def _compile(pattern: str) -> re.Pattern:
+    pieces = re.split(r"\{(\w+)\}", pattern)
+    literal = map(re.escape, pieces[::2])
+    blanks = [rf"(?P<{name}>\d+)" for name in pieces[1::2]]
+    return re.compile("".join(a + b for a, b in zip(literal, [*blanks, ""], strict=True)))
+
+
+def _fill(pattern: str, groups: dict[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: groups[match[1]], pattern)
+
+
+def _first(patterns, text: str, make) -> Rule | None:
+    for pattern, rule in patterns:
+        if match := pattern.fullmatch(text):
+            return make(rule, match.groupdict())
+    return None
+
+
+class Ours(Layout):
+    """Our own names, as checkpoints of runs have them."""
+
+    def place(self, name: str) -> Rule:
+        """Itself."""
+        return Rule(name, name)
+
+    origin = place
+
+
+OURS = Ours(())
+
+# torch counts batches for a momentum mode that none of these networks uses.
+COUNTERS = (r".*\.num_batches_tracked",)
+
+
+def torch_conv(name: str, path: str) -> list[Rule]:
+    """A convolution, its bias included if there is one."""
+    return [Rule(f"{name}.weight", f"{path}/kernel", "oihw_to_hwio"), Rule(f"{name}.bias", f"{path}/bias")]
+
+
+def torch_dense(name: str, path: str, transform: str = "oi_to_io") -> list[Rule]:
+    """A Linear layer."""
+    return [Rule(f"{name}.weight", f"{path}/kernel", transform), Rule(f"{name}.bias", f"{path}/bias")]
+
+
+def torch_norm(name: str, path: str) -> list[Rule]:
+    """A BatchNorm with its statistics, or a LayerNorm."""
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [Rule(f"{name}.{theirs}", f"{path}/{ours}") for theirs, ours in names.items()]
+
+
+def keras_dense(name: str, path: str) -> list[Rule]:
+    """A Dense layer or a convolution, which Keras lays out as we do."""
+    return [Rule(f"{name}/kernel", f"{path}/kernel"), Rule(f"{name}/bias", f"{path}/bias")]
+
+
+def keras_norm(name: str, path: str) -> list[Rule]:
+    """A BatchNormalization with its statistics."""
+    names = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+    return [Rule(f"{name}/{theirs}", f"{path}/{ours}") for theirs, ours in names.items()]
+
+
+def prefixed(prefix: str, layout: Layout, ignore: tuple[str, ...]) -> Layout:
+    """A layout as part of a larger network, whose other tensors are ignored."""
+    return Layout(tuple(r._replace(name=prefix + r.name) for r in layout.rules), layout.ignore + ignore)
