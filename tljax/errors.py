@@ -30,9 +30,10 @@ class Interrupted(TljaxError):
     label, exit_code = "stopped", 130
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns `'; did you mean "x"?'` for the known name closest to `name`, else lists what there is."""
+def nearest(name: str, known: Iterable[str], most: int = 20) -> str:
+    """Returns `'; did you mean "x"?'` for the known name closest to `name`, else lists what there is, or its start."""
     known = [str(k) for k in known]
     if close := difflib.get_close_matches(str(name), known, n=1, cutoff=0.5):
         return f'; did you mean "{close[0]}"?'
-    return f"; there is: {', '.join(known) or 'nothing'}."
+    more = f" and {len(known) - most} more" if len(known) > most else ""
+    return f"; there is: {', '.join(known[:most]) or 'nothing'}{more}."

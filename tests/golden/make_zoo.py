@@ -52,8 +52,8 @@ sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._
 os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras  # noqa: E402
 import segmentation_models_pytorch as smp  # noqa: E402
-import timm  # noqa: E402
 import tensorflow as tf  # noqa: E402
+import timm  # noqa: E402
 import torchvision  # noqa: E402
 
 HERE = Path(__file__).resolve().parent

@@ -22,7 +22,7 @@ from tljax.models import Model
 from tljax.models import state as leaves_of
 from tljax.models.layers import Dropout
 from tljax.weights.inspect import head_options
-from tljax.weights.port import export, port
+from tljax.weights.port import export, match, port
 from tljax.weights.rules import Layout, detect, layouts
 from tljax.weights.rules.table import TRANSFORMS
 
@@ -94,23 +94,45 @@ def cases() -> list[Case]:
     ]
 
 
+def shapes_of(case: Case) -> dict[str, np.ndarray]:
+    """The names and shapes of the reference's checkpoint, in tensors that take no memory."""
+    named = json.loads(_text(case.golden("tensors")))
+    return {name: np.broadcast_to(np.float32(0), tuple(shape)) for name, shape in named}
+
+
 def tensors_of(case: Case) -> dict[str, np.ndarray]:
     """The reference's checkpoint."""
-    return {name: zoo_rule.draw(name, tuple(shape)) for name, shape in json.loads(_text(case.golden("tensors")))}
+    return {name: zoo_rule.draw(name, tensor.shape) for name, tensor in shapes_of(case).items()}
+
+
+def built(case: Case) -> tuple[Model, Layout]:
+    """Our model, abstract, with the head that the reference has, and the layout of the reference's names."""
+    shapes = shapes_of(case)
+    family, config = models.find(case.backbone)
+    layout = layouts(family, config)[detect(shapes, family, config)]
+    options = head_options(shapes, layout)
+    if case.variant.startswith("fcn_"):
+        options["options"] = {"output_stride": 8}
+    options["image_size"] = int(case.golden("size"))
+    return models.build(case.backbone, rngs=None, **options), layout
 
 
 @functools.lru_cache(maxsize=1)
 def ported(case: Case) -> tuple[Model, Layout]:
-    """Our model with the reference's weights, and the layout that they were in."""
-    tensors = tensors_of(case)
-    family, config = models.find(case.backbone)
-    layout = layouts(family, config)[detect(tensors, family, config)]
-    options = head_options(tensors, layout)
-    if case.variant.startswith("fcn_"):
-        options["options"] = {"output_stride": 8}
-    model = models.build(case.backbone, rngs=None, **options)
-    port(tensors, model, layout)
+    """The same with the reference's weights."""
+    model, layout = built(case)
+    port(tensors_of(case), model, layout)
     return model, layout
+
+
+def misplaced(case: Case) -> list[str]:
+    """Tensors without a place, leaves without a tensor, and names that do not come back."""
+    model, layout = built(case)
+    shapes = shapes_of(case)
+    found = match(shapes, model, layout)
+    back = {rule.path: layout.origin(rule.path) for rule in found.plan.values()}
+    lost = [rule.name for path, rule in found.plan.items() if back[path] is None or back[path].name != rule.name]
+    return [*found.unused, *found.missing, *found.misfits, *lost]
 
 
 def round_trip(case: Case) -> list[str]:
@@ -125,7 +147,7 @@ def round_trip(case: Case) -> list[str]:
 
 def parameters(case: Case) -> int:
     """How many numbers of ours can learn."""
-    return sum(x.size for x in leaves_of.split(ported(case)[0]).params.values())
+    return sum(x.size for x in leaves_of.split(built(case)[0]).params.values())
 
 
 def inference_errors(case: Case) -> dict[str, float]:

@@ -227,7 +227,7 @@ def test_a_terminal_gets_a_bar(get, tmp_path):
 
 def test_the_default_directory(get, tmp_path, monkeypatch):
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path / "a" / "b"))
-    assert get(directory=None, filename="g.pth") == tmp_path / "a" / "b" / "g.pth"
+    assert get(directory=None, filename="g.pth") == tmp_path / "a" / "b" / "weights" / "g.pth"
     monkeypatch.delenv("TLJAX_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert get(directory=None) == tmp_path / ".cache" / "tljax" / "weights" / "f.pth"

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tljax import config as schema
+from tljax.cache import keep_compiled_programs
 from tljax.config import Config
 from tljax.errors import TljaxError, UserError, nearest
 from tljax.run.recipes import CONFIG_ERRORS, sentence
@@ -72,12 +73,14 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         from tljax.run import evaluate
 
         config = _config_of_run(values)
+        keep_compiled_programs()
         if values.mode == "evaluate":
             evaluate.evaluate(config, console)
         else:
             evaluate.predict(config, Path(values.input), console)
         return 0
     config = _config(values)
+    keep_compiled_programs()
     if values.mode == "plan":
         from tljax.run import plan
 

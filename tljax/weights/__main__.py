@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -36,13 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("out", type=Path, help="the .safetensors file to write")
     command.add_argument("--layout", help="whose names: torchvision, timm, keras, ...; default: the family's first")
     given = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    # Names from a file are shown as they are, brackets and colons too.
+    plain = {"markup": False, "highlight": False, "emoji": False}
+    console = Console(width=None if sys.stdout.isatty() else 200, **plain)
     try:
         if given.command == "inspect":
             _inspect(given.source, given.all, console)
         elif given.command in ("convert", "export"):
             written = convert(given.source, given.out, given.layout)
-            console.print(f"{given.out}: {written.describe()}", highlight=False, markup=False)
+            console.print(f"{given.out}: {written.describe()}")
         else:
             _list(getattr(given, "pattern", "*"), console)
     except TljaxError as error:
@@ -56,8 +60,9 @@ def _list(pattern: str, console: Console) -> None:
     if not entries:
         raise UserError(f'No known weights match "{pattern}"{nearest(pattern.strip("*"), CATALOGUE)}')
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    # A name that is cut cannot be used: the other columns give way first.
+    table.add_column("name", min_width=max(len(entry.name) for entry in entries), overflow="fold")
     for column in (
-        "name",
         "backbone",
         "classes",
         "size",
@@ -71,7 +76,8 @@ def _list(pattern: str, console: Console) -> None:
     for entry in entries:
         table.add_row(*_row(entry))
     console.print(table)
-    console.print(f"{len(entries)} of {len(CATALOGUE)}. Where each lies: tljax.weights.CATALOGUE[name].source.")
+    where = "Where each lies: tljax.weights.CATALOGUE[name].source."
+    console.print(f"{len(entries)} of {len(CATALOGUE)}. {where}")
 
 
 def _row(entry: Entry) -> list[str]:
@@ -89,10 +95,10 @@ def _row(entry: Entry) -> list[str]:
 def _inspect(source: str, everything: bool, console: Console) -> None:
     found = weights.find(source)
     with weights.open_weights(found) as tensors:
-        shapes = {name: (tuple(t.shape), str(t.dtype)) for name, t in tensors.items()}
+        shapes = {name: (tuple(t.shape), str(t.dtype)) for name, t in sorted(tensors.items(), key=_in_order)}
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("tensor", "shape", "type"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         rows = [(name, "×".join(map(str, shape)) or "scalar", kind) for name, (shape, kind) in shapes.items()]
         cut = len(rows) > 24 and not everything
         for row in rows[:12] if cut else rows:
@@ -103,7 +109,7 @@ def _inspect(source: str, everything: bool, console: Console) -> None:
                 table.add_row(*row)
         console.print(table)
         best = None if found.path.is_dir() else guess(tensors)
-    numbers = sum(_size(shape) for shape, _ in shapes.values())
+    numbers = sum(math.prod(shape) for shape, _ in shapes.values())
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(kind for _, kind in shapes.values()).items())
     facts = {
         "file": str(found.path),
@@ -115,14 +121,12 @@ def _inspect(source: str, everything: bool, console: Console) -> None:
         facts["backbone"] = f"{best.backbone}, in the names of {best.layout}"
         facts["fit"] = "every tensor has its place" if best.match.whole else best.match.describe()
     for name, value in facts.items():
-        console.print(f"  {name:<14} {value}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {name:<14} {value}", soft_wrap=True)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
+def _in_order(item: tuple[str, object]) -> list[tuple[int, str]]:
+    """Sorts layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", item[0])]
 
 
 if __name__ == "__main__":

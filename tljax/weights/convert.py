@@ -10,6 +10,7 @@ import numpy as np
 
 from tljax import models
 from tljax.errors import UserError, nearest
+from tljax.weights.download import reason
 from tljax.weights.files import write_safetensors
 from tljax.weights.inspect import guess
 from tljax.weights.load import Weights, find, open_weights
@@ -38,7 +39,7 @@ class Renamed:
 
     def __init__(self, tensor, source: Rule, target: Rule):
         self._tensor, self._source, self._target = tensor, TRANSFORMS[source.transform], TRANSFORMS[target.transform]
-        # Shapes without reading: a transform of one number, broadcast, costs nothing.
+        # Shapes without reading: a transform of one number, broadcast, costs nothing (but raises where it cannot be).
         self.shape = self._turn(np.broadcast_to(np.zeros((), tensor.dtype), tuple(tensor.shape))).shape
         self.dtype = tensor.dtype
 
@@ -83,11 +84,18 @@ def convert(source: str, out: Path, layout: str | None = None) -> Written:
             place = theirs.place(name)
             if (origin := known[layout].origin(place.path)) is None:
                 nameless.append(place.path)
-            else:
+                continue
+            try:
                 renamed[origin.name] = Renamed(tensor, place, origin)
+            except (ValueError, IndexError) as error:  # a head of one's own, on a grid that the library does not have
+                shape = tuple(tensor.shape)
+                raise UserError(f"{layout} has no form for {place.path} of shape {shape}.") from error
         if nameless:
             raise UserError(f"{layout} has no names for {', '.join(nameless[:8])}.")
-        write_safetensors(out, renamed, {"format": "pt", "backbone": backbone, "source": found.name})
+        try:
+            write_safetensors(out, renamed, {"format": "pt", "backbone": backbone, "source": found.name})
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {reason(error)}.") from error
     return Written(len(renamed), backbone, from_names, layout)
 
 

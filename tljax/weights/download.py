@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tljax.cache import folder
 from tljax.errors import UserError
 
 
@@ -36,7 +37,7 @@ def from_url(
       sha256: all 64 hex digits.
       prefix: the first digits of the SHA-256, which torchvision has in its file names.
       md5: as Keras publishes it. One of the three must be known, and each that is given must match.
-      directory: where it goes; `$TLJAX_CACHE` or `~/.cache/tljax/weights` by default.
+      directory: where it goes; `weights` in the cache by default.
       filename: its name there; the URL's by default.
       console: for the bar.
       retries: how often to try again when the server or the connection fails.
@@ -48,7 +49,7 @@ def from_url(
     digests = [("sha256", sha256), ("sha256", prefix), ("md5", md5)]
     if not any(expected for _, expected in digests):
         raise ValueError(f"{url}: a digest is needed.")
-    directory = Path(directory or os.environ.get("TLJAX_CACHE") or Path.home() / ".cache" / "tljax" / "weights")
+    directory = Path(directory or folder("weights"))
     target = directory / (filename or Path(httpx2.URL(url).path).name)
     console = console or Console()
     try:

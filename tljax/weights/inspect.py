@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ def guess(tensors: Mapping[str, np.ndarray]) -> Guess:
     Raises:
       UserError: no layout has a place for even half of the tensors.
     """
+    if not tensors:
+        raise UserError("There are no tensors to tell a network by.")
     ranked = sorted(_by_name(tensors), key=lambda found: found[:2])
     fewest = ranked[0][0]
     if fewest > len(tensors) / 2:
@@ -60,16 +63,24 @@ def guess(tensors: Mapping[str, np.ndarray]) -> Guess:
 def _by_name(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str, str]]:
     """(tensors without a place, whether layout and variant are of different libraries, backbone, layout)."""
     for backbone in models.names():
-        for name, layout in layouts(*models.find(backbone)).items():
+        for name, layout in _layouts(backbone).items():
             strangers = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
             foreign = (name == "keras") != backbone.endswith(("_keras", "_v1"))
             yield strangers, int(foreign), backbone, name
 
 
+@functools.cache
+def _layouts(backbone: str) -> dict[str, Layout]:
+    """Kept, because a layout compiles its patterns when it is first asked, and all are asked for every guess."""
+    return layouts(*models.find(backbone))
+
+
 def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> Guess:
-    layout = layouts(*models.find(backbone))[name]
+    layout = _layouts(backbone)[name]
     options = head_options(tensors, layout)
-    model = models.build(backbone, rngs=None, **options)
+    # The layout may name more than the variant has.
+    options["auxiliary"] &= bool(getattr(models.find(backbone)[1], "auxiliary", ()))
+    model = models.build(backbone, image_size=299, rngs=None, **options)  # Inception v3 needs as much
     keep = () if options["num_classes"] else "head/.*"
     return Guess(backbone, name, model, match(tensors, model, layout, keep=keep))
 
@@ -85,5 +96,7 @@ def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str,
         "num_classes": shapes["dense"][-1] if "dense" in shapes else 0,
         "auxiliary": any(part.startswith("aux") for part in shapes),
     }
+    if options["auxiliary"]:
+        options["image_size"] = 299  # at less, Inception v3's auxiliary classifier has no place to stand
     # The networks that have hidden layers have them on 7×7 places.
     return options | ({"hidden": [h[-1] for h in hidden], "pool": "flatten", "pool_size": 7} if hidden else {})

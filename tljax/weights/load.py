@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tljax import models
 from tljax.checkpoints import Checkpoints
 from tljax.errors import UserError, nearest
 from tljax.models import Model
@@ -21,6 +22,7 @@ from tljax.weights.download import from_url
 from tljax.weights.files import LazyTensor, open_tensors
 from tljax.weights.files.keras_h5 import number_from_one
 from tljax.weights.hub import from_hub
+from tljax.weights.inspect import guess
 from tljax.weights.port import port
 from tljax.weights.preprocess import PRESETS, Preprocess
 from tljax.weights.rules import OURS, detect, layouts
@@ -67,6 +69,8 @@ def find(source: str, preprocess: str | None = None) -> Weights:
     found = _FINDERS.get(prefix, _find_file)(source)
     if preprocess is None:
         return found
+    if preprocess not in PRESETS:
+        raise UserError(f'There is no preprocessing "{preprocess}"{nearest(preprocess, PRESETS)}')
     wanted = PRESETS[preprocess]
     if found.preprocess is not None and not found.preprocess.same_values(wanted):
         raise UserError(
@@ -105,8 +109,21 @@ def load(
             layout = OURS
         else:
             layout = layouts(model.family, model.config)[detect(tensors, model.family, model.config)]
-        port(tensors, model, layout, keep=keep, optional=optional, ignore=ignore, source=weights.name)
+        try:
+            port(tensors, model, layout, keep=keep, optional=optional, ignore=ignore, source=weights.name)
+        except UserError as error:
+            raise UserError(f"{error}{_looks_like(tensors, model)}") from error
     return weights
+
+
+def _looks_like(tensors: Mapping[str, np.ndarray], model: Model) -> str:
+    """A sentence that names the network that tensors fit to the last one, if that is another than the model's."""
+    try:
+        best = guess(tensors)
+    except UserError:
+        return ""
+    other = models.find(best.backbone) != (model.family, model.config)
+    return f" The tensors are those of {best.backbone}, in the names of {best.layout}." * (other and best.match.whole)
 
 
 @contextlib.contextmanager
@@ -118,7 +135,7 @@ def open_weights(weights: Weights) -> Iterator[Mapping[str, LazyTensor | np.ndar
         return
     with open_tensors(weights.path) as tensors:
         # Keras numbers nameless layers on through a session: what a file has as conv2d_95 may be its first.
-        renamed = number_from_one(tensors) if weights.path.suffix in (".h5", ".hdf5") else {}
+        renamed = number_from_one(tensors) if weights.path.suffix.lower() in (".h5", ".hdf5") else {}
         yield {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
@@ -172,7 +189,7 @@ def _find_hub(source: str) -> Weights:
     except UserError as error:
         # A slip in a name that the catalogue nearly knows is likelier than a repository that we may not see.
         close = "" if entry else nearest(f"hf:{repo}", CATALOGUE)
-        raise UserError(f"{error}{close}" if "did you mean" in close else str(error)) from error
+        raise UserError(f"{str(error).rstrip('.')}{close}" if "did you mean" in close else str(error)) from error
     return Weights(
         source, fetched.path, fetched.sha256, entry and entry.preprocess, entry and entry.backbone, fetched.revision
     )

@@ -1,0 +1,58 @@
+"""Which network a file holds, found by names and shapes alone."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.models.zoo import Case
+from tljax.errors import UserError
+from tljax.weights.inspect import guess
+
+
+def shapes_of(case):
+    """The reference's checkpoint without its values: one number stands for all of a tensor."""
+    shapes = json.loads(case.golden("tensors").item().decode())
+    return {name: np.broadcast_to(np.float32(0), tuple(shape)) for name, shape in shapes}
+
+
+@pytest.mark.parametrize(
+    ("reference", "variant", "expected"),
+    [
+        ("torchvision", "vgg11_bn", ("vgg11_bn", "torchvision")),
+        ("torchvision", "resnet50", ("resnet50", "torchvision")),
+        ("torchvision", "wide_resnet50_2", ("wide_resnet50_2", "torchvision")),
+        ("torchvision", "densenet121", ("densenet121", "torchvision")),
+        ("torchvision", "googlenet", ("googlenet", "torchvision")),
+        ("torchvision", "inception_v3", ("inception_v3", "torchvision")),
+        ("torchvision", "convnext_tiny", ("convnext_tiny", "torchvision")),
+        ("timm", "vgg11", ("vgg11", "timm")),
+        ("timm", "convnext_tiny", ("convnext_tiny", "timm")),
+        ("keras", "VGG16", ("vgg16", "keras")),
+        ("keras", "ResNet50", ("resnet50_v1", "keras")),
+        ("keras", "DenseNet121", ("densenet121_keras", "keras")),
+        ("keras", "InceptionV3", ("inception_v3_keras", "keras")),
+        ("unet", "milesial", ("unet", "milesial")),
+        ("unet", "smp_resnet18", ("resnet18", "smp")),
+    ],
+)
+def test_the_network_is_found(reference, variant, expected):
+    best = guess(shapes_of(Case(reference, variant)))
+    assert (best.backbone, best.layout) == expected
+    assert best.match.whole
+    assert best.faults == 0
+
+
+def test_a_variant_without_auxiliary_classifiers_is_no_obstacle():
+    # Keras' Inception v3 shares a layout that names them with torchvision's, and comes up when none fits wholly.
+    tensors = shapes_of(Case("torchvision", "inception_v3"))
+    tensors.pop("fc.bias")
+    best = guess(tensors)
+    assert (best.backbone, best.layout, best.match.missing) == ("inception_v3", "torchvision", ["head/dense/bias"])
+
+
+def test_what_is_no_network_here():
+    with pytest.raises(UserError, match=r"^No network here has tensors named like x, y\.$"):
+        guess({"x": np.ones(1), "y": np.ones(1), "fc.bias": np.ones(1)})
+    with pytest.raises(UserError, match=r"^There are no tensors to tell a network by\.$"):
+        guess({})
