@@ -36,8 +36,8 @@ KERAS |= {"resnet50_v1": "ResNet50", "densenet121_keras": "DenseNet121", "incept
 
 
 # ----------------------------------------------------------------------------------------------------------- workers
-# Each function takes a task (model, train, dtype, size, batch) and returns {variant: make}. make() returns a step, to do
-# one batch and wait for it, and the FLOPs of the step where the framework counts them.
+# Each function takes a task (model, train, dtype, size, batch) and returns {variant: make}. make() returns a step, to
+# do one batch and wait for it, and the FLOPs of the step where the framework counts them.
 
 
 def matmul(task):
@@ -338,12 +338,22 @@ class Process:
             raise Failed(reply["error"])
         return reply
 
+    def close(self) -> None:
+        """Ends the worker: at the end of its input, or by force if it is in the middle of something."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
 
 def compare(args, console) -> dict:
     """Times every model in every framework, in turns, and returns what goes into the JSON."""
     threads = str(args.threads)
-    # PyTorch's threads spin while they wait, and its backward pass has a second team of them: with any other load on the
-    # machine it gets several times slower. Set OMP_WAIT_POLICY outside to have it otherwise.
+    # PyTorch's threads spin while they wait, and its backward pass has a second team of them: with any other load on
+    # the machine it gets several times slower. Set OMP_WAIT_POLICY outside to have it otherwise.
     env = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | {"OMP_NUM_THREADS": threads}
     # Several frameworks share one GPU: none may take its memory for itself.
     env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
@@ -361,7 +371,7 @@ def compare(args, console) -> dict:
         for peer in ("matmul", "tljax", *args.peers):
             python = sys.executable if peer in ("matmul", "tljax") else args.peer_python
             worker = Process(peer, python, env, args.threads, logs)
-            stack.callback(worker.process.kill)
+            stack.callback(worker.close)
             try:
                 about[peer] = worker.ask("hello")
                 workers[peer] = worker
@@ -575,7 +585,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=cores)
     parser.add_argument("--devices", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--torch-compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--torch-compile", action="store_true", help="try torch.compile too: minutes per network")
     parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has torch and keras")
     parser.add_argument("--json", help="file for all numbers")
     parser.add_argument("--load", nargs="?", const="", metavar="FILE", help="time loading weights instead")

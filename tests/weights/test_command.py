@@ -13,7 +13,6 @@ from tests.conftest import ROOT
 from tests.golden import zoo_rule
 from tests.models import zoo
 from tests.weights.test_files import legacy, tensor
-from tests.weights.test_inspect import shapes_of
 from tljax import config as schema
 from tljax import models, weights
 from tljax.errors import UserError
@@ -26,12 +25,12 @@ RESNET18 = zoo.Case("torchvision", "resnet18")
 
 def trunk():
     """VGG-11 without its classifier: names that no other network has."""
-    tensors = shapes_of(zoo.Case("torchvision", "vgg11"))
+    tensors = zoo.shapes_of(zoo.Case("torchvision", "vgg11"))
     return {n: np.ascontiguousarray(t, np.float16) for n, t in tensors.items() if n.startswith("features.")}
 
 
 def values():
-    """The same with a value of its own in every place."""
+    """The same with random values."""
     rng = np.random.default_rng(0)
     return {n: rng.integers(0, 2**14, t.shape, np.uint16).view(np.float16) for n, t in trunk().items()}
 
@@ -280,7 +279,7 @@ def test_from_torchs_own_file(command, tmp_path):
 def test_from_a_keras_file(command, tmp_path):
     case = zoo.Case("keras", "DenseNet121")
     path, out = tmp_path / "densenet121.h5", tmp_path / "densenet121.safetensors"
-    theirs = {n: zoo_rule.draw(n, t.shape) for n, t in shapes_of(case).items()}
+    theirs = {n: zoo_rule.draw(n, t.shape) for n, t in zoo.shapes_of(case).items()}
     write_keras(path, theirs)
     code, said, _ = command("convert", path, out)
     assert code == 0

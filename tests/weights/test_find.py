@@ -72,7 +72,7 @@ def hub(site, monkeypatch, tmp_path):  # noqa: F811
     site.repo[NAME] = site.files[f"/cdn/{NAME}"] = File(CONTENT)
     site.linked = {"X-Linked-ETag": f'"{SHA256}"', "X-Linked-Size": str(len(CONTENT))}
     here = functools.partial(from_hub, endpoint=site.url, cache_dir=tmp_path / "hub")
-    monkeypatch.setattr("tljax.weights.load.from_hub", here)
+    monkeypatch.setitem(weights.find.__globals__, "from_hub", here)  # the module goes by the name of a function
     return site
 
 
@@ -204,11 +204,11 @@ def test_a_repository_of_the_catalogue_brings_what_is_known(hub, monkeypatch):
 
 
 def test_a_slip_in_a_repositorys_name(hub):
-    said = refused(weights.find, "hf:timm/resnet18.a1_in1kk")
-    assert said.startswith("There is no timm/resnet18.a1_in1kk at http://127.0.0.1:")
+    said = refused(weights.find, "hf:timm/resnet18_a1_in1k")
+    assert said.startswith("There is no timm/resnet18_a1_in1k at http://127.0.0.1:")
     assert said.endswith('; did you mean "hf:timm/resnet18.a1_in1k"?')
     # What resembles nothing that is known gets no list of what is.
-    assert refused(weights.find, "hf:zz/qqqqqqqqqqqqq").endswith("or it is private and HF_TOKEN does not open it.")
+    assert refused(weights.find, "hf:qqqqqqqq/zzzzzzzz").endswith("HF_TOKEN does not open it.")
 
 
 # Preprocessing

@@ -96,7 +96,5 @@ def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str,
         "num_classes": shapes["dense"][-1] if "dense" in shapes else 0,
         "auxiliary": any(part.startswith("aux") for part in shapes),
     }
-    if options["auxiliary"]:
-        options["image_size"] = 299  # at less, Inception v3's auxiliary classifier has no place to stand
     # The networks that have hidden layers have them on 7×7 places.
     return options | ({"hidden": [h[-1] for h in hidden], "pool": "flatten", "pool_size": 7} if hidden else {})
