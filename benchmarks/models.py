@@ -376,8 +376,8 @@ def compare(args, console) -> dict:
                 about[peer] = worker.ask("hello")
                 workers[peer] = worker
             except Failed as error:
-                about[peer] = {"versions": str(error), "device": "-"}
-            if peer == "tljax" and about[peer]["device"] == "cpu":
+                about[peer] = {"versions": str(error)}
+            if peer == "tljax" and about[peer].get("device") == "cpu":
                 env |= cpu  # without a GPU for JAX the peers have none either
         progress.update(bar, total=len(cells) * len(workers) * (1 + args.rounds))
         for model, mode, dtype in cells:
@@ -472,7 +472,8 @@ def show(found: dict, console) -> None:
         if ratios:
             console.print(f"tljax/{peer}, {mode} {dtype}: {statistics.geometric_mean(ratios):.2f} (geometric mean)")
     for peer, facts in about.items():
-        console.print(f"{peer}: {facts['versions']} on {facts['device']}", highlight=False)
+        device = f" on {facts['device']}" if "device" in facts else ""
+        console.print(f"{peer}: {facts['versions']}{device}", highlight=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ loading

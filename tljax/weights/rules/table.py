@@ -16,17 +16,30 @@ import numpy as np
 
 
 class Transform(NamedTuple):
-    """A bijection of arrays, as a view where it can: foreign to ours, and back."""
+    """A bijection of arrays.
 
-    ours: Callable[[np.ndarray], np.ndarray]
+    Attributes:
+      view: foreign to ours without a copy, the first axis perhaps still in pieces.
+      theirs: ours to foreign.
+      pieces: of the first axis in the view.
+    """
+
+    view: Callable[[np.ndarray], np.ndarray]
     theirs: Callable[[np.ndarray], np.ndarray]
+    pieces: int = 1
+
+    def ours(self, x: np.ndarray) -> np.ndarray:
+        """Foreign to ours, a view where that can be."""
+        view = self.view(x)
+        return view if self.pieces == 1 else view.reshape(-1, *view.shape[self.pieces :])
 
 
 def _chw(side: int) -> Transform:
     """A dense layer on a map of side × side places that was flattened as C, H, W; ours are flattened as H, W, C."""
     return Transform(
-        lambda x: x.reshape(len(x), -1, side, side).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda x: x.reshape(len(x), -1, side, side).transpose(2, 3, 1, 0),
         lambda x: x.reshape(side, side, -1, x.shape[-1]).transpose(3, 2, 0, 1).reshape(x.shape[-1], -1),
+        pieces=3,
     )
 
 
@@ -38,8 +51,9 @@ TRANSFORMS = {
     "chw4_to_io": _chw(4),
     # A dense layer that is written as a convolution over the whole 7×7 map, or over one place.
     "oi77_to_io": Transform(
-        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, len(x)),
+        lambda x: x.transpose(2, 3, 1, 0),
         lambda x: x.reshape(7, 7, -1, x.shape[-1]).transpose(3, 2, 0, 1),
+        pieces=3,
     ),
     "oi11_to_io": Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
     "c11_to_c": Transform(lambda x: x[:, 0, 0], lambda x: x[:, None, None]),
@@ -59,7 +73,7 @@ class Layout:
     """One library's names for one variant.
 
     Attributes:
-      rules: the first that matches decides, in either direction.
+      rules: the first that matches decides, in either direction; those without blanks come before the others.
       ignore: patterns (full match) of names that have no place in our model and are not missed.
     """
 
@@ -68,25 +82,49 @@ class Layout:
 
     def place(self, name: str) -> Rule | None:
         """Where a foreign tensor goes: a rule without blanks."""
-        return _first(self._by_name, name, lambda rule, groups: rule._replace(name=name, path=_fill(rule.path, groups)))
+        rule, blanks = self._by_name.find(name)
+        return rule and Rule(name, _fill(rule.path, blanks), rule.transform)
 
     def origin(self, path: str) -> Rule | None:
         """Where one of our leaves comes from: a rule without blanks."""
-        return _first(self._by_path, path, lambda rule, groups: rule._replace(name=_fill(rule.name, groups), path=path))
+        rule, blanks = self._by_path.find(path)
+        return rule and Rule(_fill(rule.name, blanks), path, rule.transform)
 
     def ignores(self, name: str) -> bool:
         """Whether a name is not wanted."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignore)
 
     @functools.cached_property
-    def _by_name(self) -> list[tuple[re.Pattern, Rule]]:
-        return [(_compile(rule.name), rule) for rule in self.rules]
+    def _by_name(self) -> _Index:
+        return _Index([(rule.name, rule) for rule in self.rules])
 
     @functools.cached_property
-    def _by_path(self) -> list[tuple[re.Pattern, Rule]]:
-        return [(_compile(rule.path), rule) for rule in self.rules]
+    def _by_path(self) -> _Index:
+        return _Index([(rule.path, rule) for rule in self.rules])
 
 
+class _Index:
+    """Rules by one of their two patterns."""
+
+    def __init__(self, rules: list[tuple[str, Rule]]):
+        self._whole, self._blank = {}, []
+        for pattern, rule in rules:
+            if "{" in pattern:
+                self._blank.append((_compile(pattern), rule))
+            else:
+                self._whole.setdefault(pattern, rule)
+
+    def find(self, text: str) -> tuple[Rule | None, dict[str, str]]:
+        """The rule that decides, and what stands in its blanks."""
+        if text in self._whole:
+            return self._whole[text], {}
+        for pattern, rule in self._blank:
+            if match := pattern.fullmatch(text):
+                return rule, match.groupdict()
+        return None, {}
+
+
+@functools.cache
 def _compile(pattern: str) -> re.Pattern:
     pieces = re.split(r"\{(\w+)\}", pattern)
     literal = map(re.escape, pieces[::2])
@@ -94,15 +132,8 @@ def _compile(pattern: str) -> re.Pattern:
     return re.compile("".join(a + b for a, b in zip(literal, [*blanks, ""], strict=True)))
 
 
-def _fill(pattern: str, groups: dict[str, str]) -> str:
-    return re.sub(r"\{(\w+)\}", lambda match: groups[match[1]], pattern)
-
-
-def _first(patterns, text: str, make) -> Rule | None:
-    for pattern, rule in patterns:
-        if match := pattern.fullmatch(text):
-            return make(rule, match.groupdict())
-    return None
+def _fill(pattern: str, blanks: dict[str, str]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda match: blanks[match[1]], pattern) if blanks else pattern
 
 
 class Ours(Layout):
