@@ -40,7 +40,7 @@ def auxiliary(model, **maps):
     ],
 )
 def test_the_published_shapes(name, auxiliary, strides, channels, parameters):
-    model = models.build(name, num_classes=1000, auxiliary=auxiliary, rngs=None)
+    model = models.build(name, num_classes=1000, auxiliary=auxiliary, image_size=299, rngs=None)
     assert [tuple(level) for level in model.pyramid().values()] == list(zip(strides, channels, strict=True))
     assert sum(leaf.size for leaf in leaves_of.split(model).params.values()) == parameters
 
