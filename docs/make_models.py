@@ -8,7 +8,6 @@ about a quarter of an hour on two cores:
 
 from __future__ import annotations
 
-import concurrent.futures
 import multiprocessing
 import sys
 from pathlib import Path
@@ -69,10 +68,10 @@ def main() -> None:
     """Runs everything and writes the page."""
     cases = zoo.cases()
     # A process each time: what a network leaves behind in the compiler's caches adds up to gigabytes.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, context, max_tasks_per_child=4) as pool:
-        facts = dict(zip(models.names(), pool.map(describe, models.names()), strict=True))
-        errors = dict(zip(cases, track(pool.map(compare, cases), total=len(cases)), strict=True))
+    with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=4) as pool:
+        names = models.names()
+        facts = dict(zip(names, track(pool.imap(describe, names), "describing", len(names)), strict=True))
+        errors = dict(zip(cases, track(pool.imap(compare, cases), "comparing", len(cases)), strict=True))
     text = (Path(__file__).parent / "models.md.in").read_text()
     (Path(__file__).parent / "models.md").write_text(text.replace("{TABLES}", "\n".join(tables(facts, errors))))
 
@@ -85,7 +84,7 @@ def tables(facts: dict[str, dict], errors: dict[zoo.Case, dict[str, float]]) -> 
         lines += [
             f"### {title}",
             "",
-            "| `model.backbone` | parameters | GFLOP | stages: stride × channels | layouts read | inference | training | gradient |",
+            "| backbone | parameters | GFLOP | stages: stride × channels | layouts read | inference | training | gradient |",
             "|---|---:|---:|---|---|---|---|---|",
         ]
         for name, fact in mine.items():

@@ -1,0 +1,150 @@
+"""Fields of `model` that change the network, from config to result."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from tljax import models, weights
+from tljax.config import override, parse
+from tljax.errors import UserError
+from tljax.models import inception
+from tljax.models import state as leaves_of
+from tljax.models.inception import Auxiliary, AverageTo, Conv, MaxPool
+from tljax.run.evaluate import evaluate
+from tljax.run.prepare import prepare
+from tljax.run.recipes import load_config_file
+from tljax.run.train import train
+from tljax.weights.files import write_safetensors
+from tljax.weights.rules import layouts
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = inception.Variant(
+    1,
+    ((Conv(4, 3),), (MaxPool(), ((Conv(3),), (Conv(2), Conv(3, 3)))), (Conv(5),)),
+    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), places=4, hidden=6, dropout=0.5),),
+)
+
+
+def test_one_channel_drop_path_and_remat_train_resume_and_evaluate(tiny, console):
+    tiny.model.in_channels = 1
+    tiny.model.options = {"drop_path": 0.2, "widths": [8, 8, 16]}
+    tiny.model.remat = True
+    tiny.train.precision = "bfloat16"
+    config = parse(tiny)
+    result = train(config, console)
+    assert result["preprocess"]["channels"] == 1
+    assert 0 <= result["test"]["accuracy"] <= 1
+    again = evaluate(config, console)
+    assert again["parameters_digest"] == result["parameters_digest"]
+    # The first three of three BasicBlocks' rates: 0, 0.1, 0.2.
+    model = prepare(config).network.model
+    assert [getattr(model, f"stage{k}").block0.drop.rate for k in (1, 2, 3)] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predictions(tiny, console, monkeypatch):
+    monkeypatch.setitem(inception.VARIANTS, "small", SMALL)
+    tiny.model.backbone = "small"
+    tiny.model.aux_weight = 0.3
+    tiny.strategy.phases = ()
+    tiny.strategy.name = "scratch"
+    tiny.train.epochs = 1
+    config = parse(tiny)
+    prepared = prepare(config)
+    (plan,) = prepared.plans
+    assert plan.phase.objectives == (("cross_entropy", 1.0), ("aux_cross_entropy", 0.3))
+    assert {"head/aux1/dense/kernel", "head/aux1/chain/unit1/conv/kernel"} <= set(plan.learned)
+    assert train(config, console)["phases"]
+    without = override(config, {"model.aux_weight": 0.0, "workdir": str(Path(config.workdir).parent / "without")})
+    assert not any("aux" in path for path in prepare(without).network.leaves())
+
+
+def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
+    def run(remat):
+        options = {"options": {"drop_path": 0.5}, "image_size": 16}
+        model = models.build("resnet8", num_classes=3, remat=remat, rngs=nnx.Rngs(0), **options)
+        graphdef, params, stats = leaves_of.split(model)
+        images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+
+        def loss(params):
+            model = leaves_of.merge(graphdef, params | stats)
+            logits = model(images, train=True, rngs=nnx.Rngs(dropout=1))
+            return (logits**2).sum(), leaves_of.stats_of(model)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    ((loss, moved), grads), ((loss2, moved2), grads2) = run(False), run(True)
+    np.testing.assert_allclose(loss, loss2, rtol=1e-6)
+    for a, b in ((moved, moved2), (grads, grads2)):
+        for path in a:
+            np.testing.assert_allclose(a[path], b[path], rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model.options": {"drop_pth": 0.1}}, 'resnet has no "drop_pth"; did you mean "drop_path"'),
+        ({"model.options": {"drop_path": "much"}}, "model.options.drop_path must be of type float"),
+        ({"model.aux_weight": 0.3}, "resnet8 has no auxiliary classifiers"),
+        ({"model.in_channels": 5}, None),
+        ({"data.image_size": 1, "model.backbone": "vgg11"}, "too small for vgg11"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(tiny, settings, words):
+    config = override(parse(tiny), settings)
+    if words is None:
+        assert prepare(config).network.leaves()["stem/unit/conv/kernel"].shape[2] == 5
+        return
+    with pytest.raises(UserError, match=words):
+        prepare(config)
+    assert not Path(config.workdir).exists()
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "inception_v3", "convnext_tiny"])
+def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
+    config = load_config_file(ROOT / "configs" / f"{name}_transfer.py")
+    entry = weights.CATALOGUE[config.model.weights]
+    assert entry.backbone == config.model.backbone
+    # The published file stands for itself by its names and shapes: those of the reference implementation.
+    auxiliary = config.model.aux_weight > 0
+    published = models.build(name, num_classes=entry.classes, image_size=299, auxiliary=auxiliary, rngs=None)
+    family, variant = models.find(name)
+    tensors = {
+        rule.name: np.zeros(_their_shape(rule, leaf.shape), np.float32)
+        for path, leaf in {**leaves_of.split(published).params, **leaves_of.split(published).stats}.items()
+        if (rule := layouts(family, variant)["torchvision"].origin(path))
+    }
+    write_safetensors(tmp_path / "published.safetensors", tensors)
+    settings = {
+        "data.image_size": config.data.image_size or entry.size,
+        "model.weights": str(tmp_path / "published.safetensors"), "model.preprocess": "torch", "data.name": "digits",
+        "workdir": str(tmp_path / "run"),
+    }  # fmt: skip
+    prepared = prepare(override(config, settings))
+    leaves = prepared.load_weights()
+    learned = {path for plan in prepared.plans for path in plan.learned}
+    assert set(leaves_of.split(prepared.network.model).params) == learned
+    assert not leaves["stem/conv/kernel" if name == "convnext_tiny" else _first(leaves)].any()  # from the file
+    assert leaves["head/dense/kernel"].any()  # drawn: the classes are others
+    assert leaves["head/dense/kernel"].shape[-1] == 10
+
+
+def _first(leaves):
+    return min(path for path in leaves if path.startswith("stem/") and path.endswith("/kernel"))
+
+
+def _their_shape(rule, shape):
+    from tljax.weights.rules.table import TRANSFORMS
+
+    return TRANSFORMS[rule.transform].theirs(np.broadcast_to(np.float32(0), shape)).shape
+
+
+def test_the_network_is_recorded_with_its_options(tiny, console):
+    tiny.model.options = {"widths": (4, 4, 4)}
+    config = dataclasses.replace(parse(tiny), workdir=tiny.workdir)
+    train(config, console)
+    assert json.loads((Path(tiny.workdir) / "config.json").read_text())["model"]["options"] == {"widths": [4, 4, 4]}

@@ -1,0 +1,51 @@
+"""`python -m tljax.models`: lists the networks; `python -m tljax.models NAME` shows one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from tljax import models
+from tljax.errors import TljaxError
+from tljax.models import state as leaves_of
+from tljax.models.build import FAMILIES
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tljax.models", description=__doc__.partition(": ")[2])
+    parser.add_argument("name", nargs="?", help="a network, as model.backbone takes it")
+    name = parser.parse_args(arguments).name
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    try:
+        if name is None:
+            for family, module in FAMILIES.items():
+                console.print(f"{family:<10} {', '.join(module.VARIANTS)}")
+        else:
+            _show(name, console)
+    except TljaxError as error:
+        print(f"{error.label}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _show(name: str, console: Console) -> None:
+    family, variant = models.find(name)
+    model = models.build(name, num_classes=0, rngs=None)
+    count = sum(leaf.size for leaf in leaves_of.split(model).params.values())
+    console.print(f"{name}, of the family {family}: {count:,} parameters without its classifier")
+    console.print("\nstages, as model.tap takes them, with pixels to a place and channels:")
+    for stage, level in model.pyramid().items():
+        console.print(f"  {stage:<8} {level.stride:>3} {level.channels:>6}")
+    console.print("\nfields that model.options can change:")
+    for field in dataclasses.fields(variant):
+        value = repr(getattr(variant, field.name))
+        console.print(f"  {field.name:<14} {value if len(value) < 90 else value[:87] + '...'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
