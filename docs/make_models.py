@@ -29,6 +29,8 @@ TITLES = {
     "convnext": "ConvNeXt", "unet": "U-Net (encoder)",
 }  # fmt: skip
 
+COLUMNS = "backbone", "parameters", "GFLOP", "stages: stride × channels", "layouts", "inference", "training", "gradient"
+
 
 def describe(backbone: str) -> dict:
     """Facts of a network with its published classifier, at 224 pixels; Inception v3 at 299."""
@@ -84,7 +86,7 @@ def tables(facts: dict[str, dict], errors: dict[zoo.Case, dict[str, float]]) -> 
         lines += [
             f"### {title}",
             "",
-            "| backbone | parameters | GFLOP | stages: stride × channels | layouts read | inference | training | gradient |",
+            f"| {' | '.join(COLUMNS)} |",
             "|---|---:|---:|---|---|---|---|---|",
         ]
         for name, fact in mine.items():

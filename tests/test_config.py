@@ -120,3 +120,7 @@ def test_any_valid_values_survive_json_and_change_the_digest(lr, smoothing, epoc
 def test_differences_name_the_fields():
     a, b = to_dict(Config()), to_dict(dataclasses.replace(Config(), seed=3))
     assert schema.differences(a, b) == ["seed: 0 → 3"]
+
+
+def test_none_on_a_command_line_is_none():
+    assert override(Config(), {"model.weights": "None", "strategy.name": "scratch"}).model.weights is None

@@ -85,7 +85,8 @@ def convert(value, hint, name):
     """Checks `value` against a type hint; whole numbers pass as floats and lists as tuples."""
     inner = _optional(hint)
     if inner is not None:
-        return None if value is None else convert(value, inner, name)
+        # On a command line, None is a word.
+        return None if value in (None, "None") else convert(value, inner, name)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
