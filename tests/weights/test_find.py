@@ -72,7 +72,7 @@ def hub(site, monkeypatch, tmp_path):  # noqa: F811
     site.repo[NAME] = site.files[f"/cdn/{NAME}"] = File(CONTENT)
     site.linked = {"X-Linked-ETag": f'"{SHA256}"', "X-Linked-Size": str(len(CONTENT))}
     here = functools.partial(from_hub, endpoint=site.url, cache_dir=tmp_path / "hub")
-    monkeypatch.setitem(weights.find.__globals__, "from_hub", here)  # the module goes by the name of a function
+    monkeypatch.setattr("tljax.weights.hub.from_hub", here)
     return site
 
 
@@ -84,6 +84,18 @@ def refused(call, *arguments, **options):
 
 
 # Files
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "algorithm", "digits"), [(TORCHVISION, ".pth", "sha256", 8), (KERAS, ".h5", "md5", 32)]
+)
+def test_a_published_file_is_known_by_its_digest_wherever_it_lies(name, suffix, algorithm, digits, publish, tmp_path):
+    digest = hashlib.new(algorithm, CONTENT).hexdigest()[:digits]
+    publish(name, "http://nowhere/else", digest)
+    path = tmp_path / f"mine{suffix}"
+    path.write_bytes(CONTENT)
+    found, entry = weights.find(str(path)), weights.CATALOGUE[name]
+    assert (found.preprocess, found.backbone) == (entry.preprocess, entry.backbone)
 
 
 def test_a_path_with_and_without_its_prefix(tmp_path):

@@ -18,10 +18,8 @@ from tljax.errors import UserError, nearest
 from tljax.models import Model
 from tljax.models import state as leaves_of
 from tljax.weights.catalogue import CATALOGUE, Entry
-from tljax.weights.download import from_url
 from tljax.weights.files import LazyTensor, open_tensors
 from tljax.weights.files.keras_h5 import number_from_one
-from tljax.weights.hub import from_hub
 from tljax.weights.inspect import guess
 from tljax.weights.port import port
 from tljax.weights.preprocess import PRESETS, Preprocess
@@ -162,7 +160,8 @@ def _find_file(source: str) -> Weights:
     sha256 = _digest(path)
     if entry is not None and sha256 != entry.digest:
         raise UserError(f"{path} is not {source}: its SHA-256 is {sha256}, expected {entry.digest}.")
-    entry = next((e for e in CATALOGUE.values() if e.digest == sha256), None)
+    digest = _digest(path, "md5") if path.suffix == ".h5" else sha256  # what its publisher would have published
+    entry = next((e for e in CATALOGUE.values() if e.digest and digest.startswith(e.digest)), None)
     return Weights(source, path, sha256, entry and entry.preprocess, entry and entry.backbone)
 
 
@@ -173,6 +172,8 @@ def _find_url(source: str) -> Weights:
         raise UserError(f'There are no published weights "{source}"{nearest(source, CATALOGUE)}')
     path = _kept(entry)
     if path is None or not path.is_file():
+        from tljax.weights.download import from_url  # late: HTTP clients take half a second
+
         path = from_url(entry.source, **{"md5" if entry.digest_is_md5 else "prefix": entry.digest})
     elif not (found := _digest(path, "md5" if entry.digest_is_md5 else "sha256")).startswith(entry.digest):
         raise UserError(f"{path} is not {source}: its digest is {found}, expected {entry.digest}.")
@@ -184,6 +185,8 @@ def _find_hub(source: str) -> Weights:
     repo, _, filename = source.removeprefix("hf:").partition(":")
     repo, _, revision = repo.partition("@")
     entry = CATALOGUE.get(f"hf:{repo}")
+    from tljax.weights.hub import from_hub  # late: see above
+
     try:
         fetched = from_hub(repo, filename or None, revision or None)
     except UserError as error:
