@@ -1,5 +1,7 @@
 """U-Net's contracting path: shapes and dropout."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +10,7 @@ from flax import nnx
 from tljax import models
 from tljax.models import state as leaves_of
 from tljax.models import unet
+from tljax.weights.rules import layouts
 
 TINY = unet.Variant((2, 3, 4))
 
@@ -46,3 +49,11 @@ def test_dropout_stands_at_the_end_of_the_last_two_stages():
     nnx.eval_shape(lambda m, x: m.stem(x, train=True), model, picture)
     with pytest.raises(ValueError, match="needs rngs"):
         nnx.eval_shape(lambda m, x: m.stage2(x, train=True), model, picture)
+
+
+def test_older_checkpoints_have_biases():
+    variant = dataclasses.replace(unet.VARIANTS["unet"], widths=(2, 3), bias=True)
+    model = models.build(variant, num_classes=0, image_size=8, rngs=None)
+    layout = layouts("unet", variant)["milesial"]
+    names = {layout.origin(path).name for path in leaves_of.split(model).params}
+    assert {"inc.double_conv.0.bias", "down1.maxpool_conv.1.double_conv.3.bias"} <= names

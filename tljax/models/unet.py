@@ -21,11 +21,13 @@ class Variant:
       widths: channels of each stage, the stem first.
       norm: constants of BatchNorm.
       dropout: rate at the end of the last two stages; 0.5 in the authors' network.
+      bias: whether the convolutions have one, as in older checkpoints.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     norm: Norm = TORCH
     dropout: float = 0.0
+    bias: bool = False
 
 
 VARIANTS = {
@@ -38,10 +40,10 @@ VARIANTS = {
 class DoubleConv(nnx.Module):
     """Two 3×3 convolutions with BatchNorm and ReLU, after an optional 2×2 max pool."""
 
-    def __init__(self, inputs: int, outputs: int, *, norm: Norm, pool=False, rate=0.0, dtype=None, rngs):
+    def __init__(self, inputs: int, outputs: int, *, pool=False, rate=0.0, common):
         self.pool = pool
-        self.unit1 = ConvNorm(inputs, outputs, norm=norm, dtype=dtype, rngs=rngs)
-        self.unit2 = ConvNorm(outputs, outputs, norm=norm, dtype=dtype, rngs=rngs)
+        self.unit1 = ConvNorm(inputs, outputs, **common)
+        self.unit2 = ConvNorm(outputs, outputs, **common)
         self.drop = Dropout(rate)
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -57,11 +59,11 @@ def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> d
 
     A stage's map is the one before the pool, which a decoder copies across.
     """
-    common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
+    common = {"norm": config.norm, "bias": config.bias, "dtype": dtype, "rngs": rngs}
     channels, *others = config.widths
-    built = {"stem": DoubleConv(inputs, channels, **common)}
+    built = {"stem": DoubleConv(inputs, channels, common=common)}
     for k, width in enumerate(others, start=1):
         rate = config.dropout if k >= len(others) - 1 else 0.0
-        built[f"stage{k}"] = DoubleConv(channels, width, pool=True, rate=rate, **common)
+        built[f"stage{k}"] = DoubleConv(channels, width, pool=True, rate=rate, common=common)
         channels = width
     return built
