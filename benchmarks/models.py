@@ -59,9 +59,9 @@ class Process:
 def compare(args, console) -> dict:
     """Times every model in every framework, in turns, and returns what goes into the JSON."""
     threads = str(args.threads)
-    # PyTorch's threads spin while they wait, and its backward pass has a second team of them: with any other load on
-    # the machine it gets several times slower. Set OMP_WAIT_POLICY outside to have it otherwise.
-    env = {"OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | {"OMP_NUM_THREADS": threads}
+    # Whether PyTorch's threads spin while they wait is left as it is: with OMP_WAIT_POLICY=ACTIVE they would through the
+    # others' turns, with PASSIVE they are slower on a quiet machine.
+    env = {"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | {"OMP_NUM_THREADS": threads}
     # Several frameworks share one GPU: none may take its memory for itself.
     env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     cpu = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}

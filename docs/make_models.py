@@ -1,7 +1,7 @@
 """Writes models.md, next to this file: every network, and how near it is to the reference implementations.
 
 Builds each network, loads the weights that the references were given (tests/golden/make_zoo.py), and compares. Takes
-about a quarter of an hour on two cores:
+about a half an hour on two cores:
 
     python docs/make_models.py
 """
@@ -29,7 +29,7 @@ TITLES = {
     "convnext": "ConvNeXt", "unet": "U-Net (encoder)",
 }  # fmt: skip
 
-COLUMNS = "backbone", "parameters", "GFLOP", "stages: stride × channels", "layouts", "inference", "training", "gradient"
+COLUMNS = "backbone", "parameters", "GFLOP", "inference", "training", "gradient"
 
 
 def describe(backbone: str) -> dict:
@@ -79,22 +79,22 @@ def main() -> None:
 
 
 def tables(facts: dict[str, dict], errors: dict[zoo.Case, dict[str, float]]) -> list[str]:
-    """One table a family, in Markdown."""
+    """One table a family, in Markdown, behind its stages and layouts."""
     lines = []
     for family, title in TITLES.items():
-        mine = {name: f for name, f in facts.items() if f["family"] == family}
-        lines += [
-            f"### {title}",
-            "",
-            f"| {' | '.join(COLUMNS)} |",
-            "|---|---:|---:|---|---|---|---|---|",
-        ]
+        mine = {name: fact for name, fact in facts.items() if fact["family"] == family}
+        layouts_read = ", ".join(next(iter(mine.values()))["layouts"])
+        lines += [f"### {title}", "", f"Layouts: {layouts_read}. Stages, stride × channels:", ""]
+        pyramids = {}
         for name, fact in mine.items():
             levels = ", ".join(f"{stage} {level.stride}×{level.channels}" for stage, level in fact["pyramid"].items())
+            pyramids.setdefault(levels, []).append(f"`{name}`")
+        lines += [f"- {levels}: {', '.join(names)}" for levels, names in pyramids.items()]
+        lines += ["", f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---|---|---|"]
+        for name, fact in mine.items():
             found = {case: worst for case, worst in errors.items() if case.backbone == name}
             cells = [worst_of(found, kind) for kind in ("inference", "training", "gradient")]
-            numbers = f"{fact['parameters']:,} | {fact['flops'] / 1e9:.2f}"
-            lines.append(f"| `{name}` | {numbers} | {levels} | {', '.join(fact['layouts'])} | {' | '.join(cells)} |")
+            lines.append(f"| `{name}` | {fact['parameters']:,} | {fact['flops'] / 1e9:.2f} | {' | '.join(cells)} |")
         lines.append("")
     return lines
 

@@ -1,7 +1,7 @@
 """Every network beside the reference implementation's numbers (tests/golden/make_zoo.py).
 
 Names, shapes and sizes of all of them are compared here. One of each kind of block, norm and layout computes, too;
-`pytest -m deep` computes their deeper and wider siblings, in about ten minutes.
+`pytest -m deep` computes their deeper and wider siblings, in about half an hour.
 """
 
 import pytest
