@@ -59,8 +59,8 @@ class Process:
 def compare(args, console) -> dict:
     """Times every model in every framework, in turns, and returns what goes into the JSON."""
     threads = str(args.threads)
-    # Whether PyTorch's threads spin while they wait is left as it is: with OMP_WAIT_POLICY=ACTIVE they would through the
-    # others' turns, with PASSIVE they are slower on a quiet machine.
+    # Whether PyTorch's threads spin while they wait is left as it is: with OMP_WAIT_POLICY=ACTIVE they would through
+    # the others' turns, with PASSIVE they are slower on a quiet machine.
     env = {"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | {"OMP_NUM_THREADS": threads}
     # Several frameworks share one GPU: none may take its memory for itself.
     env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
