@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save
 
-from tests.weights.test_download import COMMIT, NAME, File, site  # noqa: F401
+from tests.weights.loopback import COMMIT, NAME, File
 from tljax import models, weights
 from tljax.errors import UserError
 from tljax.models import convnext, resnet, state, vgg
@@ -67,7 +67,7 @@ def publish(monkeypatch):
 
 
 @pytest.fixture
-def hub(site, monkeypatch, tmp_path):  # noqa: F811
+def hub(site, monkeypatch, tmp_path):
     """The loopback's Hub with the small network in it, instead of the real one."""
     site.repo[NAME] = site.files[f"/cdn/{NAME}"] = File(CONTENT)
     site.linked = {"X-Linked-ETag": f'"{SHA256}"', "X-Linked-Size": str(len(CONTENT))}
@@ -145,7 +145,7 @@ def test_a_name_that_nobody_serves_lies_in_the_folder(folder, publish, monkeypat
     [(TORCHVISION, SHA256[:8], "torch"), (KERAS, MD5, "caffe")],
     ids=["torch", "keras"],
 )
-def test_published_weights(name, digest, preprocess, site, folder, publish, tmp_path):  # noqa: F811
+def test_published_weights(name, digest, preprocess, site, folder, publish, tmp_path):
     publish(name, f"{site.url}/models/net.safetensors", digest)
     site.files["/models/net.safetensors"] = File(CONTENT)
     # From the address into the cache, once.
@@ -169,7 +169,7 @@ def test_published_weights(name, digest, preprocess, site, folder, publish, tmp_
     assert said.endswith(f", expected {digest}.")
 
 
-def test_what_the_address_has_must_be_what_was_meant(site, folder, publish, tmp_path):  # noqa: F811
+def test_what_the_address_has_must_be_what_was_meant(site, folder, publish, tmp_path):
     url = f"{site.url}/net.safetensors"
     publish(TORCHVISION, url, SHA256[:8])
     site.files["/net.safetensors"] = File(CONTENT[:-1])
