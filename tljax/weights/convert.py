@@ -11,7 +11,7 @@ import numpy as np
 from tljax import models
 from tljax.errors import UserError, nearest
 from tljax.weights.download import reason
-from tljax.weights.files import write_safetensors
+from tljax.weights.files import LazyTensor, write_safetensors
 from tljax.weights.inspect import guess
 from tljax.weights.load import Weights, find, open_weights
 from tljax.weights.rules import OURS, layouts
@@ -32,22 +32,6 @@ class Written:
         return (
             f"{self.tensors} tensors of {self.backbone}, from the names of {self.source} into those of {self.layout}."
         )
-
-
-class Renamed:
-    """A tensor on its way from one layout to another; `np.asarray` reads it."""
-
-    def __init__(self, tensor, source: Rule, target: Rule):
-        self._tensor, self._source, self._target = tensor, TRANSFORMS[source.transform], TRANSFORMS[target.transform]
-        # Shapes without reading: a transform of one number, broadcast, costs nothing (but raises where it cannot be).
-        self.shape = self._turn(np.broadcast_to(np.zeros((), tensor.dtype), tuple(tensor.shape))).shape
-        self.dtype = tensor.dtype
-
-    def _turn(self, value: np.ndarray) -> np.ndarray:
-        return self._target.theirs(self._source.ours(value))
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.ascontiguousarray(self._turn(np.asarray(self._tensor)), dtype)
 
 
 def convert(source: str, out: Path, layout: str | None = None) -> Written:
@@ -86,7 +70,7 @@ def convert(source: str, out: Path, layout: str | None = None) -> Written:
                 nameless.append(place.path)
                 continue
             try:
-                renamed[origin.name] = Renamed(tensor, place, origin)
+                renamed[origin.name] = _renamed(tensor, place, origin)
             except (ValueError, IndexError) as error:  # a head of one's own, on a grid that the library does not have
                 shape = tuple(tensor.shape)
                 raise UserError(f"{layout} has no form for {place.path} of shape {shape}.") from error
@@ -102,3 +86,11 @@ def convert(source: str, out: Path, layout: str | None = None) -> Written:
 def _backbone_of(run: Weights) -> tuple[str, dict]:
     config = json.loads((run.path / "config.json").read_text())
     return config["model"]["backbone"], config["model"]["options"]
+
+
+def _renamed(tensor: LazyTensor | np.ndarray, source: Rule, target: Rule) -> LazyTensor:
+    """A tensor on its way from one layout to another, still unread; raises where the target has no form for it."""
+    ours, theirs = TRANSFORMS[source.transform].ours, TRANSFORMS[target.transform].theirs
+    # Shapes without reading: a transform of one number, broadcast, costs nothing.
+    shape = theirs(ours(np.broadcast_to(np.zeros((), tensor.dtype), tuple(tensor.shape)))).shape
+    return LazyTensor(shape, tensor.dtype, lambda: theirs(ours(np.asarray(tensor))))
