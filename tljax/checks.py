@@ -12,6 +12,9 @@ from typing import Any
 from tljax.errors import UserError, nearest
 from tljax.fields import build
 
+# Where a run lies and what is shown of it, which do not change what it is.
+OUTPUT = ("workdir", "report", "features")
+
 
 def check(config: Any, fields: Sequence[str]) -> None:
     """Raises UserError with the first sentence that applies to a `Config`; `fields` are the schema's dotted names."""
@@ -21,7 +24,7 @@ def check(config: Any, fields: Sequence[str]) -> None:
         _raise_first(_optim(build(type(config.optim), merged, f"{where}."), where))
     _raise_first([*_optim(config.optim, "optim"), *_data_and_model(config), *_strategy(config)])
     for dotted, values in config.sweep.items():
-        if dotted not in fields or dotted.split(".")[0] in ("sweep", "workdir", "report"):
+        if dotted not in fields or dotted.split(".")[0] in ("sweep", *OUTPUT):
             raise UserError(f'sweep cannot vary "{dotted}"{nearest(dotted, fields)}')
         if not isinstance(values, list) or not values:
             raise UserError(f"sweep[{dotted!r}] must be a list of one or more values, got {values!r}.")
@@ -55,6 +58,10 @@ def _data_and_model(config: Any) -> Iterator[tuple[bool, str]]:
         "data.split='first_per_class' needs data.labels_per_class, how many of each class.",
     )
     yield (
+        data.unlabelled != 0 and data.labels_per_class is None and "data.labels_per_class" not in config.sweep,
+        "data.unlabelled needs data.labels_per_class: without it every training picture keeps its label.",
+    )
+    yield (
         len(set(data.classes)) != len(data.classes) or len(data.classes) == 1,
         f"data.classes must name two or more different classes, got {data.classes}.",
     )
@@ -80,10 +87,20 @@ def _strategy(config: Any) -> Iterator[tuple[bool, str]]:
             bool(given) != (strategy.name == name),
             f"strategy.{field} and strategy.name={name!r} go together: give both or neither.",
         )
+    # What a pretrained network is for; the others may start from random weights.
+    adapting = ("feature_extraction", "freeze_last", "layers", "lp_ft", "finetune", "gradual_unfreeze", "full")
+    adapting += ("micro", "micro_two_heads", "delta", "lwf")
+    without = config.model.weights is None and "model.weights" not in config.sweep
     yield (
-        config.model.weights is None
-        and strategy.name not in ("scratch", "custom")
-        and "model.weights" not in config.sweep,
+        without and strategy.name in adapting,
         f"strategy.name={strategy.name!r} adapts a pretrained network, but model.weights is not set: set it, or take "
         "'scratch'.",
+    )
+    yield (
+        without and optim.l2_sp > 0,
+        "optim.l2_sp pulls towards the source weights, but model.weights is not set.",
+    )
+    yield (
+        bool(strategy.objectives) and strategy.name == "custom",
+        "strategy.objectives are for presets: the phases of strategy.name='custom' have their own.",
     )

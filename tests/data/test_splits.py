@@ -1,4 +1,4 @@
-"""Splits: stratified, nested, disjoint, deterministic, and honest about what they share."""
+"""Splits: stratified, nested, disjoint, deterministic, honest about what they share, and mute about labels left out."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tljax import data
-from tljax.config import DataConfig
+from tljax.config import DataConfig, parse
 from tljax.data import Source, Split
 from tljax.data.splits import label_budget, make_data, per_class
 from tljax.errors import UserError
@@ -111,6 +111,67 @@ def test_fingerprint_sees_pixels_labels_and_order():
     assert split.take(np.arange(len(split))).fingerprint == split.fingerprint
 
 
+@pytest.mark.parametrize("split", ["fraction", "first_per_class"])
+def test_unlabelled_pictures_are_the_rest_of_the_training_pictures(split):
+    source = make_source()
+    config = {"split": split, "labels_per_class": 4, "classes": (2, 0)}
+    bare, d = (make_data(source, DataConfig(**config, unlabelled=n), 0) for n in (0, -1))
+    for name in ("train", "valid", "test"):
+        assert getattr(bare, name).fingerprint == getattr(d, name).fingerprint
+    parts = [d.train, d.unlabelled, *([d.valid] if split == "fraction" else [])]
+    kept = source.train.take(np.flatnonzero(source.train.labels != 1))
+    assert sorted(h for part in parts for h in part.picture_hashes) == sorted(kept.picture_hashes)
+    assert set(d.describe()["shared_pictures"].values()) == {0}
+
+
+def test_no_label_is_within_reach_of_the_unlabelled():
+    source = make_source()
+    ordered = Source(source.train.take(np.argsort(source.train.labels, kind="stable")), source.test, CLASSES)
+    d = make_data(ordered, DataConfig(labels_per_class=4, unlabelled=-1), 0)
+    assert set(vars(d.unlabelled)) <= {"images", "fingerprint", "picture_hashes"}
+    images = d.unlabelled.images
+    assert images.base is None
+    assert images.flags.c_contiguous
+    assert images.flags.owndata
+    # In files sorted by class, a picture's place tells its label; here neighbours are of one class by chance alone.
+    label = dict(zip(ordered.train.picture_hashes, ordered.train.labels, strict=True))
+    labels = np.array([label[h] for h in d.unlabelled.picture_hashes])
+    assert (np.diff(labels) != 0).sum() > len(labels) / 3
+
+
+def test_unlabelled_pictures_are_drawn_by_the_seed():
+    def draw(seed, n=20):
+        return make_data(make_source(), DataConfig(labels_per_class=4, unlabelled=n), seed)
+
+    a, again, b = draw(0), draw(0), draw(1)
+    assert a.describe() == again.describe()
+    assert a.describe()["unlabelled"] == {"fingerprint": a.unlabelled.fingerprint, "size": 20}
+    assert a.unlabelled.fingerprint != b.unlabelled.fingerprint
+    assert (draw(0, 30).unlabelled.images[:20] == a.unlabelled.images).all()
+
+
+def test_unlabelled_pictures_need_a_budget_of_labels():
+    with pytest.raises(UserError, match=r"^data\.unlabelled needs data\.labels_per_class"):
+        parse({"data": {"unlabelled": -1}})
+    parse({"data": {"unlabelled": -1, "labels_per_class": 5}, "model": {"weights": "x"}})
+    parse({"data": {"unlabelled": -1}, "model": {"weights": "x"}, "sweep": {"data.labels_per_class": [5, 10]}})
+
+
+def test_data_without_unlabelled_pictures_describes_itself_as_ever():
+    described = make_data(make_source(), DataConfig(labels_per_class=4), 0).describe()
+    assert list(described) == ["name", "classes", "picture", "train", "valid", "test", "shared_pictures"]
+    assert list(described["shared_pictures"]) == ["train/valid", "train/test", "valid/test"]
+
+
+def test_test_pictures_among_the_unlabelled_are_counted():
+    source = make_source()
+    rest = make_data(source, DataConfig(labels_per_class=4, unlabelled=-1), 0).unlabelled
+    twins = Split(rest.images[:7], np.zeros(7, np.int32))
+    d = make_data(Source(source.train, twins, CLASSES), DataConfig(labels_per_class=4, unlabelled=-1), 0)
+    assert d.shared_pictures["unlabelled/test"] == 7
+    assert d.shared_pictures["unlabelled/valid"] == d.shared_pictures["train/unlabelled"] == 0
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -119,6 +180,8 @@ def test_fingerprint_sees_pixels_labels_and_order():
         (DataConfig(name="digit"), 'no data.name "digit"; did you mean "digits"'),
         (DataConfig(name="idx"), "needs data.path"),
         (DataConfig(path="x"), "built in"),
+        (DataConfig(labels_per_class=50, unlabelled=5000), "leaves 578 training pictures without a label"),
+        (DataConfig(unlabelled=-1), "leaves 0 training pictures"),
     ],
 )
 def test_errors(config, words):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tljax.config import Config, Phase, StrategyConfig, TrainConfig
+from tljax.config import Config, NeuronsConfig, Phase, StrategyConfig, TrainConfig
 from tljax.errors import UserError
-from tljax.strategies import PRESETS, assign, frozen_modules, frozen_prefix, resolve
+from tljax.strategies import PRESETS, assign, frozen_modules, frozen_prefix, neurons, resolve
 
 PARAMS = {
     "stem/conv/kernel": np.zeros((3, 3, 3, 4)),
@@ -69,26 +69,88 @@ def test_batch_norm_follows_its_mean_and_dropout_its_surroundings():
     assert "stem/bn" in frozen_modules(modules, affine_only)
 
 
+def with_neurons(patterns, rules, **options):
+    """A phase in which neurons learn, and the groups of its leaves."""
+    phase = Phase("p", rules, neurons=NeuronsConfig(layers=patterns), **options)
+    return assign(PARAMS, STATS, phase, ["stem", "stage1"], neurons.layers_of(PARAMS, patterns))
+
+
+def test_neurons_learn_with_the_norm_that_follows_while_its_statistics_stay():
+    groups = with_neurons(("st.*",), (("head/.*", 0.5), (".*", 0.0)), layer_decay=0.5)
+    single = {path: (g.rule, g.multiplier, g.decay) for path, g in groups.items() if g.single}
+    assert single == {
+        "stem/conv/kernel": ("st.*", 0.25, True),
+        "stem/bn/scale": ("st.*", 0.25, False),
+        "stage1/conv/kernel": ("st.*", 0.5, True),
+    }
+    assert {p: g.multiplier for p, g in groups.items() if not g.single} == {
+        "head/dense/kernel": 0.5,
+        "head/dense/bias": 0.5,
+        "stem/bn/mean": 0,
+        "stem/bn/var": 0,
+    }
+    assert frozen_modules(["stem/bn", "stem/drop", "head/drop"], groups) == {"stem/bn"}
+    assert frozen_prefix(["stem", "stage1"], groups) == []
+    assert frozen_prefix(["stem", "stage1"], with_neurons(("stage1/.*",), ((".*", 0.0),))) == ["stem"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (
+            (("stem/bn/.*", 0.1), (".*", 0.0)),
+            r'stem/bn/scale would learn twice, by rule "stem/bn/\.\*" and by its neur',
+        ),
+        (((".*", 1.0),), "stem/conv/kernel would learn twice"),
+        ((("head/.*", 0.0),), "no rule covers stem/conv/kernel"),
+    ],
+)
+def test_rules_must_freeze_what_neurons_are_part_of(rules, words):
+    with pytest.raises(UserError, match=words):
+        with_neurons(("stem/conv",), rules)
+
+
 names = st.text("abc", min_size=1, max_size=2)
 trees = st.lists(st.tuples(names, names, names).map("/".join), min_size=1, max_size=12, unique=True)
 patterns = st.sampled_from(["a.*", ".*b.*", "[ab]/.*", ".*/c", "c+/.*", ".*"])
 multipliers = st.sampled_from([0.0, 0.1, 1.0])
 
 
-@given(trees, trees, st.lists(st.tuples(patterns, multipliers), min_size=1, max_size=4))
-def test_every_leaf_has_exactly_one_group_or_there_is_an_error(params, stats, rules):
-    params = {p: np.zeros((2, 2)) for p in params}
-    stats = {f"{p}/mean": np.zeros(2) for p in stats}
+@given(trees, trees, st.lists(st.tuples(patterns, multipliers), min_size=1, max_size=4), st.lists(patterns, max_size=2))
+def test_every_leaf_has_exactly_one_group_or_there_is_an_error(params, stats, rules, chosen):
+    leaves = {f"{p}/{leaf}": np.zeros((2, 2)) for p in params for leaf in ("kernel", "c")}
+    norms = {f"{p}/{leaf}": np.zeros(2) for p in params for leaf in ("bias", "bn/scale", "bn/bias")}
+    params, stats = leaves | norms, {f"{p}/mean": np.zeros(2) for p in stats}
+    phase = Phase("p", tuple(rules), neurons=NeuronsConfig(layers=tuple(chosen)))
     try:
-        groups = assign(params, stats, Phase("p", tuple(rules)))
+        layers = neurons.layers_of(params, chosen, [("(.*)", r"\1/bn")])
     except UserError:
-        decided = {next((r for r in rules if re.fullmatch(r[0], path)), None): path for path in [*params, *stats]}
-        learns = any(next((m for r, m in rules if re.fullmatch(r, p)), 0) > 0 for p in params)
-        assert None in decided or set(decided) != set(rules) or not learns
+        kernels = [path for path in params if path.endswith("/kernel")]
+        assert any(not [k for k in kernels if matches(pattern, k)] for pattern in chosen)
         return
-    assert set(groups) == set(params) | set(stats)
+    single = {path for paths in layers.values() for path in paths}
+    first = {path: next((r for r in rules if re.fullmatch(r[0], path)), None) for path in [*params, *stats]}
+    try:
+        groups = assign(params, stats, phase, layers=layers)
+    except UserError:
+        learns = single or any(first[path][1] > 0 for path in params if first[path])
+        twice = any(first[path][1] > 0 for path in single if first[path])
+        assert None in first.values() or set(first.values()) != set(rules) or not learns or twice
+        return
+    assert set(groups) == set(first)
     for path, group in groups.items():
-        assert (group.rule, group.multiplier) == next(r for r in rules if re.fullmatch(r[0], path))
+        assert group.single == (path in single)
+        if group.single:
+            assert group.rule in chosen
+            assert (group.multiplier, first[path][1]) == (1.0, 0.0)
+        else:
+            assert (group.rule, group.multiplier) == first[path]
+    assert {path for path in params if groups[path].learns} >= single
+    assert not single & set(stats)
+
+
+def matches(pattern, kernel):
+    return re.fullmatch(pattern, kernel) or re.fullmatch(pattern, kernel.removesuffix("/kernel"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -99,11 +161,14 @@ def test_presets_fill_the_run_and_fit_the_tree(name):
     )
     strategy = resolve(config, ["stem", "stage1"])
     assert sum(p.epochs for p in strategy.phases) == pytest.approx(8)
-    learned = [
-        {p for p, g in assign(PARAMS, STATS, phase, ["stem", "stage1"]).items() if g.learns and p in PARAMS}
-        for phase in strategy.phases
-    ]
-    head = {p for p in PARAMS if p.startswith("head")}
+    hint = "head/hint_stem/conv/kernel"
+    params = PARAMS | ({hint: np.zeros((1, 1, 4, 8))} if name == "fitnets" else {})
+    learned = []
+    for phase in strategy.phases:
+        layers = neurons.layers_of(params, phase.neurons.layers)
+        groups = assign(params, STATS, phase, ["stem", "stage1"], layers)
+        learned.append({p for p, g in groups.items() if g.learns and p in params})
+    head, stem = ({p for p in PARAMS if p.startswith(stage)} for stage in ("head", "stem"))
     everything = set(PARAMS)
     expected = {
         "scratch": [everything],
@@ -112,7 +177,18 @@ def test_presets_fill_the_run_and_fit_the_tree(name):
         "freeze_last": [everything - head],
         "layers": [{"stage1/conv/kernel"}],
         "lp_ft": [head, everything],
+        "finetune": [head, head | {"stage1/conv/kernel"}],
         "gradual_unfreeze": [head, head | {"stage1/conv/kernel"}, everything],
+        "micro": [head, everything - head],
+        "micro_two_heads": [everything],
+        "distillation": [everything],
+        "attention_transfer": [everything],
+        "fitnets": [stem | {hint}, everything],
+        "delta": [everything],
+        "lwf": [everything],
+        "pseudo_label": [everything, everything],
+        "fixmatch": [everything],
+        "mean_teacher": [everything],
     }
     assert learned == expected[name]
 

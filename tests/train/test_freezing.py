@@ -14,7 +14,6 @@ from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
 from tljax.strategies import PRESETS, resolve
 from tljax.train.loop import optimizer_bytes
-from tljax.train.optimizer import hyper_of
 from tljax.train.phases import plan_phase
 from tljax.train.step import init_state, make_train_step
 from tljax.weights import PRESETS as PREPROCESS
@@ -48,12 +47,12 @@ def plans_of(net, preset, **optim):
 
 
 def run_phase(plan, leaves, steps=3):
-    learned, moving, frozen = plan.take(leaves)
-    state, step = init_state(plan.spec, learned, moving, hyper_of(plan.optim)), make_train_step(plan.spec)
+    learned, moving, frozen = plan.take(leaves, {})
+    state, step = init_state(plan.spec, learned, moving, plan.hyper), make_train_step(plan.spec)
     rng = np.random.default_rng(0)
     for _ in range(steps):
         batch = {"image": rng.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), "label": rng.integers(0, 3, 4)}
-        state, _ = step(state, frozen, batch, hyper_of(plan.optim) | {"lr": 0.1}, jax.random.key(0))
+        state, _ = step(state, frozen, batch, plan.hyper | {"lr": 0.1, "progress": 0.0}, jax.random.key(0))
     return state, state.learned | state.moving | frozen
 
 
@@ -83,10 +82,8 @@ def test_optimizer_state_is_what_the_learning_leaves_need_to_the_byte(preset, op
     model, plans = plans_of("resnet", preset, name=optimizer)
     _, params, stats = leaves_of.split(model)
     for plan in plans:
-        learned, moving, _ = plan.take(params | stats)
-        state = jax.eval_shape(
-            lambda a, b, plan=plan: init_state(plan.spec, a, b, hyper_of(plan.optim)), learned, moving
-        )
+        learned, moving, _ = plan.take(params | stats, {})
+        state = jax.eval_shape(lambda a, b, plan=plan: init_state(plan.spec, a, b, plan.hyper), learned, moving)
         numbers = sum(v.size for v in learned.values())
         assert optimizer_bytes(state.opt) == MOMENTS[optimizer] * 4 * numbers
 
@@ -112,11 +109,11 @@ def test_the_step_never_pays_for_a_frozen_gradient():
         # Clipping reads every gradient there is: were there frozen ones, they would be computed.
         model, (plan,) = plans_of("vgg", preset, clip_norm=1.0)
         _, params, stats = leaves_of.split(model)
-        learned, moving, frozen = plan.take(params | stats)
-        state = init_state(plan.spec, learned, moving, hyper_of(plan.optim))
+        learned, moving, frozen = plan.take(params | stats, {})
+        state = init_state(plan.spec, learned, moving, plan.hyper)
         batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.zeros(4, int)}
         lowered = make_train_step(plan.spec).lower(
-            state, frozen, batch, hyper_of(plan.optim) | {"lr": 0.1}, jax.random.key(0)
+            state, frozen, batch, plan.hyper | {"lr": 0.1, "progress": 0.0}, jax.random.key(0)
         )
         costs[preset] = lowered.cost_analysis()["flops"]
         forward = jax.jit(lambda x, model=model: model(x)).lower(np.zeros((4, 8, 8, 3), np.float32))

@@ -19,7 +19,7 @@ from tljax import models
 from tljax.config import Config, Phase, override
 from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
-from tljax.train.optimizer import hyper_of, learning_rate
+from tljax.train.optimizer import learning_rate
 from tljax.train.phases import plan_phase
 from tljax.train.step import init_state, make_train_step
 from tljax.weights import Preprocess, port
@@ -68,11 +68,11 @@ def train(net, recipe, dtype):
     plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, 16, AS_IS)
     spec = dataclasses.replace(plan.spec, dtype=dtype)
     _, params, stats = leaves_of.split(model)
-    learned, moving, frozen = plan.take({p: v.astype(dtype) for p, v in (params | stats).items()})
-    state, step, losses = init_state(spec, learned, moving, hyper_of(plan.optim)), make_train_step(spec), []
+    learned, moving, frozen = plan.take({p: v.astype(dtype) for p, v in (params | stats).items()}, {})
+    state, step, losses = init_state(spec, learned, moving, plan.hyper), make_train_step(spec), []
     for i in range(plan.steps):
         lr = learning_rate(plan.optim, i, plan.steps, 1.0)
-        state, metrics = step(state, frozen, batch(i), hyper_of(plan.optim) | {"lr": lr}, jax.random.key(0))
+        state, metrics = step(state, frozen, batch(i), plan.hyper | {"lr": lr, "progress": 0.0}, jax.random.key(0))
         losses.append(float(metrics["loss"]))
         assert metrics["finite"]
     return losses, state

@@ -1,4 +1,4 @@
-"""Who stands in which split: class subsets, stratified nested label budgets, validation, and hygiene."""
+"""Who stands in which split: class subsets, stratified nested label budgets, the rest without labels, and hygiene."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data.types import Data, SealedSplit, Source, Split
+from tljax.data.types import Data, SealedSplit, Source, Split, Unlabelled
 from tljax.errors import UserError
 
 
@@ -16,7 +16,11 @@ def make_data(source: Source, config: DataConfig, seed: int) -> Data:
     """Cuts a source into the run's splits.
 
     The test and validation pictures depend on the source alone, so that runs with different seeds are held
-    against the same ones; `seed` draws which training pictures are labelled.
+    against the same ones; `seed` draws which training pictures are labelled, and which of the others are kept
+    without their labels.
+
+    Raises:
+      UserError: a class that there is not, or more pictures wanted than there are.
     """
     keep, budget = config.classes or tuple(range(len(source.classes))), config.labels_per_class
     unknown = [c for c in keep if not 0 <= c < len(source.classes)]
@@ -27,19 +31,25 @@ def make_data(source: Source, config: DataConfig, seed: int) -> Data:
     if config.split == "first_per_class":
         for split in (train, test):
             _check_budget(budget, split, keep, source.classes)
-        train, _ = _first(train, budget)
-        valid, test = _first(test, budget)
+        labelled, _ = _first(train.labels, budget)
+        held_out, rest = _first(test.labels, budget)
+        valid, test = test.take(held_out), test.take(rest)
         if not len(test):
             raise UserError(f"data.labels_per_class={budget} leaves no test pictures behind the validation ones.")
     else:
         held_out, rest = per_class(train.labels, lambda n: max(1, round(n * config.valid_fraction)), key="validation")
         train, valid = train.take(rest), train.take(held_out)
+        labelled = np.arange(len(train))
         if budget is not None:
             _check_budget(budget, train, keep, source.classes)
-            train = train.take(label_budget(train.labels, budget, seed))
+            labelled = label_budget(train.labels, budget, seed)
+    unlabelled = _without_labels(train.images, labelled, config, seed)
+    train = train.take(labelled)
     train, valid, test = (_relabel(split, keep) for split in (train, valid, test))
-    shared = shared_pictures({"train": train, "valid": valid, "test": test})
-    return Data(config.name, tuple(source.classes[c] for c in keep), train, valid, SealedSplit(test), shared)
+    splits = {"train": train, "unlabelled": unlabelled, "valid": valid, "test": test}
+    shared = shared_pictures({name: split for name, split in splits.items() if split is not None})
+    names = tuple(source.classes[c] for c in keep)
+    return Data(config.name, names, train, valid, SealedSplit(test), shared, unlabelled)
 
 
 def per_class(labels: np.ndarray, count: Callable[[int], int], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +70,7 @@ def label_budget(labels: np.ndarray, budget: int, seed: int) -> np.ndarray:
     return per_class(labels, lambda _: budget, key=f"labels {seed}")[0]
 
 
-def shared_pictures(splits: dict[str, Split]) -> dict[str, int]:
+def shared_pictures(splits: dict[str, Split | Unlabelled]) -> dict[str, int]:
     """For each pair of splits, how many pictures of the second also stand in the first, by content."""
     names = list(splits)
     known = {name: set(split.picture_hashes) for name, split in splits.items()}
@@ -71,10 +81,27 @@ def shared_pictures(splits: dict[str, Split]) -> dict[str, int]:
     }
 
 
+def _without_labels(images: np.ndarray, labelled: np.ndarray, config: DataConfig, seed: int) -> Unlabelled | None:
+    """`data.unlabelled` of the pictures that are not labelled, drawn and ordered by chance, whatever their classes."""
+    if config.unlabelled == 0:
+        return None
+    rest = np.setdiff1d(np.arange(len(images)), labelled)
+    wanted = len(rest) if config.unlabelled == -1 else config.unlabelled
+    if not 0 < wanted <= len(rest):
+        raise UserError(
+            f"data.unlabelled={config.unlabelled}, but data.labels_per_class={config.labels_per_class} leaves "
+            f"{len(rest)} training pictures without a label."
+        )
+    return Unlabelled(images[_generator(f"unlabelled {seed}").permutation(rest)[:wanted]])
+
+
 def _order(labels: np.ndarray, label: int, key: str) -> np.ndarray:
     # A generator per class: leaving a class out does not change what is drawn of the others' rows.
-    seed = int.from_bytes(hashlib.sha256(f"{key} {label}".encode()).digest()[:8], "big")
-    return np.random.default_rng(seed).permutation(np.flatnonzero(labels == label))
+    return _generator(f"{key} {label}").permutation(np.flatnonzero(labels == label))
+
+
+def _generator(key: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
 
 
 def _check_budget(budget: int, split: Split, keep: tuple[int, ...], classes: tuple[str, ...]) -> None:
@@ -89,9 +116,9 @@ def _relabel(split: Split, keep: tuple[int, ...]) -> Split:
     return Split(split.images, new[split.labels])
 
 
-def _first(split: Split, count: int) -> tuple[Split, Split]:
-    """The first `count` rows of each class, and the others."""
-    chosen = np.zeros(len(split), bool)
-    for c in np.unique(split.labels):
-        chosen[np.flatnonzero(split.labels == c)[:count]] = True
-    return split.take(np.flatnonzero(chosen)), split.take(np.flatnonzero(~chosen))
+def _first(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the first `count` rows of each class and of the others, each in ascending order."""
+    chosen = np.zeros(len(labels), bool)
+    for c in np.unique(labels):
+        chosen[np.flatnonzero(labels == c)[:count]] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)

@@ -32,15 +32,37 @@ class Split:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over shape, pictures and labels in their order."""
-        digest = hashlib.sha256(repr(self.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels.astype("<i4")))
-        return digest.hexdigest()
+        return _fingerprint(self.images, self.labels.astype("<i4"))
 
     @functools.cached_property
     def picture_hashes(self) -> list[bytes]:
         """One hash per picture; equal pictures have equal hashes."""
-        return [hashlib.blake2b(np.ascontiguousarray(i), digest_size=16).digest() for i in self.images]
+        return _picture_hashes(self.images)
+
+
+class Unlabelled:
+    """Pictures as uint8 [N, H, W, C] whose labels are out of reach: the array is a copy that nothing else refers to.
+
+    Whoever makes one gives the pictures in an order that tells nothing of their labels.
+    """
+
+    def __init__(self, images: np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(f"not pictures: {images.dtype}{images.shape}")
+        self.images = np.array(images, order="C")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape and pictures in their order."""
+        return _fingerprint(self.images)
+
+    @functools.cached_property
+    def picture_hashes(self) -> list[bytes]:
+        """One hash per picture; equal pictures have equal hashes."""
+        return _picture_hashes(self.images)
 
 
 class SealedSplit:
@@ -69,7 +91,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """The three splits of a run and what they know about themselves."""
+    """The splits of a run and what they know about themselves; `unlabelled` is None where none were asked for."""
 
     name: str
     classes: tuple[str, ...]
@@ -77,15 +99,27 @@ class Data:
     valid: Split
     test: SealedSplit
     shared_pictures: dict[str, int]
+    unlabelled: Unlabelled | None = None
 
     def describe(self) -> dict:
         """Name, classes, [H, W, C] of a picture, size and fingerprint per split, and pictures in two splits."""
+        splits = {"train": self.train, "unlabelled": self.unlabelled, "valid": self.valid}
         return {
             "name": self.name,
             "classes": list(self.classes),
             "picture": list(self.train.images.shape[1:]),
-            "train": {"fingerprint": self.train.fingerprint, "size": len(self.train)},
-            "valid": {"fingerprint": self.valid.fingerprint, "size": len(self.valid)},
+            **{k: {"fingerprint": s.fingerprint, "size": len(s)} for k, s in splits.items() if s is not None},
             "test": {"fingerprint": self.test.fingerprint, "size": self.test.size},
             "shared_pictures": dict(self.shared_pictures),
         }
+
+
+def _fingerprint(images: np.ndarray, *more: np.ndarray) -> str:
+    digest = hashlib.sha256(repr(images.shape).encode())
+    for array in (images, *more):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _picture_hashes(images: np.ndarray) -> list[bytes]:
+    return [hashlib.blake2b(np.ascontiguousarray(i), digest_size=16).digest() for i in images]

@@ -17,6 +17,7 @@ from tljax.errors import UserError, nearest
 from tljax.fields import convert
 from tljax.models import convnext, densenet, inception, init, resnet, unet, vgg
 from tljax.models.heads import HEADS
+from tljax.models.layers import NORM_AFTER
 
 FAMILIES = {
     "vgg": vgg,
@@ -67,19 +68,27 @@ class Model(nnx.Module):
         return maps
 
     def outputs(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
-        """All that objectives ask for: `logits` [B, num_classes], and in training those of auxiliary classifiers."""
+        """All that objectives ask for: `logits` [B, num_classes], `maps` by stage, and in training the further outputs.
+
+        Further outputs are those of auxiliary classifiers, and what `tljax.models.additions` adds.
+        """
         maps = self.features(images, train, rngs)
         logits = self.head(maps, train=train, rngs=rngs)
-        return {"logits": logits} | (self.head.auxiliary(maps, train, rngs) if train else {})
+        return {"logits": logits, "maps": maps} | (self.head.auxiliary(maps, train, rngs) if train else {})
 
     def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
         """What the head makes of preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
         return self.head(self.features(images, train, rngs), train=train, rngs=rngs)
 
+    @property
+    def norm_after(self) -> tuple[tuple[str, str], ...]:
+        """(pattern, replacement) pairs from a convolution's path to that of the BatchNorm of its outputs."""
+        return getattr(FAMILIES[self.family], "NORM_AFTER", NORM_AFTER)
+
     def pyramid(self) -> dict[str, Level]:
         """Stride and channels of every stage's map; strides that unpadded convolutions blur are rounded to 2^n."""
         side = 512
-        maps = _shapes(self, side)
+        maps = map_shapes(self, side)
         return {n: Level(2 ** round(math.log2(side / maps[n][0])), maps[n][2]) for n in self.stage_names}
 
 
@@ -150,7 +159,7 @@ def build(
         order = list(stages)
         last = order.index(tap) + 1 if tap else len(order)
         model = Model(family, config, {n: stages[n] for n in order[:last]}, tuple(order[last:]), in_channels, remat)
-        shapes = _shapes(model, image_size)
+        shapes = map_shapes(model, image_size)
         if any(0 in shape for shape in shapes.values()):
             raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last map is empty.")
         own = getattr(FAMILIES[family], "HEAD", {})
@@ -188,7 +197,7 @@ def _auxiliary(backbone, family: str, config, num_classes: int, shapes, given) -
     return made
 
 
-def _shapes(model: Model, side: int) -> dict[str, tuple[int, int, int]]:
+def map_shapes(model: Model, side: int) -> dict[str, tuple[int, int, int]]:
     """[H, W, C] of every stage's map, in the order of the stages."""
     picture = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)

@@ -48,6 +48,10 @@ VARIANTS = (
 )
 
 
+# Norms stand before their convolutions, and what a layer or a transition leaves goes to many of them.
+NORM_AFTER = (("stem/unit/conv", "stem/unit/bn"), (r"(.*)/unit1/conv", r"\1/unit2/bn"))
+
+
 class NormConv(nnx.Module):
     """BatchNorm, ReLU, if asked for a 2×2 average pool at stride 2, and a convolution."""
 

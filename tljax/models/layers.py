@@ -2,7 +2,8 @@
 
 Every module is called as `module(x, train=..., rngs=...)`: `train` asks for batch statistics and dropout, `rngs` is the
 key that dropout draws from. A BatchNorm or Dropout whose `frozen` is set stays in inference mode all the same: that is
-how a phase keeps the frozen part of a network still. Initial values come from `tljax.models.init`.
+how a phase keeps the frozen part of a network still. A layer whose `neurons` are set learns those alone. Initial values
+come from `tljax.models.init`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from tljax.models.linear import Layer
 
 Side = int | tuple[int, int]
 
@@ -38,7 +41,7 @@ TORCH = Norm()
 KERAS = Norm(epsilon=1.001e-5, momentum=0.99, unbiased=False)
 
 
-class Conv(nnx.Conv):
+class Conv(Layer, nnx.Conv):
     """Convolution, NHWC, kernel [kh, kw, in / groups, out], padded alike on both sides as in PyTorch.
 
     Args:
@@ -84,12 +87,27 @@ class Conv(nnx.Conv):
             rngs=rngs,
         )
 
+    def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """[B, H, W, in], [kh, kw, in, any] → [B, H / stride, W / stride, any]; for one group."""
+        return jax.lax.conv_general_dilated(
+            *self.promote_dtype((x, kernel), dtype=self.dtype),
+            (self.strides,) * 2,
+            self.padding,
+            rhs_dilation=(self.kernel_dilation,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=self.precision,
+        )
 
-class Linear(nnx.Linear):
+
+class Linear(Layer, nnx.Linear):
     """Dense layer, kernel [in, out]."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype=None, rngs):
         super().__init__(inputs, outputs, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
+
+    def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """[B, ..., in], [in, any] → [B, ..., any]."""
+        return jnp.matmul(*self.promote_dtype((x, kernel), dtype=self.dtype), precision=self.precision)
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -118,6 +136,11 @@ class BatchNorm(nnx.BatchNorm):
             n = x.size // x.shape[-1]
             self.var.set_value(before + (self.var.get_value() - before) * (n / max(1, n - 1)))
         return y
+
+
+# The BatchNorm that sees a layer's channels and nothing else, as pairs of a pattern of the layer's path and the norm's.
+# Here for `ConvNorm`; a family in which norms follow otherwise has its own.
+NORM_AFTER = ((r"(.*)/conv", r"\1/bn"),)
 
 
 class ConvNorm(nnx.Module):

@@ -24,6 +24,12 @@ def split(model: nnx.Module) -> Split:
     return Split(graphdef, _values(params), _values(stats))
 
 
+def values(model: nnx.Module) -> Leaves:
+    """All leaves of a model: the parameters, then the statistics; shapes where they have no value yet."""
+    _, params, stats = split(model)
+    return params | stats
+
+
 def merge(graphdef: nnx.GraphDef, leaves: Leaves) -> nnx.Module:
     """Puts a model together again from all its leaves; pure, so it may stand inside jit."""
     state = nnx.from_flat_state({tuple(path.split("/")): value for path, value in leaves.items()})

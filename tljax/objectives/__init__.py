@@ -1,35 +1,41 @@
-"""Objectives: pure functions of outputs, batch and hyper-parameters that a phase adds up to its loss."""
+"""Objectives: pure functions that a phase weighs and adds up to its loss. `Objective` has the contract."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from tljax import plugins
+from tljax.errors import UserError, nearest
+from tljax.objectives.objective import NEEDS, Objective, objective
+from tljax.objectives.penalties import l2, l2_sp
+from tljax.objectives.supervised import aux_cross_entropy, cross_entropy, source_cross_entropy
+from tljax.objectives.transfer import attention_transfer, delta, distillation, hints, lwf
+from tljax.objectives.unlabelled import fixmatch, mean_teacher, pseudo_label
 
-import jax
-import optax
+__all__ = ["NEEDS", "OBJECTIVES", "Objective", "find", "objective"]
 
-Outputs = Batch = Hyper = Mapping[str, jax.Array]
+OBJECTIVES: dict[str, Objective] = {
+    o.name: o
+    for o in (
+        *(cross_entropy, aux_cross_entropy, source_cross_entropy),
+        *(distillation, attention_transfer, hints, delta, lwf),
+        *(l2, l2_sp),
+        *(pseudo_label, fixmatch, mean_teacher),
+    )
+}
 
 
-def cross_entropy(outputs: Outputs, batch: Batch, hyper: Hyper) -> jax.Array:
-    """Mean cross-entropy against smoothed labels (Szegedy et al. 2016, section 7, arXiv:1512.00567).
+def find(name: str) -> Objective:
+    """The objective of a name of `OBJECTIVES`, or of `FILE.py:NAME`, where a plain function needs nothing.
 
-    Args:
-      outputs: `logits` [B, classes].
-      batch: `label` [B], integers.
-      hyper: `label_smoothing`, the share of the target spread evenly over all classes.
-
-    Returns:
-      Scalar, in nats.
+    Raises:
+      UserError: no such objective, or a file that does not give one.
     """
-    logits = outputs["logits"]
-    targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), hyper["label_smoothing"])
-    return optax.softmax_cross_entropy(logits, targets).mean()
-
-
-def aux_cross_entropy(outputs: Outputs, batch: Batch, hyper: Hyper) -> jax.Array:
-    """The sum of `cross_entropy` over the auxiliary classifiers `aux1`, ... (Szegedy et al. 2015, arXiv:1409.4842)."""
-    auxiliary = [logits for name, logits in outputs.items() if name.startswith("aux")]
-    return sum(cross_entropy({"logits": logits}, batch, hyper) for logits in auxiliary)
-
-
-OBJECTIVES = {f.__name__: f for f in (cross_entropy, aux_cross_entropy)}
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    if not plugins.is_plugin(name):
+        raise UserError(f'There is no objective "{name}"{nearest(name, OBJECTIVES)}')
+    found = plugins.load(name, "objective")
+    if isinstance(found, Objective):
+        return found
+    if not callable(found):
+        raise UserError(f"{name} is no objective: it must be a function, got {type(found).__name__}.")
+    return Objective(name.rpartition(":")[2], found)

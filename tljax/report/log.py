@@ -55,6 +55,15 @@ class RunLog:
         self._task = self._bar.add_task(name, total=steps, completed=done, metrics="compiling …")
         self._pictures, self._since = 0, None
 
+    def work(self, what: str, pictures: int) -> None:
+        """Shows a bar for what goes before the steps of a phase, over so many pictures."""
+        self.phase(what, pictures, 0)
+        self._bar.update(self._task, metrics="pictures")
+
+    def worked(self, pictures: int) -> None:
+        """So many of them are done."""
+        self._bar.update(self._task, advance=pictures)
+
     def step(self, pictures: int, loss: float, accuracy: float) -> None:
         """Advances the bar; the first step, which compiles, does not count for the speed."""
         now = time.monotonic()

@@ -13,9 +13,9 @@ from tljax import config as schema
 from tljax.cache import keep_compiled_programs
 from tljax.config import Config
 from tljax.errors import TljaxError, UserError, nearest
-from tljax.run.recipes import CONFIG_ERRORS, sentence
+from tljax.run.recipes import CONFIG_ERRORS, named, sentence, with_made_weights
 
-MODES = ("train", "plan", "evaluate", "predict")
+MODES = ("train", "plan", "evaluate", "predict", "features", "probe")
 USAGE = """Transfer learning in JAX.
 
   python run.py --config=configs/quickstart.py                     train, or go on where the run was
@@ -23,7 +23,10 @@ USAGE = """Transfer learning in JAX.
   python run.py --config=configs/NAME.py --mode=plan               what would learn, and what it costs
   python run.py --workdir=runs/NAME --mode=evaluate                judge a finished run again
   python run.py --workdir=runs/NAME --mode=predict --input=PICTURE_OR_FOLDER
+  python run.py --config=configs/NAME.py --mode=features           write what the network's stages make of the pictures
+  python run.py --config=configs/NAME.py --mode=probe              judge ready classifiers on such features
 
+features and probe take the best model of the run in --workdir when it is finished, else the config's source weights.
 Every field of a config: python -m tljax.config
 """
 
@@ -79,6 +82,19 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         else:
             evaluate.predict(config, Path(values.input), console)
         return 0
+    if values.mode in ("features", "probe"):
+        from tljax.run import features, probe
+
+        config = _config_of_run(values) if values.config is None and values.workdir else _config(values)
+        keep_compiled_programs()
+        root, configs = Path(config.workdir).parent, features.runs(config, values.mode)
+        configs = _with_weights(configs, root, console, features.check)
+        if values.mode == "probe":
+            probe.run(configs, config.workdir, console)
+        else:
+            for single in configs:
+                features.write(single, console)
+        return 0
     config = _config(values)
     keep_compiled_programs()
     if values.mode == "plan":
@@ -93,18 +109,20 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
     else:
         from tljax.run.evaluate import show
         from tljax.run.prepare import prepare
-        from tljax.run.recipes import with_made_weights
         from tljax.run.train import train
 
-        root = Path(config.workdir).parent
-        (checked,) = with_made_weights([config], root, None)
-        if checked != config:  # a recipe comes first: what is wrong behind it is said before it runs
-            prepare(checked)
-        (config,) = with_made_weights([config], root, console)
+        (config,) = _with_weights([config], Path(config.workdir).parent, console, prepare)
         result = train(config, console)
         show(result, config.workdir, console)
         _say_next(config, console)
     return 0
+
+
+def _with_weights(configs: list[Config], root: Path, console, check) -> list[Config]:
+    """Makes the weights that recipes stand for; what is wrong behind a recipe, `check` says before it runs."""
+    for config in with_made_weights([c for c in configs if named(c)], root, None):
+        check(config)
+    return with_made_weights(configs, root, console)
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:

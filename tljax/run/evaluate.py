@@ -18,7 +18,7 @@ from tljax.data.sources import resize_picture
 from tljax.errors import UserError
 from tljax.models.state import Leaves
 from tljax.report.report import METRICS, number
-from tljax.run.prepare import Network
+from tljax.run.network import Network
 from tljax.run.workdir import WorkDir
 from tljax.weights import Preprocess, parameters_digest
 
@@ -30,7 +30,7 @@ def evaluate(config: Config, console: Console) -> dict:
 
     This opens the test split once more; it chooses nothing.
     """
-    network, best, recorded = _finished(config)
+    network, best, recorded = finished(config)
     data = data_of.load(config.data, config.seed)
     if changed := differences(recorded["data"], data.describe()):
         raise UserError(f"The data are not those of the run: {'; '.join(changed)}.")
@@ -65,7 +65,7 @@ def predict(config: Config, source: Path, console: Console, top: int = 5) -> lis
       A row per picture: `picture`, and `top`, a list of class and probability.
     """
     paths = _pictures(source)
-    network, best, recorded = _finished(config)
+    network, best, recorded = finished(config)
     images = np.stack([_read(path, recorded["data"]["picture"]) for path in paths])
     probabilities = network.predict(best, Split(images, np.zeros(len(images), np.int32)))
     rows = []
@@ -92,7 +92,7 @@ def show(result: dict, workdir: str, console: Console) -> None:
     console.print(f"Report: {workdir}/report.md", highlight=False, markup=False)
 
 
-def _finished(config: Config) -> tuple[Network, Leaves, dict]:
+def finished(config: Config) -> tuple[Network, Leaves, dict]:
     """The network of a finished run, its best leaves, and its result; neither data nor source weights are needed."""
     result = WorkDir(config.workdir).read("result.json")
     network = Network.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))

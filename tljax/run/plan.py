@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -20,9 +21,9 @@ from tljax.run.prepare import Prepared, prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.sweep import cells, one_per_setting
 from tljax.train.loop import optimizer_bytes
-from tljax.train.optimizer import hyper_of
 from tljax.train.phases import PhasePlan
-from tljax.train.step import init_state, make_train_step
+from tljax.train.reference import observe
+from tljax.train.step import Given, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,22 @@ def show(config: Config, console: Console) -> None:
 def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     """Counts a phase's cost from shapes alone."""
     leaves = prepared.network.leaves()
-    learned, moving, frozen = plan.take(leaves)
-    hyper = hyper_of(plan.optim)
-    state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, hyper), learned, moving)
-    shape = (prepared.config.train.batch_size, *prepared.data.train.images.shape[1:])
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    batch = {"image": images, "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
-    step = make_train_step(plan.spec).lower(state, frozen, batch, hyper | {"lr": 0.0}, jax.random.key(0))
+    index = abstract_index(plan)
+    learned, moving, frozen = jax.eval_shape(plan.take, leaves, index)
+    state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, plan.hyper), learned, moving)
+    size, picture = prepared.config.train.batch_size, prepared.data.train.images.shape[1:]
+    images = jax.ShapeDtypeStruct((size, *picture), jnp.uint8)
+    batch = {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if plan.spec.views:
+        pictures = size * prepared.config.strategy.unlabelled_ratio
+        batch["unlabelled"] = jax.ShapeDtypeStruct((pictures, *picture), jnp.uint8)
+    theirs = {name: leaves_of.values(teacher.model) for name, teacher in prepared.observed.items()}
+    for network in plan.once:
+        batch |= jax.eval_shape(functools.partial(observe, network), theirs[network.name], images)
+    origin = prepared.source_leaves(learned) if "source_leaves" in plan.spec.needs else {}
+    given = Given(index, origin, tuple(theirs[network.name] for network in plan.spec.observed))
+    now = {"lr": 0.0, "progress": 0.0}
+    step = make_train_step(plan.spec).lower(state, frozen, batch, plan.hyper | now, jax.random.key(0), given)
     forward = prepared.network.predictor().lower(leaves, images)
     return Cost(
         learned_parameters=sum(int(np.prod(x.shape)) for x in learned.values()),
@@ -73,6 +83,12 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
         forward_flops=forward.cost_analysis()["flops"],
         step_flops=step.cost_analysis()["flops"],
     )
+
+
+def abstract_index(plan: PhasePlan) -> dict[str, jax.ShapeDtypeStruct]:
+    """Which channels single neurons are of, as far as it is known before the weights: how many."""
+    paths = {path: plan.neurons[layer] for layer, paths in plan.layers.items() for path in paths}
+    return {path: jax.ShapeDtypeStruct((count,), jnp.int32) for path, count in paths.items() if count}
 
 
 def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Console) -> None:

@@ -3,90 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from pathlib import Path
 
-import jax
 import numpy as np
 from flax import nnx
 
 from tljax import data as data_of
-from tljax import models, weights
+from tljax import models, objectives, weights
 from tljax.config import Config
-from tljax.data import Data, Split
+from tljax.data import Data
 from tljax.errors import UserError
-from tljax.models import Model
+from tljax.models import additions
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
-from tljax.strategies import Strategy, resolve
-from tljax.tasks import classification
-from tljax.train.evaluate import predict_split
+from tljax.run import teachers as teachers_of
+from tljax.run.network import Network
+from tljax.run.teachers import Teacher
+from tljax.strategies import Strategy, hint_stage, resolve, with_preset_head
 from tljax.train.phases import PhasePlan, plan_phase
-from tljax.train.sharding import Mesh
-from tljax.train.step import make_predict
-from tljax.weights import PRESETS, Preprocess, Weights
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-    """A model with what it is fed and where it runs; all that is needed to predict but the values of its leaves.
-
-    Attributes:
-      config: of the run.
-      model: of the config.
-      classes: names of the outputs.
-      preprocess: of the weights, at the run's own input size.
-      mesh: the devices.
-    """
-
-    config: Config
-    model: Model
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    mesh: Mesh
-
-    @classmethod
-    def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess) -> Network:
-        """Builds the config's model, abstract: its leaves are shapes; `preprocess.size` is the side of its input."""
-        model, published = config.model, {} if config.model.norm is None else {"norm": config.model.norm}
-        model = models.build(
-            model.backbone,
-            num_classes=len(classes),
-            head=model.head,
-            tap=model.tap,
-            image_size=preprocess.size,
-            in_channels=preprocess.channels,
-            options=model.options,
-            auxiliary=model.aux_weight > 0,
-            remat=model.remat,
-            dtype=jax.numpy.dtype(config.train.precision),
-            pool=model.pool,
-            pool_size=model.pool_size,
-            hidden=model.hidden,
-            dropout=model.dropout,
-            rngs=None,
-            **published,
-        )
-        return cls(config, model, tuple(classes), preprocess, Mesh(config.train.batch_size))
-
-    def leaves(self) -> Leaves:
-        """The leaves of the model as it is now, shapes where they have no value yet."""
-        _, params, stats = leaves_of.split(self.model)
-        return params | stats
-
-    def predictor(self) -> Callable:
-        """The compiled forward pass, uint8 pictures to probabilities."""
-        graphdef = leaves_of.split(self.model).graphdef
-        return make_predict(graphdef, self.preprocess, self.config.train.precision)
-
-    def predict(self, leaves: Leaves, split: Split) -> np.ndarray:
-        """Probabilities [N, classes] of a split's pictures."""
-        return predict_split(self.predictor(), leaves, split, self.config.train.batch_size, self.mesh)
-
-    def judge(self, leaves: Leaves, split: Split) -> tuple[dict, np.ndarray]:
-        """All metrics of a model on a split, and its probabilities [N, classes]."""
-        probabilities = self.predict(leaves, split)
-        scores = classification.scores(split.labels, probabilities)
-        return scores | classification.details(split.labels, probabilities, self.classes), probabilities
+from tljax.weights import PRESETS, Weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,11 +29,12 @@ class Prepared:
     """A run that is checked and ready; nothing is written yet.
 
     Attributes:
-      config: of the run.
+      config: of the run, with the head that its strategy brings.
       data: the splits.
       network: without values; neither are the source weights read nor random ones drawn yet.
       source: where the weights come from, or None.
       strategy: whether weights are loaded, and the phases.
+      observed: the networks that phases look at, by name: "teacher0", ... and "source".
       plans: the phases made concrete.
     """
 
@@ -107,21 +43,34 @@ class Prepared:
     network: Network
     source: Weights | None
     strategy: Strategy
+    observed: dict[str, Teacher]
     plans: list[PhasePlan]
 
     @property
     def inputs(self) -> dict:
         """What the run is made of besides its config."""
         source = self.source.describe() if self.source else None
-        return {"data": self.data.describe(), "weights": source}
+        inputs = {"data": self.data.describe(), "weights": source}
+        teachers = {name: teacher.describe() for name, teacher in self.observed.items()}
+        return inputs | ({"teachers": teachers} if teachers else {})
 
     def load_weights(self) -> Leaves:
         """The leaves that training starts from."""
+        model = self.network.model
         if self.strategy.pretrained:
             # A published norm in front of the classifier is worth having; the classifier itself is for other classes.
-            weights.load(self.network.model, self.source, keep="head/(?!norm/).*", optional="head/norm/.*")
-        models.initialise(self.network.model, nnx.Rngs(self.config.seed))
+            weights.load(model, self.source, keep="head/(?!norm/).*", optional="head/norm/.*")
+        if "source_logits" in _needs(self.strategy):
+            theirs = self.observed["source"].read()
+            own = {p.replace("head/", "head/source/", 1): v for p, v in theirs.items() if p.startswith("head/")}
+            leaves_of.update(model, {p: v for p, v in own.items() if p in self.network.leaves()})
+        models.initialise(model, nnx.Rngs(self.config.seed))
         return self.network.leaves()
+
+    def source_leaves(self, leaves: Leaves) -> Leaves:
+        """Those of the loaded leaves that are the source's, and not new."""
+        params = leaves_of.split(self.network.model).params if self.strategy.pretrained else {}
+        return {path: leaves[path] for path in params if not path.startswith("head/")}
 
 
 def prepare(config: Config) -> Prepared:
@@ -130,21 +79,13 @@ def prepare(config: Config) -> Prepared:
     Raises:
       UserError: anything that would go wrong later for a reason that can be known now.
     """
+    config = with_preset_head(config)
     data = data_of.load(config.data, config.seed)
     if config.model.num_classes not in (None, len(data.classes)):
         raise UserError(f"model.num_classes={config.model.num_classes}, but the data has {len(data.classes)} classes.")
     if not all(map(len, (data.train, data.valid))) or not data.test.size:
         raise UserError(f"data.name={config.data.name!r} leaves a split empty: {data.describe()}.")
-    source = None
-    if config.model.weights is not None:
-        source = weights.find(config.model.weights, config.model.preprocess)
-        if source.backbone not in (None, config.model.backbone):
-            raise UserError(f"{source.name} fits model.backbone={source.backbone!r}, not {config.model.backbone!r}.")
-        if source.preprocess is None:
-            raise UserError(
-                f"Nobody knows what {config.model.weights} was trained on: set model.preprocess to one of "
-                f"{', '.join(PRESETS)}."
-            )
+    source = _source(config)
     preprocess = source.preprocess if source else PRESETS[config.model.preprocess or "symmetric"]
     size = config.data.image_size or preprocess.size or data.train.images.shape[1]
     channels, here = config.model.in_channels, data.train.images.shape[-1]
@@ -154,5 +95,83 @@ def prepare(config: Config) -> Prepared:
     params = leaves_of.split(network.model).params
     stages = [s for s in network.model.stage_names if any(p.startswith(f"{s}/") for p in params)]
     strategy = resolve(config, stages)
-    plans = [plan_phase(config, p, network.model, len(data.train), network.preprocess) for p in strategy.phases]
-    return Prepared(config, data, network, source, strategy, plans)
+    observed = _observed(config, network, strategy, data)
+    _add_outputs(network, strategy, observed, hint_stage(config.strategy, stages))
+    prior = np.bincount(data.train.labels, minlength=len(data.classes)) / len(data.train)
+    plans = []
+    for phase in strategy.phases:
+        seen = teachers_of.seen(observed, _needs_of(phase), network.model, config.strategy.pairs)
+        plans.append(plan_phase(config, phase, network.model, len(data.train), network.preprocess, seen, prior))
+    return Prepared(config, data, network, source, strategy, observed, plans)
+
+
+def _source(config: Config) -> Weights | None:
+    if (name := config.model.weights) is None:
+        return None
+    if name.startswith("recipe:"):  # not made yet: enough to plan with
+        teacher = teachers_of.find(name, None, PRESETS["unit"])
+        source = Weights(name, Path(name), teacher.digest, teacher.preprocess)
+    else:
+        source = weights.find(name, config.model.preprocess)
+    if source.backbone not in (None, config.model.backbone):
+        raise UserError(f"{source.name} fits model.backbone={source.backbone!r}, not {config.model.backbone!r}.")
+    if source.preprocess is None:
+        raise UserError(
+            f"Nobody knows what {name} was trained on: set model.preprocess to one of {', '.join(PRESETS)}."
+        )
+    return source
+
+
+def _observed(config: Config, network: Network, strategy: Strategy, data: Data) -> dict[str, Teacher]:
+    """The networks that the strategy's phases look at; raises where they, or unlabelled pictures, are missing."""
+    needs, name = _needs(strategy), config.strategy.name
+    if needs & {"weak", "strong"} and data.unlabelled is None:
+        raise UserError(
+            f"strategy.name={name!r} learns from unlabelled pictures: set data.unlabelled (-1: all there are)."
+        )
+    found = {}
+    if "teachers" in needs:
+        if not config.strategy.teachers:
+            raise UserError(f"strategy.name={name!r} learns from teachers: set strategy.teachers.")
+        for i, teacher in enumerate(config.strategy.teachers):
+            found[f"teacher{i}"] = teachers_of.find(teacher, None, network.preprocess)
+    if needs & {"source_maps", "source_logits"}:
+        if not strategy.pretrained:
+            raise UserError(f"strategy.name={name!r} looks at the source network, but model.weights is not set.")
+        source = teachers_of.find(config.model.weights, config.model.preprocess, network.preprocess)
+        found["source"] = dataclasses.replace(source, preprocess=network.preprocess)
+    for key, teacher in found.items():
+        wanted = "source_logits" if key == "source" else "teacher_logits"
+        if wanted in needs and not teacher.classes:
+            raise UserError(f"{teacher.name} has no classifier, and strategy.name={name!r} needs its outputs.")
+        if wanted == "teacher_logits" in needs and teacher.classes != len(data.classes):
+            raise UserError(
+                f"{teacher.name} tells {teacher.classes} classes apart, but the data has {len(data.classes)}."
+            )
+    return found
+
+
+def _add_outputs(network: Network, strategy: Strategy, observed: dict[str, Teacher], stage: str) -> None:
+    """The further outputs that the strategy's objectives ask for, added to the model."""
+    needs, model, size = _needs(strategy), network.model, network.preprocess.size
+    dtype = np.dtype(network.config.train.precision)
+    if "source_output" in needs:
+        source = observed.get("source") if "source_logits" in needs else None
+        classes, options = (source.classes, source.head) if source else (len(network.classes), {})
+        additions.add_source_output(model, classes, size, options, dtype)
+    if "hints" in needs:
+        if len(network.config.strategy.teachers) > 1:
+            raise UserError("Hints come from one teacher: give one in strategy.teachers.")
+        teacher = observed["teacher0"].model
+        theirs = dict(teachers_of.pairs(model, teacher, network.config.strategy.pairs)).get(stage)
+        if theirs is None:
+            raise UserError(f"No stage of {network.config.strategy.teachers[0]} goes with {stage}: set strategy.pairs.")
+        additions.add_hint(model, stage, teacher.pyramid()[theirs].channels, dtype)
+
+
+def _needs(strategy: Strategy) -> frozenset[str]:
+    return frozenset().union(*(_needs_of(phase) for phase in strategy.phases))
+
+
+def _needs_of(phase) -> frozenset[str]:
+    return frozenset().union(*(objectives.find(name).needs for name, _ in phase.objectives))

@@ -32,23 +32,38 @@ def load_config_file(path: str | Path) -> Config:
     return schema.parse(made)
 
 
+def named(config: Config) -> list[str]:
+    """The recipes that a config starts from: those of `model.weights` and `strategy.teachers`."""
+    names = (config.model.weights, *config.strategy.teachers)
+    return list(dict.fromkeys(name for name in names if name and name.startswith("recipe:")))
+
+
 def with_made_weights(configs: Sequence[Config], root: Path, console: Console | None) -> list[Config]:
-    """Runs the recipes that `model.weights` name, unless that is done, and points the weights at their workdirs.
+    """Runs the recipes that configs start from, unless that is done, and points to their runs.
 
     Args:
       configs: any; one without a recipe comes back as it is.
       root: folder in which a recipe's run lies, under the name of its file, unless its config says where.
-      console: for the recipes' logs; None runs nothing, and leaves weights that do not exist yet unset.
+      console: for the recipes' logs; None runs nothing, and leaves what does not exist yet as it is.
     """
-    sources = dict.fromkeys(c.model.weights for c in configs if (c.model.weights or "").startswith("recipe:"))
-    made = {source: _make(Path(source.removeprefix("recipe:")), root, console) for source in sources}
-    return [
-        dataclasses.replace(c, model=dataclasses.replace(c.model, **made.get(c.model.weights, {}))) for c in configs
-    ]
+    names = dict.fromkeys(name for config in configs for name in named(config))
+    made = {name: _make(name, root, console) for name in names}
+
+    def settled(config: Config) -> Config:
+        weights = made.get(config.model.weights, config.model.weights)
+        teachers = tuple(made.get(name, name) for name in config.strategy.teachers)
+        return dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, weights=weights),
+            strategy=dataclasses.replace(config.strategy, teachers=teachers),
+        )
+
+    return [settled(config) for config in configs]
 
 
-def _make(path: Path, root: Path, console: Console | None) -> dict:
-    """The fields of `model` that stand for what a recipe makes."""
+def _make(name: str, root: Path, console: Console | None) -> str:
+    """The run of a recipe, as weights are named, or the recipe where it has none yet and none is to be made."""
+    path = Path(name.removeprefix("recipe:"))
     recipe = load_config_file(path)
     workdir = recipe.workdir or str(root / path.stem)
     (recipe,) = with_made_weights([dataclasses.replace(recipe, workdir=workdir)], root, console)
@@ -59,11 +74,7 @@ def _make(path: Path, root: Path, console: Console | None) -> dict:
         if not finished:
             console.print(f"Weights first: {path} in {workdir}", highlight=False)
         train(recipe, console, lines=False)
-    elif not finished:
-        from tljax.run.prepare import prepare
-
-        return {"weights": None, "preprocess": prepare(recipe).network.preprocess.name}
-    return {"weights": f"workdir:{workdir}"}
+    return f"workdir:{workdir}" if finished or console is not None else name
 
 
 def sentence(error: Exception) -> str:

@@ -48,7 +48,8 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
       Interrupted: a signal asked to stop; the state is saved.
     """
     started = time.monotonic()
-    prepared, workdir = prepare(config), WorkDir(config.workdir)
+    prepared = prepare(config)
+    config, workdir = prepared.config, WorkDir(config.workdir)
     workdir.check(config, prepared.inputs)
     if (finished := workdir.read("result.json")) is not None:
         if lines:
@@ -58,12 +59,23 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
         console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
     network = prepared.network
     leaves = network.mesh.put(prepared.load_weights())
+    observed = {name: network.mesh.put(teacher.read()) for name, teacher in prepared.observed.items()}
     workdir.claim(config, prepared.inputs)
     with workdir, Checkpoints(workdir.path) as checkpoints, _stop_on_signal() as stop_asked:
         latest = checkpoints.latest
         before = checkpoints.progress(latest)["seconds"] if latest is not None else 0.0
         with RunLog(workdir.path, console, tensorboard=config.report.tensorboard, lines=lines) as log:
-            fit = Fit(config, prepared.data, network.mesh, network.predictor(), checkpoints, log, stop_asked)
+            fit = Fit(
+                config=config,
+                data=prepared.data,
+                mesh=network.mesh,
+                predict=network.predictor(),
+                source=prepared.source_leaves(leaves),
+                observed=observed,
+                checkpoints=checkpoints,
+                log=log,
+                stop_asked=stop_asked,
+            )
             progress = fit.run(prepared.plans, leaves)
         checkpoints.wait()
         best = checkpoints.restore(checkpoints.best, {"params": leaves})["params"]
@@ -91,6 +103,7 @@ def _provenance(prepared: Prepared, progress: Progress) -> dict:
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "devices": [str(d) for d in jax.devices()],
         "weights": source.describe() if prepared.strategy.pretrained else None,
+        "teachers": {name: teacher.describe() for name, teacher in prepared.observed.items()},
         "preprocess": schema.to_dict(prepared.network.preprocess),
         "data": prepared.data.describe(),
         "config_digest": schema.digest(config),

@@ -22,6 +22,8 @@ class WorkDir:
         """Refuses a folder that holds another run: another config, other data, or other weights."""
         for name, mine in (("config.json", schema.to_dict(config)), ("inputs.json", inputs)):
             theirs = self.read(name)
+            if theirs is not None and name == "config.json":
+                theirs = schema.to_dict(schema.parse(theirs))  # fields that are newer than the run have their defaults
             if theirs is not None and (differ := schema.differences(_without_place(theirs), _without_place(mine))):
                 raise UserError(
                     f"{self.path} holds another run; it differs in {'; '.join(differ)}. Take another --workdir."
@@ -63,5 +65,4 @@ class WorkDir:
 
 
 def _without_place(tree: dict) -> dict:
-    # Where a run lies and how it is shown do not change what it is.
-    return {k: v for k, v in tree.items() if k not in ("workdir", "report")}
+    return {k: v for k, v in tree.items() if k not in schema.OUTPUT}

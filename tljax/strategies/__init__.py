@@ -1,6 +1,17 @@
 """Strategies: presets that are phases, and the one function from path to group."""
 
 from tljax.strategies.groups import Group, assign, frozen_modules, frozen_prefix
-from tljax.strategies.presets import PRESETS, Strategy, resolve
+from tljax.strategies.presets import PRESETS, hint_stage
+from tljax.strategies.resolve import Strategy, resolve, with_preset_head
 
-__all__ = ["PRESETS", "Group", "Strategy", "assign", "frozen_modules", "frozen_prefix", "resolve"]
+__all__ = [
+    "PRESETS",
+    "Group",
+    "Strategy",
+    "assign",
+    "frozen_modules",
+    "frozen_prefix",
+    "hint_stage",
+    "resolve",
+    "with_preset_head",
+]

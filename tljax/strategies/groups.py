@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from tljax.config import Phase
 from tljax.errors import UserError
+from tljax.strategies.neurons import Layers, pattern_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +20,13 @@ class Group:
       rule: the pattern that decided.
       multiplier: of the learning rate; 0 is frozen.
       decay: whether weight decay applies: to learning kernels, not to biases and norms.
+      single: whether only the part of single neurons learns.
     """
 
     rule: str
     multiplier: float
     decay: bool
+    single: bool = False
 
     @property
     def learns(self) -> bool:
@@ -30,22 +34,31 @@ class Group:
         return self.multiplier > 0
 
 
-def assign(params: Mapping, stats: Mapping, phase: Phase, stages: Sequence[str] = ()) -> dict[str, Group]:
+def assign(
+    params: Mapping,
+    stats: Mapping,
+    phase: Phase,
+    stages: Sequence[str] = (),
+    layers: Layers = MappingProxyType({}),
+) -> dict[str, Group]:
     """Gives every leaf exactly one group.
 
     The first rule that matches a path decides. BatchNorm statistics are leaves like any other: they follow the batch
-    where they learn and stand still where they are frozen.
+    where they learn and stand still where they are frozen. Where single neurons of a layer learn, the rules must freeze
+    its leaves.
 
     Args:
       params: path → leaf with a `shape`.
       stats: path → BatchNorm statistic.
-      phase: its rules and layer-wise decay.
+      phase: its rules, layer-wise decay and patterns of layers with learning neurons.
       stages: of the backbone in order, for the layer-wise decay; the head and everything else is at depth 0.
+      layers: those of which single neurons learn, from `neurons.layers_of`.
 
     Raises:
-      UserError: a rule decides nothing, a leaf has no rule, or nothing learns.
+      UserError: a rule decides nothing, a leaf has no rule, would learn twice, or nothing learns.
     """
     depth = {stage: len(stages) - i for i, stage in enumerate(stages)}
+    neurons = {path: pattern_of(layer, phase.neurons.layers) for layer, paths in layers.items() for path in paths}
     groups, deciding, matching = {}, set(), set()
     for path, leaf in {**params, **stats}.items():
         hits = [rule for rule in phase.rules if re.fullmatch(rule[0], path)]
@@ -59,9 +72,15 @@ def assign(params: Mapping, stats: Mapping, phase: Phase, stages: Sequence[str] 
         deciding.add(hits[0])
         if multiplier < 0:
             raise UserError(f'Phase "{phase.name}": rule "{pattern}" has the negative multiplier {multiplier}.')
+        if (single := path in neurons) and multiplier > 0:
+            raise UserError(
+                f'Phase "{phase.name}": {path} would learn twice, by rule "{pattern}" and by its neurons '
+                f'("{neurons[path]}"): freeze it, or leave it out of neurons.layers.'
+            )
+        pattern, multiplier = (neurons[path], 1.0) if single else (pattern, multiplier)
         scale = phase.layer_decay ** depth.get(path.split("/")[0], 0)
         decays = multiplier > 0 and path in params and len(leaf.shape) > 1
-        groups[path] = Group(pattern, multiplier * scale, decays)
+        groups[path] = Group(pattern, multiplier * scale, decays, single)
     for rule in phase.rules:
         if rule not in deciding:
             why = "is never reached, earlier rules match all its paths" if rule in matching else "matches nothing"
@@ -74,8 +93,8 @@ def assign(params: Mapping, stats: Mapping, phase: Phase, stages: Sequence[str] 
 def frozen_modules(modules: Sequence[str], groups: Mapping[str, Group]) -> set[str]:
     """Which BatchNorm and Dropout modules stay in inference mode, by path.
 
-    A BatchNorm follows its running mean. A Dropout has no leaves: it follows the module around it, and is off where
-    none of that module's leaves learns.
+    A BatchNorm follows its running mean, whatever its scale does. A Dropout has no leaves: it follows the module around
+    it, and is off where none of that module's leaves learns.
     """
     frozen = set()
     for path in modules:

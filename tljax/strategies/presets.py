@@ -1,27 +1,18 @@
-"""The named strategies, each a short list of phases."""
+"""The named strategies, each a short list of phases: what learns, by which objectives, and for how long.
+
+A strategy is a function of the config's `strategy` block, the backbone's stages and the learning rate; one of your own,
+in any file, is named `FILE.py:NAME` in `strategy.name`. docs/strategies.md compares them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
-from tljax.config import Config, Phase, StrategyConfig
-from tljax.errors import UserError, nearest
+from tljax.config import Phase, StrategyConfig
 
+Preset = Callable[[StrategyConfig, Sequence[str], float], list[Phase]]
 HEAD, EVERYTHING, REST_FROZEN = ("head/.*", 1.0), (".*", 1.0), (".*", 0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Strategy:
-    """What a preset stands for.
-
-    Attributes:
-      pretrained: whether the source weights are loaded.
-      phases: in order, each with its length in epochs.
-    """
-
-    pretrained: bool
-    phases: tuple[Phase, ...]
+LABELS = ("cross_entropy", 1.0)
 
 
 def scratch(config: StrategyConfig, stages, lr: float) -> list[Phase]:
@@ -57,6 +48,14 @@ def lp_ft(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     ]
 
 
+def finetune(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """The head on the frozen base, then the top stages too, then, with `strategy.unfreeze_all`, everything."""
+    slow = {"lr": lr * config.lr_scale}
+    top = tuple((f"{stage}/.*", 1.0) for stage in stages[-config.top_stages :])
+    phases = [Phase("head", (HEAD, REST_FROZEN)), Phase("top", (HEAD, *top, REST_FROZEN), optim=slow)]
+    return [*phases, Phase("everything", (EVERYTHING,), optim=slow)] if config.unfreeze_all else phases
+
+
 def gradual_unfreeze(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     """The head, then one more stage at a time from the top (Howard & Ruder 2018, arXiv:1801.06146)."""
     phases, rules = [Phase("head", (HEAD, REST_FROZEN))], [HEAD]
@@ -68,46 +67,112 @@ def gradual_unfreeze(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     return phases
 
 
-PRESETS: dict[str, Callable[[StrategyConfig, Sequence[str], float], list[Phase]]] = {
-    f.__name__: f for f in (scratch, feature_extraction, full, freeze_last, layers, lp_ft, gradual_unfreeze)
-}
+def micro(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """The head, then single neurons of the frozen network (`strategy.neurons`) and nothing else."""
+    return [
+        Phase("head", (HEAD, REST_FROZEN)),
+        Phase("neurons", (REST_FROZEN,), neurons=config.neurons, optim={"lr": lr * config.lr_scale}),
+    ]
 
 
-def resolve(config: Config, stages: Sequence[str]) -> Strategy:
-    """The strategy of a config, its phases' lengths filled in so that they add up to `train.epochs`.
+def micro_two_heads(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """Single neurons under two outputs on the same features: a plain softmax, and hidden layers that weigh ten times.
 
-    Args:
-      config: of the run.
-      stages: of the backbone that have leaves, in order.
-
-    Raises:
-      UserError: no such preset, or phases longer than the run.
+    Both learn the true labels. SGD at 1e-4 with momentum 0.9, whatever `optim` says.
     """
-    strategy = config.strategy
-    if strategy.name == "custom":
-        phases = list(strategy.phases)
-    elif strategy.name in PRESETS:
-        made = PRESETS[strategy.name](strategy, stages, config.optim.lr)
-        phases = [dataclasses.replace(p, layer_decay=strategy.layer_decay) for p in made]
-        if len(phases) > 1:
-            probe = strategy.probe_fraction * config.train.epochs
-            phases[0] = dataclasses.replace(phases[0], epochs=probe)
-    else:
-        raise UserError(f'There is no strategy.name "{strategy.name}"{nearest(strategy.name, [*PRESETS, "custom"])}')
-    if weight := config.model.aux_weight:
-        phases = [dataclasses.replace(p, objectives=(*p.objectives, ("aux_cross_entropy", weight))) for p in phases]
-    return Strategy(
-        strategy.name != "scratch" and config.model.weights is not None, _share(phases, config.train.epochs)
-    )
-
-
-def _share(phases: list[Phase], epochs: float) -> tuple[Phase, ...]:
-    open_ended = [p for p in phases if p.epochs is None]
-    left = epochs - sum(p.epochs or 0 for p in phases)
-    if left < -1e-6 or (open_ended and left <= 0) or (not open_ended and left > 1e-6):
-        raise UserError(
-            f"The phases' epochs ({', '.join(f'{p.name}: {p.epochs}' for p in phases)}) do not add up to "
-            f"train.epochs ({epochs})."
+    return [
+        Phase(
+            "two heads",
+            (HEAD, REST_FROZEN),
+            neurons=config.neurons,
+            objectives=(("source_cross_entropy", 1.0), ("cross_entropy", 10.0)),
+            optim={"name": "momentum", "lr": 1e-4, "momentum": 0.9},
         )
-    each = left / max(1, len(open_ended))
-    return tuple(dataclasses.replace(p, epochs=p.epochs or each) for p in phases)
+    ]
+
+
+def distillation(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """Everything learns from the soft labels of `strategy.teachers` (Hinton et al. 2015, arXiv:1503.02531)."""
+    return [Phase("distillation", (EVERYTHING,), objectives=_soft_labels(config))]
+
+
+def attention_transfer(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """Everything learns where teachers look (Zagoruyko & Komodakis 2017, arXiv:1612.03928)."""
+    return [Phase("attention transfer", (EVERYTHING,), objectives=(LABELS, ("attention_transfer", 1000.0)))]
+
+
+def fitnets(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """The lower half learns a teacher's map, then everything its soft labels (Romero et al. 2015, arXiv:1412.6550)."""
+    below = stages[: stages.index(hint_stage(config, stages)) + 1]
+    rules = (*((f"{stage}/.*", 1.0) for stage in below), ("head/hint_.*", 1.0), REST_FROZEN)
+    return [
+        Phase("hints", rules, objectives=(("hints", 1.0),)),
+        Phase("distillation", (("head/hint_.*", 0.0), EVERYTHING), objectives=_soft_labels(config)),
+    ]
+
+
+def delta(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """Everything learns, its maps held near the source network's (Li et al. 2019, arXiv:1901.09229)."""
+    return [Phase("delta", (EVERYTHING,), objectives=(LABELS, ("delta", 0.01)))]
+
+
+def lwf(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """Everything learns, and the source's own outputs stay as they were (Li & Hoiem 2017, arXiv:1606.09282)."""
+    return [Phase("learning without forgetting", (EVERYTHING,), objectives=(LABELS, ("lwf", 1.0)))]
+
+
+def pseudo_label(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """The labelled pictures, then the unlabelled ones too, by the network's own confident answers (Lee 2013)."""
+    return [
+        Phase("labelled", (EVERYTHING,)),
+        Phase("pseudo-labels", (EVERYTHING,), objectives=(LABELS, ("pseudo_label", 1.0))),
+    ]
+
+
+def fixmatch(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """Confident answers on weak views label the strong views of pictures (Sohn et al. 2020, arXiv:2001.07685)."""
+    return [Phase("fixmatch", (EVERYTHING,), objectives=(LABELS, ("fixmatch", 1.0)), average=config.average)]
+
+
+def mean_teacher(config: StrategyConfig, stages, lr: float) -> list[Phase]:
+    """Answers stay near those of the averaged weights (Tarvainen & Valpola 2017, arXiv:1703.01780).
+
+    The weight is one for pretrained networks; the paper's, for long training from random weights, is 100.
+    """
+    return [Phase("mean teacher", (EVERYTHING,), objectives=(LABELS, ("mean_teacher", 1.0)), average=config.average)]
+
+
+def hint_stage(config: StrategyConfig, stages: Sequence[str]) -> str:
+    """The student's stage that `fitnets` regresses: the first of `strategy.pairs`, else the middle one."""
+    return config.pairs[0][0] if config.pairs else stages[(len(stages) - 1) // 2]
+
+
+def _soft_labels(config: StrategyConfig) -> tuple[tuple[str, float], ...]:
+    return (("cross_entropy", 1 - config.alpha), ("distillation", config.alpha))
+
+
+PRESETS: dict[str, Preset] = {
+    f.__name__: f
+    for f in (
+        scratch,
+        feature_extraction,
+        full,
+        freeze_last,
+        layers,
+        lp_ft,
+        finetune,
+        gradual_unfreeze,
+        micro,
+        micro_two_heads,
+        distillation,
+        attention_transfer,
+        fitnets,
+        delta,
+        lwf,
+        pseudo_label,
+        fixmatch,
+        mean_teacher,
+    )
+}
+# Fields of `model` that a preset sets where the config leaves them as they are by default.
+HEADS = {"micro_two_heads": {"hidden": (128,), "dropout": 0.5}}

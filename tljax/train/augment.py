@@ -1,16 +1,26 @@
-"""Augmentation on the device, drawn anew for every picture of every step."""
+"""Augmentation on the device, drawn anew for every picture of every step: weak, and strong for unlabelled pictures."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 
 from tljax.config import AugmentConfig
+from tljax.train.photometric import photometric
+
+GREY = 128
+# Largest magnitudes at strength 1 (Sohn et al. 2020, arXiv:2001.07685, table 12): degrees; pixels per pixel; shares of
+# the picture's side.
+ROTATION, SHEAR, TRANSLATION, CUTOUT = 30.0, 0.3, 0.3, 0.5
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def make_augment(config: AugmentConfig) -> Augment:
     """Returns a pure function of a key and uint8 pictures [B, H, W, C]: the same shape, changed at random."""
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
@@ -27,3 +37,78 @@ def make_augment(config: AugmentConfig) -> Callable[[jax.Array, jax.Array], jax.
         return images
 
     return augment
+
+
+def make_strong(config: AugmentConfig) -> Augment:
+    """Strong augmentation in the spirit of FixMatch's RandAugment, as `make_augment` returns it.
+
+    The weak augmentation comes first. Then each picture gets, at ranges times `config.strength`, an affine warp, two
+    photometric operations (`tljax.train.photometric`) and a grey square (Cutout, DeVries & Taylor 2017,
+    arXiv:1708.04552). Unlike RandAugment, which draws every operation from one table, geometry is always changed, and
+    all of it by one interpolation, which blurs less than one after another. Strength 0 is the weak augmentation, bit
+    for bit.
+    """
+    weak, strength = make_augment(config), config.strength
+    if strength == 0:
+        return weak
+
+    def view(picture: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return strong_view(*picture, strength)
+
+    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
+        weak_key, strong_key = jax.random.split(key)
+        pictures = weak(weak_key, images), jax.random.uniform(strong_key, (len(images), 12))
+        # Picture after picture, only the operations drawn are computed. All at once, every one of the table is, for
+        # every picture: more work, but no branches, one picture at a time, which would leave an accelerator idle.
+        return jax.lax.platform_dependent(pictures, cpu=functools.partial(jax.lax.map, view), default=jax.vmap(view))
+
+    return augment
+
+
+def strong_view(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
+    """One picture, uint8 [H, W, C], warped, changed twice and covered, by twelve numbers `drawn` in [0, 1)."""
+    for_warp, first, second, for_cutout = jnp.split(drawn, (5, 7, 9))
+    image = random_warp(image, for_warp, strength)
+    for place_and_magnitude in (first, second):
+        image = photometric(image, place_and_magnitude, strength)
+    return random_cutout(image, for_cutout, strength)
+
+
+def warp(image: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
+    """An affine warp of one picture about its centre, bilinear; outside is as the nearest pixel of its edge.
+
+    A fill of one colour would bring in values that the picture does not have, and shift the statistics that contrast
+    and equalisation go by.
+
+    Args:
+      image: uint8 [H, W, C].
+      matrix: [2, 2]; the output at place p, (row, column) from the centre, is read from the input at matrix p + shift.
+      shift: [2], in pixels.
+    """
+    centre = (jnp.array(image.shape[:2], jnp.float32) - 1) / 2
+    y, x = (jnp.arange(n, dtype=jnp.float32) - c for n, c in zip(image.shape[:2], centre, strict=True))
+    # Sums, not a product of matrices, which some devices compute in few digits.
+    places = [m[0] * y[:, None] + m[1] * x + s + c for m, s, c in zip(matrix, shift, centre, strict=True)]
+
+    def channel(values: jax.Array) -> jax.Array:
+        return map_coordinates(values.astype(jnp.float32), places, order=1, mode="nearest")
+
+    return jnp.round(jax.vmap(channel, -1, -1)(image)).astype(jnp.uint8)
+
+
+def random_warp(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
+    """Rotates, shears along both axes and translates one picture [H, W, C] by five numbers `drawn` in [0, 1)."""
+    turn, along_y, along_x, *move = strength * (2 * drawn - 1)
+    sin, cos = jnp.sin(jnp.deg2rad(ROTATION * turn)), jnp.cos(jnp.deg2rad(ROTATION * turn))
+    a, b = SHEAR * along_y, SHEAR * along_x
+    # Rotation times the shears [[1, a], [0, 1]] and [[1, 0], [b, 1]], which leaves areas as they are.
+    matrix = jnp.array([[cos * (1 + a * b) - sin * b, cos * a - sin], [sin * (1 + a * b) + cos * b, sin * a + cos]])
+    return warp(image, matrix, TRANSLATION * jnp.array(move) * jnp.array(image.shape[:2]))
+
+
+def random_cutout(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
+    """A GREY square on one picture [H, W, C] by three numbers `drawn` in [0, 1), its side and where its centre is."""
+    shape = jnp.array(image.shape[:2])
+    half, centre = drawn[0] * CUTOUT * strength * shape.min() / 2, drawn[1:] * shape
+    y, x = (jnp.abs(jnp.arange(n) + 0.5 - c) < half for n, c in zip(image.shape[:2], centre, strict=True))
+    return jnp.where((y[:, None] & x)[..., None], jnp.uint8(GREY), image)

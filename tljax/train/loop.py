@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -20,63 +19,17 @@ from tljax.data import Data
 from tljax.data.loader import train_batches
 from tljax.errors import Interrupted, TrainingStopped
 from tljax.models.state import Leaves
+from tljax.strategies import neurons
 from tljax.tasks import classification
+from tljax.train import criteria
 from tljax.train.evaluate import predict_split
-from tljax.train.optimizer import hyper_of, learning_rate
+from tljax.train.optimizer import learning_rate
 from tljax.train.phases import PhasePlan
+from tljax.train.progress import Log, Progress, no_sums
+from tljax.train.reference import observe_split
 from tljax.train.sharding import Mesh
-from tljax.train.step import State, init_state, make_train_step
+from tljax.train.step import Given, State, init_state, make_train_step
 from tljax.weights import parameters_digest
-
-
-class Log(Protocol):
-    """Where the loop tells what happens."""
-
-    def phase(self, name: str, steps: int, done: int) -> None:
-        """A phase begins or goes on."""
-
-    def step(self, pictures: int, loss: float, accuracy: float) -> None:
-        """A step's metrics have arrived."""
-
-    def row(self, row: dict) -> None:
-        """A validation is through."""
-
-    def rewind(self, rows: int) -> None:
-        """Only so many rows count; the others came after the checkpoint."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """The host's side of a run; plain values, so that it is JSON in a checkpoint.
-
-    Attributes:
-      phase: index of the current phase.
-      step: steps done in it.
-      total: steps done in the run.
-      epoch: epochs done in the phases before.
-      data: position of the batch iterator.
-      sums: of loss, correct pictures and pictures since the last validation.
-      best: accuracy, loss, step, epoch and phase of the best validation so far.
-      phase_best: the same within the phase; early stopping counts from it.
-      frozen: digest of each frozen leaf at the start of the phase.
-      phases: a record of each finished phase.
-      rows: lines of metrics.jsonl that count.
-      seconds: spent so far, over all sittings; `phase_seconds` at the start of the phase.
-    """
-
-    phase: int = 0
-    step: int = 0
-    total: int = 0
-    epoch: float = 0.0
-    data: dict | None = None
-    sums: dict = dataclasses.field(default_factory=lambda: {"loss": 0.0, "correct": 0, "steps": 0})
-    best: dict | None = None
-    phase_best: dict | None = None
-    frozen: dict | None = None
-    phases: list = dataclasses.field(default_factory=list)
-    rows: int = 0
-    seconds: float = 0.0
-    phase_seconds: float = 0.0
 
 
 @dataclasses.dataclass
@@ -88,6 +41,8 @@ class Fit:
       data: its splits; the test split is not touched.
       mesh: the devices.
       predict: the compiled forward pass, (leaves, uint8 images) -> probabilities.
+      source: source values of leaves, where the strategy has them.
+      observed: leaves of the networks that phases look at, by name.
       checkpoints: of the work directory.
       log: hears of steps and validations.
       stop_asked: asked after every step; when true, the state is saved and the training ends.
@@ -97,6 +52,8 @@ class Fit:
     data: Data
     mesh: Mesh
     predict: Callable
+    source: Leaves
+    observed: Mapping[str, Leaves]
     checkpoints: Checkpoints
     log: Log
     stop_asked: Callable[[], bool]
@@ -127,27 +84,26 @@ class Fit:
         return progress
 
     def _run_phase(self, plans: list[PhasePlan], progress: Progress, leaves: Leaves, state: State | None) -> Leaves:
-        plan, config = plans[progress.phase], self.config
-        learned, moving, frozen = plan.take(leaves)
+        plan = plans[progress.phase]
+        index = self._index(plan, progress, leaves)
+        learned, moving, frozen = plan.take(leaves, index)
         # The leaves of the caller outlive this phase's donated state.
-        state = state or init_state(plan.spec, *jax.tree.map(jax.numpy.copy, (learned, moving)), hyper_of(plan.optim))
+        state = state or init_state(plan.spec, *jax.tree.map(jax.numpy.copy, (learned, moving)), plan.hyper)
         state = self.mesh.put(state)
         if progress.frozen is None:
-            progress.frozen = _digests(frozen)
-        batches = train_batches(
-            self.data.train, config.train.batch_size, (config.seed, progress.phase), steps=plan.steps
-        )
+            progress.frozen = _digests(frozen, index)
+        batches, given = self._batches(plan, progress), self._given(plan, index)
         if progress.data is not None:
             batches.set_state(progress.data)
         train_step = make_train_step(plan.spec)
-        key = self.mesh.put(jax.random.fold_in(jax.random.key(config.seed), progress.phase))
-        hyper, started = hyper_of(plan.optim), time.monotonic() - progress.seconds
+        key, started = self._key(progress), time.monotonic() - progress.seconds
         self.log.phase(plan.phase.name, plan.steps, progress.step)
-        index, pending = progress.phase, None
-        while progress.phase == index:  # the save at a phase's end moves on to the next
+        place, pending = progress.phase, None
+        while progress.phase == place:  # the save at a phase's end moves on to the next
             batch = self.mesh.put_batch(next(batches))
             lr = learning_rate(plan.optim, progress.step, plan.steps, plan.steps_per_epoch)
-            state, metrics = train_step(state, frozen, batch, hyper | {"lr": lr}, key)
+            now = {"lr": lr, "progress": progress.step / plan.steps}
+            state, metrics = train_step(state, frozen, batch, plan.hyper | now, key, given)
             progress.step, progress.total = progress.step + 1, progress.total + 1
             # A step late: the device works on this step while the host reads the one before.
             self._collect(pending, progress)
@@ -156,13 +112,66 @@ class Fit:
             if validate or asked or progress.step in plan.checkpoints:
                 self._collect(pending, progress, late=0)
                 pending, progress.data = None, batches.get_state()
-                leaves = state.learned | state.moving | frozen
+                leaves = plan.give(state.average or state.learned | state.moving, frozen, index)
                 scores = self._validate(plan, progress, leaves, lr, started) if validate else None
-                self._save(plans, progress, state, frozen, scores, started)
+                self._save(plans, progress, state, leaves, index, scores, started)
             if asked:
                 self.checkpoints.wait()
                 raise Interrupted(f"step {progress.total} is saved; the same command goes on from here.")
         return leaves
+
+    def _key(self, progress: Progress) -> jax.Array:
+        return self.mesh.put(jax.random.fold_in(jax.random.key(self.config.seed), progress.phase))
+
+    def _index(self, plan: PhasePlan, progress: Progress, leaves: Leaves) -> dict[str, jax.Array]:
+        """Which output channels learn where single neurons do, chosen at the start of the phase, by path of a leaf."""
+        if not plan.layers:
+            return {}
+        if progress.neurons is None:
+            limit, size = plan.phase.neurons.pictures, self.config.train.batch_size
+            steps = max(1, min(limit, len(self.data.train)) // size)
+            self.log.work(f"{plan.phase.name}: choosing neurons", steps * size)
+            scores = criteria.score(
+                plan.spec.graphdef,
+                leaves,
+                plan.layers,
+                self._told(self._batches(plan, progress, steps), size),
+                plan.phase.neurons,
+                plan.spec.preprocess,
+                plan.spec.dtype,
+                self._key(progress),
+            )
+            chosen = neurons.choose(scores, plan.phase.neurons)
+            progress.neurons = {layer: channels.tolist() for layer, channels in chosen.items()}
+        return self.mesh.put(neurons.indices(progress.neurons, plan.layers))
+
+    def _batches(self, plan: PhasePlan, progress: Progress, steps: int | None = None):
+        """The phase's batches, with what other networks say of their pictures; with `steps`, so many without that."""
+        config, train = self.config, self.data.train
+        arrays, unlabelled = {"image": train.images, "label": train.labels}, None
+        seed = (config.seed, progress.phase)
+        if steps is not None:
+            return train_batches(arrays, config.train.batch_size, seed, steps)
+        for network in plan.once:
+            self.log.work(f"{plan.phase.name}: {network.name}", len(train))
+            leaves, size = self.observed[network.name], config.train.batch_size
+            arrays |= observe_split(network, leaves, train, size, self.mesh, self.log.worked)
+        if plan.spec.views:
+            unlabelled = (self.data.unlabelled.images, config.train.batch_size * config.strategy.unlabelled_ratio)
+        return train_batches(arrays, config.train.batch_size, seed, plan.steps, unlabelled)
+
+    def _told(self, batches: Iterator[dict], size: int) -> Iterator[dict]:
+        for batch in batches:
+            yield self.mesh.put_batch(batch)
+            self.log.worked(size)
+
+    def _given(self, plan: PhasePlan, index: Mapping[str, jax.Array]) -> Given:
+        """What the steps are given; source values only where an objective asks for them."""
+        paths = [p for p in plan.learned if p in self.source] if "source_leaves" in plan.spec.needs else []
+        slices = {p: i for p, i in index.items() if p in paths}
+        origin = {p: self.source[p] for p in paths}
+        origin |= neurons.gather({p: origin[p] for p in slices}, slices)
+        return Given(index, origin, tuple(self.observed[network.name] for network in plan.spec.observed))
 
     def _collect(self, metrics: dict | None, progress: Progress, late: int = 1) -> None:
         if metrics is None:
@@ -181,6 +190,7 @@ class Fit:
             "loss": progress.sums["loss"] + float(metrics["loss"]),
             "correct": progress.sums["correct"] + int(metrics["correct"]),
             "steps": progress.sums["steps"] + 1,
+            "terms": (np.asarray(metrics["terms"]) + (progress.sums["terms"] or 0)).tolist(),
         }
         self.log.step(size, float(metrics["loss"]), progress.sums["correct"] / (size * progress.sums["steps"]))
 
@@ -198,7 +208,8 @@ class Fit:
         best = _better(mark, progress.best)
         progress.best = mark if best else progress.best
         progress.phase_best = mark if _better(mark, progress.phase_best) else progress.phase_best
-        progress.sums = Progress().sums
+        terms = {name: t / steps for (name, _), t in zip(plan.phase.objectives, sums["terms"], strict=True)}
+        progress.sums = no_sums()
         progress.rows += 1
         self.log.row(
             {
@@ -210,6 +221,8 @@ class Fit:
                 "train": {
                     "loss": sums["loss"] / steps,
                     "accuracy": sums["correct"] / (steps * self.config.train.batch_size),
+                    # Each objective, unweighted, where there is more than one.
+                    **(terms if len(terms) > 1 else {}),
                 },
                 "valid": valid,
                 "best": best,
@@ -217,16 +230,16 @@ class Fit:
         )
         return {k: mark[k] for k in ("accuracy", "loss", "epoch")}
 
-    def _save(self, plans, progress: Progress, state: State, frozen: Leaves, scores: dict | None, started) -> None:
+    def _save(self, plans, progress: Progress, state: State, leaves: Leaves, index, scores, started: float) -> None:
         plan, progress.seconds = plans[progress.phase], time.monotonic() - started
-        arrays = {"params": state.learned | state.moving | frozen, "opt": state.opt, "step": state.step}
+        arrays = {"params": leaves, **_besides(state)}
         if progress.step == plan.steps or (scores is not None and self._stopped_early(plan, progress)):
-            self._finish_phase(plan, progress, state, frozen)
+            self._finish_phase(plan, progress, state, leaves, index)
         self.checkpoints.save(progress.total, arrays, dataclasses.asdict(progress), scores)
 
-    def _finish_phase(self, plan: PhasePlan, progress: Progress, state: State, frozen: Leaves) -> None:
-        moved = [p for p, digest in _digests(frozen).items() if digest != progress.frozen[p]]
-        if moved:
+    def _finish_phase(self, plan: PhasePlan, progress: Progress, state: State, leaves: Leaves, index) -> None:
+        digests = _digests({path: leaves[path] for path in plan.frozen}, index)
+        if moved := [path for path, digest in digests.items() if digest != progress.frozen[path]]:
             raise TrainingStopped(f'Phase "{plan.phase.name}" changed leaves that were frozen: {", ".join(moved)}.')
         epochs = progress.step / plan.steps_per_epoch
         progress.phases.append(
@@ -241,7 +254,7 @@ class Fit:
             }
         )
         progress.phase, progress.step, progress.epoch = progress.phase + 1, 0, progress.epoch + epochs
-        progress.data = progress.phase_best = progress.frozen = None
+        progress.data = progress.phase_best = progress.frozen = progress.neurons = None
         progress.phase_seconds = progress.seconds
 
     def _stopped_early(self, plan: PhasePlan, progress: Progress) -> bool:
@@ -256,11 +269,21 @@ class Fit:
         progress = self.checkpoints.progress(step)
         if progress["step"] == 0:
             return None, self.checkpoints.restore(step, {"params": leaves})["params"]
-        learned, moving, _ = plan.take(leaves)
-        fresh = self.mesh.put(init_state(plan.spec, learned, moving, hyper_of(plan.optim)))
-        saved = self.checkpoints.restore(step, {"params": leaves, "opt": fresh.opt, "step": fresh.step})
-        learned, moving, _ = plan.take(saved["params"])
-        return State(learned, moving, saved["opt"], saved["step"]), saved["params"]
+        index = self._index(plan, Progress(**progress), leaves)
+        learned, moving, _ = plan.take(leaves, index)
+        fresh = self.mesh.put(init_state(plan.spec, learned, moving, plan.hyper))
+        saved = self.checkpoints.restore(step, {"params": leaves, **_besides(fresh)})
+        learned, moving, _ = plan.take(saved["params"], index)
+        state = State(learned, moving, saved["opt"], saved["step"], {})
+        if fresh.average:  # what was kept as the model is the average
+            state = state._replace(learned=saved["learned"], moving=saved["moving"], average=learned | moving)
+        return state, saved["params"]
+
+
+def _besides(state: State) -> dict:
+    """What a checkpoint holds of a state besides the model: where that is an average, what is averaged too."""
+    averaged = {"learned": state.learned, "moving": state.moving} if state.average else {}
+    return {"opt": state.opt, "step": state.step, **averaged}
 
 
 def optimizer_bytes(opt) -> int:
@@ -272,5 +295,8 @@ def _better(mark: dict, best: dict | None) -> bool:
     return best is None or goodness(mark) > goodness(best)
 
 
-def _digests(leaves: Leaves) -> dict[str, str]:
-    return {path: parameters_digest({path: np.asarray(value)}) for path, value in leaves.items()}
+def _digests(leaves: Leaves, index: Mapping[str, jax.Array]) -> dict[str, str]:
+    """Digests of leaves; of those in `index`, without the channels that learn."""
+    values = {path: np.asarray(value) for path, value in leaves.items()}
+    still = {p: np.delete(v, np.asarray(index[p]), axis=-1) if p in index else v for p, v in values.items()}
+    return {path: parameters_digest({path: value}) for path, value in still.items()}

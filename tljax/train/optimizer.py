@@ -57,7 +57,8 @@ def make_optimizer(
     if momentum:
         chain.append(optax.trace(hyper["momentum"], nesterov=name == "nesterov"))
     if decay:
-        chain.append(optax.add_decayed_weights(hyper["weight_decay"], {p: g.decay for p, g in groups.items()}))
+        mask = lambda leaves: {p: groups[p].decay for p in leaves}  # noqa: E731 - layers may have no learning neuron
+        chain.append(optax.add_decayed_weights(hyper["weight_decay"], mask))
     chain.append(_scale_by_group(hyper["lr"], groups))
     return optax.chain(*chain)
 

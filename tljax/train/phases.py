@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
+from tljax import objectives
 from tljax.config import Config, OptimConfig, Phase
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError
 from tljax.models import Model
 from tljax.models import state as leaves_of
 from tljax.models.layers import BatchNorm, Dropout
 from tljax.models.state import Leaves
-from tljax.objectives import OBJECTIVES
-from tljax.strategies import Group, assign, frozen_modules, frozen_prefix
+from tljax.strategies import Group, assign, frozen_modules, frozen_prefix, neurons
 from tljax.train import optimizer
+from tljax.train.reference import Observed
 from tljax.train.step import Spec
 from tljax.weights import Preprocess
 
@@ -26,10 +31,14 @@ class PhasePlan:
     Attributes:
       phase: as the strategy gave it.
       optim: with the phase's own changes.
+      hyper: the numbers of the optimizer and the objectives, without those of a step.
       groups: of every leaf.
-      learned: paths of the parameters that learn.
+      learned: paths of the parameters that learn, wholly or by single neurons.
       moving: paths of the BatchNorm statistics that follow the batches.
-      frozen: all other paths.
+      frozen: all other paths, and those of which single neurons learn.
+      layers: the leaves of each layer of which single neurons learn, by its path.
+      neurons: how many of each layer learn; an even share, where the best of all layers are chosen.
+      once: networks whose outputs on the training pictures never change, and are computed once.
       prefix: the stages before the first that learns, moves or draws at random.
       spec: of the compiled step.
       steps: length.
@@ -40,10 +49,14 @@ class PhasePlan:
 
     phase: Phase
     optim: OptimConfig
+    hyper: dict[str, Any]
     groups: dict[str, Group]
     learned: tuple[str, ...]
     moving: tuple[str, ...]
     frozen: tuple[str, ...]
+    layers: dict[str, tuple[str, ...]]
+    neurons: dict[str, int]
+    once: tuple[Observed, ...]
     prefix: tuple[str, ...]
     spec: Spec
     steps: int
@@ -51,35 +64,63 @@ class PhasePlan:
     evaluations: frozenset[int]
     checkpoints: frozenset[int]
 
-    def take(self, leaves: Leaves) -> tuple[Leaves, Leaves, Leaves]:
-        """Divides a model's leaves into learned, moving and frozen ones."""
-        return tuple({p: leaves[p] for p in paths} for paths in (self.learned, self.moving, self.frozen))
+    def take(self, leaves: Leaves, index: Mapping[str, jax.Array]) -> tuple[Leaves, Leaves, Leaves]:
+        """Divides a model's leaves into learned, moving and frozen ones; `index` says which channels are learned."""
+        whole = [p for p in self.learned if not self.groups[p].single]
+        learned, moving, frozen = ({p: leaves[p] for p in paths} for paths in (whole, self.moving, self.frozen))
+        return learned | neurons.gather({p: leaves[p] for p in index}, index), moving, frozen
+
+    def give(self, changing: Leaves, frozen: Leaves, index: Mapping[str, jax.Array]) -> Leaves:
+        """The model's leaves from learned and moving ones and the frozen ones: the reverse of `take`."""
+        slices = {p: changing[p] for p in index}
+        return frozen | changing | neurons.scatter({p: frozen[p] for p in index}, slices, index)
 
 
-def plan_phase(config: Config, phase: Phase, model: Model, train_size: int, preprocess: Preprocess) -> PhasePlan:
+def plan_phase(
+    config: Config,
+    phase: Phase,
+    model: Model,
+    train_size: int,
+    preprocess: Preprocess,
+    observed: Sequence[Observed] = (),
+    prior: np.ndarray | None = None,
+) -> PhasePlan:
     """Makes a phase concrete; `model` may be abstract, only shapes are read.
 
+    Args:
+      config: of the run.
+      phase: of its strategy.
+      model: with all outputs that the objectives ask for.
+      train_size: labelled pictures.
+      preprocess: of the weights, at the run's own input size.
+      observed: networks that the objectives look at.
+      prior: frequencies of the classes among the labelled pictures.
+
     Raises:
-      UserError: rules that do not fit the model, an unknown objective, or fields of optim that do not go together.
+      UserError: rules that do not fit the model, an unknown objective, or fields that do not go together.
     """
-    for name, _ in phase.objectives:
-        if name not in OBJECTIVES:
-            raise UserError(f'Phase "{phase.name}": there is no objective "{name}"{nearest(name, OBJECTIVES)}')
+    terms = tuple(objectives.find(name) for name, _ in phase.objectives)
+    needs = frozenset().union(*(term.needs for term in terms))
+    if "average" in needs and phase.average is None:
+        raise UserError(f'Phase "{phase.name}": an objective looks at the averaged weights, but average is not set.')
     optim = dataclasses.replace(config.optim, **phase.optim)
     _, params, stats = leaves_of.split(model)
     stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
-    groups = assign(params, stats, phase, stages)
-    learned = tuple(p for p in params if groups[p].learns)
-    moving = tuple(p for p in stats if groups[p].learns)
+    layers = neurons.layers_of(params, phase.neurons.layers, model.norm_after) if phase.neurons.layers else {}
+    groups = assign(params, stats, phase, stages, layers)
     graphdef, drawing = _with_frozen_modules(model, groups)
+    augments = config.augment.flip or config.augment.crop_padding
     spec = Spec(
         graphdef=graphdef,
-        groups=tuple((p, groups[p]) for p in learned),
+        groups=tuple((p, groups[p]) for p in params if groups[p].learns),
         optimizer=optimizer.static_of(optim),
-        objectives=phase.objectives,
+        objectives=terms,
         preprocess=preprocess,
         dtype=config.train.precision,
         augment=config.augment,
+        views=tuple(view for view in ("weak", "strong") if view in needs),
+        averaged=phase.average is not None,
+        observed=tuple(observed) if augments else (),
     )
     per_epoch = train_size / config.train.batch_size
     steps = max(1, round(phase.epochs * per_epoch))
@@ -87,10 +128,14 @@ def plan_phase(config: Config, phase: Phase, model: Model, train_size: int, prep
     return PhasePlan(
         phase=phase,
         optim=optim,
+        hyper=optimizer.hyper_of(optim) | _numbers(config, phase, prior),
         groups=groups,
-        learned=learned,
-        moving=moving,
-        frozen=tuple(p for p in groups if not groups[p].learns),
+        learned=tuple(p for p in params if groups[p].learns),
+        moving=tuple(p for p in stats if groups[p].learns),
+        frozen=tuple(p for p in groups if not groups[p].learns or groups[p].single),
+        layers=layers,
+        neurons=neurons.counts(layers, params, phase.neurons) if layers else {},
+        once=() if augments else tuple(observed),
         prefix=tuple(frozen_prefix(model.stage_names, groups, drawing)),
         spec=spec,
         steps=steps,
@@ -98,6 +143,21 @@ def plan_phase(config: Config, phase: Phase, model: Model, train_size: int, prep
         evaluations=_marks(config.train.eval_epochs, per_epoch, steps) | {steps},
         checkpoints=_marks(every, per_epoch, steps) if every else frozenset(),
     )
+
+
+def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str, Any]:
+    """What objectives find in `hyper`."""
+    strategy = config.strategy
+    return {
+        "weights": tuple(weight for _, weight in phase.objectives),
+        "temperature": strategy.temperature,
+        "threshold": strategy.threshold,
+        "balance": float(strategy.balance),
+        "ramp": strategy.ramp,
+        "prior": np.ones(1, np.float32) if prior is None else prior.astype(np.float32),
+        "average": phase.average or 0.0,
+        **strategy.numbers,
+    }
 
 
 def _marks(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset[int]:

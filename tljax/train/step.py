@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,20 +15,47 @@ from flax import nnx
 from tljax.config import AugmentConfig
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
-from tljax.objectives import OBJECTIVES
-from tljax.strategies import Group
-from tljax.train.augment import make_augment
+from tljax.objectives import Objective
+from tljax.strategies import Group, neurons
+from tljax.train.augment import make_augment, make_strong
 from tljax.train.optimizer import make_optimizer
+from tljax.train.reference import Observed, nested, observe
 from tljax.weights import Preprocess, make_preprocess
 
 
 class State(NamedTuple):
-    """What a step changes: learning parameters, statistics that move with them, optimizer state, step count."""
+    """What a step changes.
+
+    Attributes:
+      learned: parameters that learn; of layers with single learning neurons, these neurons' slices.
+      moving: BatchNorm statistics that follow the batches.
+      opt: the optimizer's.
+      step: count within the phase.
+      average: running average of `learned` and `moving`; empty where the phase keeps none.
+    """
 
     learned: Leaves
     moving: Leaves
     opt: optax.OptState
     step: jax.Array
+    average: Leaves
+
+
+class Given(NamedTuple):
+    """What a phase's steps are given and do not change, besides the frozen leaves.
+
+    Attributes:
+      neurons: which output channels learn, [k] by the path of a leaf whose slice is learned.
+      origin: source values of learned leaves, for penalties on the distance from them.
+      observed: leaves of the networks that the spec observes, in its order.
+    """
+
+    neurons: Mapping[str, jax.Array]
+    origin: Leaves
+    observed: tuple[Leaves, ...]
+
+
+NOTHING = Given({}, {}, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,57 +66,90 @@ class Spec:
       graphdef: of the model, with the frozen BatchNorms and Dropouts marked.
       groups: of the learning parameters, as (path, group) pairs.
       optimizer: from `optimizer.static_of`.
-      objectives: pairs of name and weight.
+      objectives: what adds up to the loss, with the weights of `hyper`.
       preprocess: of the weights, at the run's own input size.
       dtype: of the computation.
       augment: of the training pictures.
+      views: "weak" and "strong", as the objectives want the unlabelled pictures.
+      averaged: whether a running average of the weights is kept.
+      observed: networks that the step itself runs.
     """
 
     graphdef: nnx.GraphDef
     groups: tuple[tuple[str, Group], ...]
     optimizer: tuple[str, bool, bool, bool]
-    objectives: tuple[tuple[str, float], ...]
+    objectives: tuple[Objective, ...]
     preprocess: Preprocess
     dtype: str
     augment: AugmentConfig
+    views: tuple[str, ...] = ()
+    averaged: bool = False
+    observed: tuple[Observed, ...] = ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All that the objectives ask for."""
+        return frozenset().union(*(objective.needs for objective in self.objectives))
 
 
 def init_state(spec: Spec, learned: Leaves, moving: Leaves, hyper: dict) -> State:
     """The state before the first step: optimizer state exists for the learning leaves alone."""
     optimizer = make_optimizer(spec.optimizer, hyper | {"lr": 0.0}, dict(spec.groups))
-    return State(learned, moving, optimizer.init(learned), jnp.zeros((), jnp.int32))
+    average = jax.tree.map(jnp.copy, learned | moving) if spec.averaged else {}
+    return State(learned, moving, optimizer.init(learned), jnp.zeros((), jnp.int32), average)
 
 
 @functools.lru_cache(maxsize=64)
 def make_train_step(spec: Spec):
-    """Compiles `step(state, frozen, batch, hyper, key) → (state, metrics)`; `state` is donated.
+    """Compiles `step(state, frozen, batch, hyper, key, given) → (state, metrics)`; `state` is donated.
 
-    `frozen` has every leaf that does not change, `batch` is uint8 `image` [B, H, W, C] and int32 `label` [B], `hyper`
-    the numbers of the optimizer with `lr`, and `key` the phase's random key. `metrics` are `loss`, `correct` (how many)
-    and `finite`, which is false when loss or update is not.
+    `frozen` has every leaf that does not change, `batch` is uint8 `image` [B, H, W, C], int32 `label` [B], uint8
+    `unlabelled` [U, H, W, C] where the spec has views, and outputs of other networks that were computed before;
+    `hyper` the numbers of `PhasePlan.hyper` with those of the step, `lr` and `progress`; `key` the phase's random key.
+    `metrics` are `loss`, `terms` (each objective's value, unweighted), `correct` (how many) and `finite`, which is
+    false when loss or update is not.
     """
-    preprocess, augment = make_preprocess(spec.preprocess, spec.preprocess.size, spec.dtype), make_augment(spec.augment)
+    preprocess = make_preprocess(spec.preprocess, spec.preprocess.size, spec.dtype)
+    augment = make_augment(spec.augment)
+    views = {"weak": augment, "strong": make_strong(spec.augment)}
 
-    def train_step(state: State, frozen: Leaves, batch, hyper, key):
+    def train_step(state: State, frozen: Leaves, batch, hyper, key, given: Given = NOTHING):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = preprocess(augment(augment_key, batch["image"]))
+        pictures = augment(augment_key, batch["image"])
+        inputs = {"labelled": preprocess(pictures)}
+        for i, name in enumerate(spec.views):
+            inputs[name] = preprocess(views[name](jax.random.fold_in(augment_key, i), batch["unlabelled"]))
+        named = {name: value for name, value in batch.items() if "/" in name}
+        for network, leaves in zip(spec.observed, given.observed, strict=True):
+            named |= observe(network, leaves, pictures)
+        reference = nested(named) | {"leaves": given.origin}
+        if "average" in spec.needs:
+            view = preprocess(augment(jax.random.fold_in(augment_key, len(views)), batch["unlabelled"]))
+            model = assemble(spec.graphdef, state.average, frozen, given.neurons)
+            reference["average"] = model.outputs(view)
 
         def loss_fn(learned: Leaves):
-            model = leaves_of.merge(spec.graphdef, learned | state.moving | frozen)
-            outputs = model.outputs(images, train=True, rngs=nnx.Rngs(dropout=dropout_key))
-            loss = sum(weight * OBJECTIVES[name](outputs, batch, hyper) for name, weight in spec.objectives)
+            model = assemble(spec.graphdef, learned | state.moving, frozen, given.neurons)
+            together = jnp.concatenate(list(inputs.values())) if len(inputs) > 1 else inputs["labelled"]
+            outputs = model.outputs(together, train=True, rngs=nnx.Rngs(dropout=dropout_key))
+            outputs = _by_view(outputs, inputs) | {"leaves": learned}
+            terms = [objective(outputs, batch, reference, hyper) for objective in spec.objectives]
+            loss = sum(weight * term for weight, term in zip(hyper["weights"], terms, strict=True))
             moved = leaves_of.stats_of(model)
-            return loss, (outputs["logits"], {path: moved[path] for path in state.moving})
+            return loss, (terms, outputs["logits"], {path: moved[path] for path in state.moving})
 
-        (loss, (logits, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
+        (loss, (terms, logits, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
         optimizer = make_optimizer(spec.optimizer, hyper, dict(spec.groups))
         updates, opt = optimizer.update(grads, state.opt, state.learned)
+        learned = optax.apply_updates(state.learned, updates)
         metrics = {
             "loss": loss,
+            "terms": terms,
             "correct": (logits.argmax(-1) == batch["label"]).sum(),
             "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)),
         }
-        return State(optax.apply_updates(state.learned, updates), moving, opt, state.step + 1), metrics
+        average = _averaged(state.average, learned | moving, state.step, hyper) if spec.averaged else {}
+        return State(learned, moving, opt, state.step + 1, average), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -102,3 +163,35 @@ def make_predict(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str):
         return jax.nn.softmax(leaves_of.merge(graphdef, leaves)(prepare(images), train=False))
 
     return jax.jit(predict)
+
+
+def assemble(graphdef: nnx.GraphDef, changing: Leaves, frozen: Leaves, index: Mapping[str, jax.Array]) -> nnx.Module:
+    """The model of a step, from the leaves that change and those that do not.
+
+    Args:
+      graphdef: of the model.
+      changing: learned leaves and moving statistics; of the paths in `index`, slices.
+      frozen: all others, and the whole leaves of the paths in `index`.
+      index: which output channels a slice is of.
+    """
+    slices = {path: changing[path] for path in index}
+    whole = neurons.scatter({path: frozen[path] for path in index}, slices, index)
+    model = leaves_of.merge(graphdef, frozen | changing | whole)
+    neurons.install(model, slices, index)
+    return model
+
+
+def _by_view(outputs: dict, inputs: Mapping[str, jax.Array]) -> dict:
+    """Outputs on concatenated pictures → those of the labelled ones, and `{view: outputs}` of the others."""
+    found, start = {}, 0
+    for name, images in inputs.items():
+        end = start + len(images)
+        found[name] = outputs if len(inputs) == 1 else jax.tree.map(lambda x, a=start, b=end: x[a:b], outputs)
+        start = end
+    return found.pop("labelled") | found
+
+
+def _averaged(average: Leaves, new: Leaves, step: jax.Array, hyper) -> Leaves:
+    """The running average; short at first, so that it forgets the start (Tarvainen & Valpola 2017, in their code)."""
+    decay = jnp.minimum(hyper["average"], 1 - 1 / (step + 1))
+    return {path: decay * average[path] + (1 - decay) * new[path] for path in new}

@@ -1,0 +1,103 @@
+"""What an objective is: a pure function from what networks say to one number, and what must be there for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.errors import UserError, nearest
+
+Outputs = Batch = Reference = Hyper = Mapping[str, Any]
+
+NEEDS = {
+    "source_output": "The student has a second classifier on the same features, for the classes of its source.",
+    "source_logits": "The untouched source network classifies each batch.",
+    "source_maps": "The untouched source network gives its stages' maps of each batch.",
+    "source_leaves": "The values that the learning leaves had in the source network are kept.",
+    "teachers": "There are one or more teachers, which run on each batch in inference mode.",
+    "teacher_logits": "Every teacher classifies each batch into the student's classes.",
+    "teacher_maps": "Every teacher gives the maps that are paired with stages of the student.",
+    "hints": "A learning regressor takes the student's map of each pair to the channels of the teacher's.",
+    "weak": "Each batch has unlabelled pictures, of which the student classifies a weakly augmented view.",
+    "strong": "The student classifies a strongly augmented view of the same unlabelled pictures.",
+    "average": "A running average of the student's weights classifies another weak view of the unlabelled pictures.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A function of outputs, batch, reference and numbers, which a phase weighs and adds to its loss.
+
+    It is called as `objective(outputs, batch, reference, hyper)` inside the compiled step, and returns a scalar, in
+    float32 at least. B pictures have labels, U have none; C are the student's classes, S those of its source.
+
+    `outputs` is what the student says, and gradients flow through it:
+      logits: [B, C].
+      maps: {stage: [B, h, w, c]}, every stage's map.
+      aux1, ...: [B, C], of auxiliary classifiers, for networks that have them.
+      source: [B, S], of the second classifier; needs "source_output".
+      hint_STAGE: [B, h, w, c'], the stage's map with as many channels as its pair in the teacher; needs "hints".
+      weak, strong: {"logits": [U, C]}, of two views of the unlabelled pictures; need "weak", "strong".
+      leaves: {path: array}, the learning leaves.
+    `batch` is what is known of the pictures:
+      label: [B], integers.
+    `reference` is what others say; no gradient flows through it, whatever a function does:
+      teachers: a tuple of {"logits": [B, C], "maps": {stage of the student: [B, h', w', c']}}, with the parts that
+        "teacher_logits" and "teacher_maps" ask for.
+      source: {"logits": [B, S], "maps": {stage: [B, h, w, c]}}, with the parts that "source_logits" and "source_maps"
+        ask for.
+      average: {"logits": [U, C]}, needs "average".
+      leaves: {path: array}, values of the source network; needs "source_leaves".
+    `hyper` is numbers, which may be traced: changing them compiles nothing.
+      label_smoothing: share of the target spread evenly over all classes.
+      temperature: divides the logits of soft labels.
+      threshold: least confidence of a pseudo-label.
+      balance: 1.0 aligns pseudo-labels with `prior`, 0.0 leaves them.
+      prior: [C], class frequencies of the labelled pictures.
+      progress: share of the phase that is done, 0 to 1.
+      ramp: share of the phase over which the weight of unlabelled pictures rises; 0: it is full at once.
+      and the user's own `strategy.numbers`.
+
+    Attributes:
+      name: in logs and errors.
+      function: of the four arguments above.
+      needs: keys of `NEEDS`, what is computed for it and costs something.
+    """
+
+    name: str
+    function: Callable[[Outputs, Batch, Reference, Hyper], jax.Array]
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+        return self.function(outputs, batch, jax.lax.stop_gradient(reference), hyper)
+
+
+def objective(*needs: str) -> Callable[[Callable], Objective]:
+    """Makes a function an `Objective` of its name, as in `@objective("teachers", "teacher_logits")`.
+
+    Raises:
+      UserError: a need that is not in `NEEDS`.
+    """
+    for need in needs:
+        if need not in NEEDS:
+            raise UserError(f'There is no need "{need}" of an objective{nearest(need, NEEDS)}')
+    return lambda function: Objective(function.__name__, function, frozenset(needs))
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """The array in float32, unless it is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def total(terms: Iterable[jax.Array]) -> jax.Array:
+    """The sum of scalars, 0.0 of none."""
+    return sum(terms, start=jnp.zeros((), jnp.float32))
+
+
+def half_square(x: jax.Array) -> jax.Array:
+    """Half the squared norm over all axes."""
+    return 0.5 * jnp.square(widen(x)).sum()

@@ -1,0 +1,157 @@
+"""Networks that a run looks at: teachers, and the source network with its own classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any
+
+from tljax import config as schema
+from tljax import models, weights
+from tljax.errors import UserError, nearest
+from tljax.models import Model
+from tljax.models import state as leaves_of
+from tljax.models.state import Leaves
+from tljax.run.network import build_model
+from tljax.run.network import head_options as asked_head
+from tljax.run.recipes import load_config_file
+from tljax.train.reference import Observed
+from tljax.weights import Preprocess
+from tljax.weights.inspect import guess, head_options
+from tljax.weights.rules import detect, layouts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Teacher:
+    """A network that was found, its weights not read yet.
+
+    Attributes:
+      name: as the config gave it.
+      model: abstract.
+      preprocess: of its weights, at its own input size.
+      dtype: of its computation.
+      classes: outputs of its classifier; 0: it has none.
+      head: options of its head that are not as the network was published.
+      digest: of its weights.
+      read: reads its leaves.
+    """
+
+    name: str
+    model: Model
+    preprocess: Preprocess
+    dtype: str
+    classes: int
+    head: Mapping[str, Any]
+    digest: str
+    read: Callable[[], Leaves]
+
+    def describe(self) -> dict[str, str]:
+        """Name and digest, for result.json."""
+        return {"name": self.name, "sha256": self.digest}
+
+
+def find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
+    """Finds a network by what `model.weights` takes.
+
+    Args:
+      source: a finished run, which brings its own head, or weights of a known network.
+      preprocess: for files of which nobody knows it.
+      like: of the run; side and channels of the input come from it where the source does not say.
+
+    Raises:
+      UserError: not there, or nobody knows what it wants to be fed.
+    """
+    if source.startswith("recipe:"):
+        return _to_be_made(source)
+    found = weights.find(source, preprocess)
+    if found.path.is_dir():
+        return _run(source, found)
+    if found.preprocess is None:
+        raise UserError(f"Nobody knows what {source} was trained on: only weights of which that is known can teach.")
+    with weights.open_weights(found) as tensors:
+        backbone = found.backbone or guess(tensors).backbone
+        family, variant = models.find(backbone)
+        told = head_options(tensors, layouts(family, variant)[detect(tensors, family, variant)])
+    classes, head = told.pop("num_classes"), {k: v for k, v in told.items() if k != "auxiliary"}
+    fed = dataclasses.replace(found.preprocess, size=found.preprocess.size or like.size, channels=like.channels)
+    make = functools.partial(
+        models.build, backbone, num_classes=classes, image_size=fed.size, in_channels=fed.channels, rngs=None, **head
+    )
+    return _teacher(source, found, make, fed, "float32", classes, head)
+
+
+def _run(source: str, found: weights.Weights) -> Teacher:
+    config = schema.parse(json.loads((found.path / "config.json").read_text()))
+    classes = len(json.loads((found.path / "result.json").read_text())["data"]["classes"])
+    make = functools.partial(build_model, config, classes, found.preprocess)
+    options = asked_head(config.model)
+    return _teacher(source, found, make, found.preprocess, config.train.precision, classes, options)
+
+
+def _to_be_made(source: str) -> Teacher:
+    """A recipe's network before it is trained: enough to plan with."""
+    from tljax.run.prepare import prepare  # which looks at teachers in its turn
+
+    prepared = prepare(load_config_file(source.removeprefix("recipe:")))
+    made, config = prepared.network, prepared.config
+
+    def read() -> Leaves:
+        raise UserError(f"{source} is not trained yet.")
+
+    head = asked_head(config.model)
+    return Teacher(source, made.model, made.preprocess, config.train.precision, len(made.classes), head, "", read)
+
+
+def _teacher(source, found, make: Callable[[], Model], preprocess, dtype, classes, head) -> Teacher:
+    def read() -> Leaves:
+        filled = make()
+        # Further outputs, for its own training, teach nothing.
+        weights.load(filled, found, optional="head/(aux|hint_|source/).*")
+        return leaves_of.values(filled)
+
+    return Teacher(source, make(), preprocess, dtype, classes, head, found.sha256, read)
+
+
+def seen(
+    found: Mapping[str, Teacher], needs: Set[str], student: Model, chosen: Sequence[tuple[str, str]]
+) -> list[Observed]:
+    """What a phase looks at.
+
+    Args:
+      found: the run's teachers, and its source as "source", by name.
+      needs: of the phase's objectives.
+      student: the model that learns.
+      chosen: pairs of stages of student and teacher; empty: `pairs` finds them.
+    """
+    observed = []
+    for name, teacher in found.items():
+        kind = "source" if name == "source" else "teacher"
+        logits, maps = f"{kind}_logits" in needs, ()
+        if f"{kind}_maps" in needs:
+            # The source has the student's own stages, in the student's own sizes.
+            own = [(stage, stage) for stage in student.stage_names]
+            maps = own if kind == "source" else pairs(student, teacher.model, chosen)
+        if logits or maps:
+            graphdef = leaves_of.split(teacher.model).graphdef
+            observed.append(Observed(name, graphdef, teacher.preprocess, teacher.dtype, logits, tuple(maps)))
+    return observed
+
+
+def pairs(student: Model, teacher: Model, chosen: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Stages of student and teacher whose maps are compared: the last of each stride that both have, or `chosen`.
+
+    Raises:
+      UserError: a stage that one of them does not have, or no stride that both have.
+    """
+    for ours, theirs in chosen:
+        for stage, model in ((ours, student), (theirs, teacher)):
+            if stage not in model.stage_names:
+                raise UserError(f'strategy.pairs: there is no stage "{stage}"{nearest(stage, model.stage_names)}')
+    if chosen:
+        return list(chosen)
+    ours, theirs = ({level.stride: name for name, level in m.pyramid().items()} for m in (student, teacher))
+    if not (found := [(ours[stride], theirs[stride]) for stride in ours if stride in theirs]):
+        raise UserError("Student and teacher have no stride in common: set strategy.pairs.")
+    return found

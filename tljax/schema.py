@@ -1,0 +1,288 @@
+"""The fields of a run: every one with its type, unit, default and meaning.
+
+They are used through `tljax.config`, which reads, checks and writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from tljax.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is learned from, and how it is split."""
+
+    name: str = opt("digits", "source: digits, idx, fashion-mnist, or tfds:NAME")
+    path: str | None = opt(None, "folder of the files; for tfds:, its data_dir")
+    classes: tuple[int, ...] = opt((), "classes to keep, relabelled 0.. in this order; empty keeps all")
+    labels_per_class: int | None = opt(
+        None, "training pictures of each class, nested across budgets for one seed; None: all", ge=1
+    )
+    valid_fraction: float = opt(0.2, "share of the training pictures held out for validation, per class", gt=0, lt=1)
+    split: str = opt(
+        "fraction",
+        "fraction: validation is held out of the training pictures; first_per_class: the first "
+        "labels_per_class of each class of the training files are training, the first as many of the "
+        "test files validation, the rest of the test files test",
+        choices=("fraction", "first_per_class"),
+    )
+    unlabelled: int = opt(
+        0,
+        "training pictures beyond labels_per_class that are kept without their labels, drawn at random whatever their "
+        "class; -1: all of them",
+        ge=-1,
+    )
+    image_size: int | None = opt(
+        None, "side of the square network input; None: what the weights were trained at", unit="pixels", ge=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Backbone, where its weights come from, and the head."""
+
+    backbone: str = opt("resnet8", "name of the network; python -m tljax.models lists them")
+    options: Mapping = opt({}, "fields of the network's variant that differ, e.g. {'drop_path': 0.1}")
+    weights: str | None = opt(
+        None,
+        "where pretrained weights come from: a name of the catalogue (python -m tljax.weights), a file "
+        "(.safetensors, .pth, .h5), hf:OWNER/REPO, torchvision:NAME, keras:NAME, workdir:PATH (a finished run's best "
+        "model), or recipe:CONFIG.py (a run that is made first if it does not exist)",
+    )
+    preprocess: str | None = opt(
+        None,
+        "preprocessing, for weights that do not bring their own",
+        choices=("caffe", "torch", "symmetric", "unit"),
+    )
+    in_channels: int = opt(3, "channels of the input; the first convolution of RGB weights is adapted to them", ge=1)
+    tap: str | None = opt(None, "stage whose map feeds the head; later stages are not built; None: the last")
+    head: str = opt("classifier", "what stands on the backbone", choices=("classifier",))
+    num_classes: int | None = opt(None, "outputs of the head; None: the classes of the data", ge=2)
+    pool: str = opt(
+        "gap", "what the classifier does with the map: global average, or flatten", choices=("gap", "flatten")
+    )
+    pool_size: int | None = opt(
+        None, "flatten: side of the grid that the map is averaged to first (torchvision's VGG: 7); None: as it is", ge=1
+    )
+    norm: str | None = opt(
+        None,
+        "norm of the features before the classifier: batch standardises each channel (BatchNorm without scale and "
+        "bias), layer is LayerNorm; None: as the network was published (layer for ConvNeXt, none for the others)",
+        choices=("none", "batch", "layer"),
+    )
+    hidden: tuple[int, ...] = opt((), "widths of hidden dense layers (ReLU) in the classifier")
+    dropout: float = opt(0.0, "dropout rate before each dense layer of the classifier", ge=0, lt=1)
+    aux_weight: float = opt(
+        0.0,
+        "weight in the loss of the auxiliary classifiers of googlenet (paper: 0.3) and inception_v3 (0.4); 0 builds "
+        "none",
+        ge=0,
+    )
+    remat: bool = opt(False, "compute the inner maps of stages again in the backward pass: less memory, more time")
+
+
+@dataclasses.dataclass(frozen=True)
+class NeuronsConfig:
+    """Which single neurons (output channels, with bias and BatchNorm scale and bias) learn, and how they are chosen."""
+
+    layers: tuple[str, ...] = opt((), "path patterns of convolutions and dense layers, e.g. 'stage3/.*'; empty: none")
+    criterion: str = opt(
+        "fisher",
+        "what makes a neuron worth learning, on training pictures: the Fisher information of its weights, "
+        "|gradient x weight|, the variance of its activation, the norm of its weights, or chance",
+        choices=("fisher", "gradient_weight", "activation_variance", "magnitude", "random"),
+    )
+    fraction: float = opt(0.1, "share of the neurons that learn", gt=0, le=1)
+    count: int | None = opt(None, "how many neurons learn, instead of a fraction", ge=1)
+    scope: str = opt(
+        "layer",
+        "layer: the best of each layer; global: the best of all, scores of a layer divided by their root mean square",
+        choices=("layer", "global"),
+    )
+    pictures: int = opt(256, "training pictures that the criterion is measured on, at most", ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One stretch of training: what learns, how fast, by which objectives, and for how long."""
+
+    name: str = opt("train", "name in logs, figures and the report")
+    rules: tuple[tuple[str, float], ...] = opt(
+        ((".*", 1.0),),
+        "pairs of path pattern (full match) and learning-rate multiple; the first that matches decides; 0 freezes",
+    )
+    epochs: float | None = opt(
+        None,
+        "length; None: an equal share of what train.epochs leaves to such phases",
+        unit="epochs",
+        gt=0,
+    )
+    optim: Mapping = opt({}, "fields of optim that differ in this phase, e.g. {'name': 'sgd', 'lr': 0.01}")
+    layer_decay: float = opt(1.0, "learning-rate multiple per stage away from the head (layer-wise decay)", gt=0, le=1)
+    objectives: tuple[tuple[str, float], ...] = opt(
+        (("cross_entropy", 1.0),),
+        "pairs of objective and weight that add up to the loss; an objective of your own is FILE.py:NAME",
+    )
+    neurons: NeuronsConfig = dataclasses.field(default_factory=NeuronsConfig)
+    average: float | None = opt(
+        None,
+        "decay per step of a running average of the weights, which is then validated and kept; None: no average",
+        gt=0,
+        lt=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategyConfig:
+    """How the pretrained network is adapted."""
+
+    name: str = opt("full", "preset (docs/strategies.md), custom with phases, or FILE.py:NAME, a function of your own")
+    phases: tuple[Phase, ...] = opt((), "the phases of a custom strategy")
+    objectives: tuple[tuple[str, float], ...] = opt(
+        (), "pairs of objective and weight, for every phase of a preset; empty: the preset's own"
+    )
+    layers: tuple[str, ...] = opt((), "path patterns that learn under the preset layers")
+    layer_decay: float = opt(
+        1.0, "learning-rate multiple per stage away from the head, in every phase of a preset", gt=0, le=1
+    )
+    lr_scale: float = opt(
+        0.1, "learning rate of the phases that unfreeze the backbone, as a multiple of optim.lr", gt=0
+    )
+    probe_fraction: float = opt(
+        0.5, "share of train.epochs of the first of several phases, such as lp_ft's linear probe", gt=0, lt=1
+    )
+    top_stages: int = opt(1, "finetune: stages from the top that learn in its second phase", ge=1)
+    unfreeze_all: bool = opt(False, "finetune: whether a last phase follows in which everything learns")
+    neurons: NeuronsConfig = dataclasses.field(default_factory=lambda: NeuronsConfig(layers=("(?!head/).*",)))
+    teachers: tuple[str, ...] = opt(
+        (),
+        "networks to learn from, averaged: workdir:RUN, recipe:CONFIG.py, or weights of the catalogue",
+    )
+    pairs: tuple[tuple[str, str], ...] = opt(
+        (), "stages of student and teacher whose maps are compared; empty: the last of each stride that both have"
+    )
+    temperature: float = opt(4.0, "of the soft labels of teachers and source", gt=0)
+    alpha: float = opt(0.9, "distillation: weight of the soft labels; 1 - alpha is that of the true ones", ge=0, le=1)
+    unlabelled_ratio: int = opt(7, "unlabelled pictures per labelled one in a batch", ge=1)
+    threshold: float = opt(0.95, "least confidence of a pseudo-label", ge=0, le=1)
+    balance: bool = opt(
+        False, "align the pseudo-labels of a batch with the labelled pictures' class frequencies (ReMixMatch)"
+    )
+    ramp: float = opt(
+        0.0, "share of a phase over which the weight of the unlabelled pictures rises to its full value", ge=0, le=1
+    )
+    average: float = opt(0.99, "fixmatch, mean_teacher: decay per step of the averaged weights", gt=0, lt=1)
+    numbers: Mapping = opt({}, "further numbers, which objectives of your own find in `hyper`")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer; weight decay is decoupled (Loshchilov & Hutter 2019) and spares biases and norms."""
+
+    name: str = opt("adam", "optimizer", choices=("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"))
+    lr: float = opt(1e-3, "peak learning rate", gt=0)
+    schedule: str = opt("constant", "learning rate over a phase, after warm-up", choices=("constant", "cosine", "step"))
+    warmup_epochs: float = opt(0.0, "linear warm-up from 0, in every phase", unit="epochs", ge=0)
+    step_epochs: tuple[float, ...] = opt(
+        (), "epochs of the phase at which schedule=step multiplies by step_factor", unit="epochs"
+    )
+    step_factor: float = opt(0.1, "factor of schedule=step", gt=0, lt=1)
+    weight_decay: float = opt(0.0, "decoupled weight decay, times the learning rate, per step", ge=0)
+    momentum: float | None = opt(
+        None, "momentum; None: 0.9 for momentum and nesterov, 0 for sgd and rmsprop", ge=0, lt=1
+    )
+    b1: float = opt(0.9, "decay of Adam's first moment", ge=0, lt=1)
+    b2: float = opt(0.999, "decay of Adam's second moment", ge=0, lt=1)
+    rho: float = opt(0.9, "decay of RMSprop's mean square", ge=0, lt=1)
+    eps: float | None = opt(
+        None, "added to the denominator; None: 1e-8 for adam, 1e-7 inside the root for rmsprop", gt=0
+    )
+    clip_norm: float | None = opt(
+        None, "largest global norm of the learning parameters' gradient; None: no clipping", gt=0
+    )
+    label_smoothing: float = opt(0.0, "share of the target spread evenly over the classes", ge=0, lt=1)
+    l2: float = opt(
+        0.0,
+        "weight of half the squared norm of the learning kernels in the loss (L2 regularisation, coupled); with l2_sp, "
+        "of the new ones only",
+        ge=0,
+    )
+    l2_sp: float = opt(
+        0.0,
+        "weight of half the squared distance of the learning leaves from their source values in the loss (L2-SP, Li et "
+        "al. 2018)",
+        ge=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    batch_size: int = opt(32, "pictures per step, over all devices", ge=1)
+    epochs: float = opt(10.0, "length of the whole run, over all phases", unit="epochs", gt=0)
+    eval_epochs: float = opt(1.0, "time between validations (each is a checkpoint)", unit="epochs", gt=0)
+    checkpoint_epochs: float | None = opt(
+        None, "time between further checkpoints, may be less than an epoch", unit="epochs", gt=0
+    )
+    early_stop_epochs: float | None = opt(
+        None, "a phase ends after so long without a better validation accuracy", unit="epochs", gt=0
+    )
+    precision: str = opt("float32", "type of the computation; parameters stay float32", choices=("float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Changes drawn anew each time a training picture is seen."""
+
+    flip: bool = opt(False, "mirror left and right with probability one half")
+    crop_padding: int = opt(0, "pad by so much and crop back at a random place", unit="pixels", ge=0)
+    strength: float = opt(
+        1.0,
+        "of the strong views of unlabelled pictures, as a share of FixMatch's ranges: an affine warp, two changes of "
+        "colour or sharpness, and a grey square; 0: flip and crop only",
+        ge=0,
+        le=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesConfig:
+    """What `--mode=features` writes and `--mode=probe` learns from."""
+
+    stages: tuple[str, ...] = opt((), "stages whose maps are taken; empty: all for features, the last for probe")
+    pool: str = opt("gap", "gap: averaged over the map; none: the whole map", choices=("gap", "none"))
+    splits: tuple[str, ...] = opt(
+        ("train", "valid"), "splits that are written: train, valid, unlabelled, and test, which is for final use only"
+    )
+    probes: tuple[str, ...] = opt(("logistic", "ridge", "knn"), "classifiers that probe fits: logistic, ridge, knn")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What is written beside the numbers."""
+
+    figures: bool = opt(True, "draw curves, confusion matrix, ROC and the most wrong pictures")
+    tensorboard: bool = opt(True, "write TensorBoard events")
+    most_wrong: int = opt(24, "pictures on the sheet of the most wrong", ge=1)
+    next_steps: tuple[str, ...] = opt((), "lines printed at the end: what to try next")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, or with `sweep` one run per cell."""
+
+    seed: int = opt(0, "seed of initialisation, batch order, label sampling, dropout and augmentation", ge=0)
+    workdir: str | None = opt(None, "folder of the run; None: runs/NAME of the config file")
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    strategy: StrategyConfig = dataclasses.field(default_factory=StrategyConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
+    report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
+    sweep: Mapping = opt({}, "dotted field -> values; one run per combination")

@@ -1,0 +1,88 @@
+"""From a config's `strategy` block to phases that fill the run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from tljax import plugins
+from tljax.config import Config, ModelConfig, Phase
+from tljax.errors import UserError, nearest
+from tljax.strategies.presets import HEADS, PRESETS
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+    """What a strategy's name stands for.
+
+    Attributes:
+      pretrained: whether the source weights are loaded.
+      phases: in order, each with its length in epochs.
+    """
+
+    pretrained: bool
+    phases: tuple[Phase, ...]
+
+
+def with_preset_head(config: Config) -> Config:
+    """The config with the head that its preset brings, where the head is left at its default."""
+    default = ModelConfig()
+    wanted = HEADS.get(config.strategy.name, {})
+    changes = {k: v for k, v in wanted.items() if getattr(config.model, k) == getattr(default, k)}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+def resolve(config: Config, stages: Sequence[str]) -> Strategy:
+    """The strategy of a config, its phases' lengths filled in so that they add up to `train.epochs`.
+
+    Args:
+      config: of the run.
+      stages: of the backbone that have leaves, in order.
+
+    Raises:
+      UserError: no such strategy, or phases longer than the run.
+    """
+    strategy = config.strategy
+    if strategy.name == "custom":
+        phases = list(strategy.phases)
+    else:
+        phases = [dataclasses.replace(p, layer_decay=strategy.layer_decay) for p in _phases(config, stages)]
+        if len(phases) > 1 and phases[0].epochs is None:
+            first = strategy.probe_fraction * config.train.epochs
+            phases[0] = dataclasses.replace(phases[0], epochs=first)
+        if strategy.objectives:
+            phases = [dataclasses.replace(p, objectives=strategy.objectives) for p in phases]
+    phases = [dataclasses.replace(p, objectives=_objectives(config, p)) for p in phases]
+    pretrained = strategy.name != "scratch" and config.model.weights is not None
+    return Strategy(pretrained, _share(phases, config.train.epochs))
+
+
+def _phases(config: Config, stages: Sequence[str]) -> list[Phase]:
+    name = config.strategy.name
+    if plugins.is_plugin(name):
+        preset = plugins.load(name, "strategy")
+    elif (preset := PRESETS.get(name)) is None:
+        raise UserError(f'There is no strategy.name "{name}"{nearest(name, [*PRESETS, "custom"])}')
+    phases = preset(config.strategy, tuple(stages), config.optim.lr)
+    if not phases or not all(isinstance(p, Phase) for p in phases):
+        raise UserError(f"strategy.name={name!r} must return a list of tljax.config.Phase, got {phases!r}.")
+    return list(phases)
+
+
+def _objectives(config: Config, phase: Phase) -> tuple[tuple[str, float], ...]:
+    """A phase's own objectives, and those that fields of the config add to every phase."""
+    optim = dataclasses.replace(config.optim, **phase.optim)
+    further = {"aux_cross_entropy": config.model.aux_weight, "l2": optim.l2, "l2_sp": optim.l2_sp}
+    return (*phase.objectives, *((name, weight) for name, weight in further.items() if weight))
+
+
+def _share(phases: list[Phase], epochs: float) -> tuple[Phase, ...]:
+    open_ended = [p for p in phases if p.epochs is None]
+    left = epochs - sum(p.epochs or 0 for p in phases)
+    if left < -1e-6 or (open_ended and left <= 0) or (not open_ended and left > 1e-6):
+        raise UserError(
+            f"The phases' epochs ({', '.join(f'{p.name}: {p.epochs}' for p in phases)}) do not add up to "
+            f"train.epochs ({epochs})."
+        )
+    each = left / max(1, len(open_ended))
+    return tuple(dataclasses.replace(p, epochs=p.epochs or each) for p in phases)
