@@ -27,7 +27,7 @@ BAD = [
     ({"data.split": "first_per_class"}, "needs data.labels_per_class"),
     ({"strategy.name": "lp_ft"}, "adapts a pretrained network, but model.weights is not set"),
     ({"strategy.name": "custom"}, "go together"),
-    ({"strategy.name": "layers", "model.weights": "x"}, "go together"),
+    ({"strategy.name": "layers", "model.weights": "x"}, "needs strategy.layers"),
     ({"data.classes": (0, 1), "model.num_classes": 3}, "differs from the 2 data.classes"),
     ({"sweep": {"optim.lrr": [1]}}, 'sweep cannot vary "optim.lrr"; did you mean "optim.lr"?'),
     ({"sweep": {"optim.lr": []}}, "must be a list of one or more values"),

@@ -81,12 +81,14 @@ def _strategy(config: Any) -> Iterator[tuple[bool, str]]:
         optim.warmup_epochs >= epochs,
         f"optim.warmup_epochs ({optim.warmup_epochs}) must be shorter than train.epochs ({epochs}).",
     )
-    for name, given in (("custom", strategy.phases), ("layers", strategy.layers)):
-        field = "phases" if name == "custom" else "layers"
-        yield (
-            bool(given) != (strategy.name == name),
-            f"strategy.{field} and strategy.name={name!r} go together: give both or neither.",
-        )
+    yield (
+        bool(strategy.phases) != (strategy.name == "custom"),
+        "strategy.phases and strategy.name='custom' go together: give both or neither.",
+    )
+    yield (
+        strategy.name == "layers" and not strategy.layers,
+        "strategy.name='layers' needs strategy.layers, patterns of the paths that learn.",
+    )
     # What a pretrained network is for; the others may start from random weights.
     adapting = ("feature_extraction", "freeze_last", "layers", "lp_ft", "finetune", "gradual_unfreeze", "full")
     adapting += ("micro", "micro_two_heads", "delta", "lwf")

@@ -44,6 +44,11 @@ def load(spec: str, what: str) -> Any:
     return getattr(module, name)
 
 
+def digest(spec: str) -> str:
+    """SHA-256 of the file of `FILE.py:NAME`."""
+    return hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
+
+
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}."

@@ -41,7 +41,13 @@ def result():
         for key in test
         if key not in ("per_class", "confusion")
     }
-    phase = {"name": "head", "epochs": 4, "seconds": 8.25, "frozen_unchanged": True}
+    phase = {
+        "name": "head",
+        "objectives": {"cross_entropy": 1.0},
+        "epochs": 4,
+        "seconds": 8.25,
+        "frozen_unchanged": True,
+    }
     splits = {"train": 50, "valid": 20, "test": 3003}
     return {
         **{"test": test, "valid": valid, "gap": gap, "seed": 0, "devices": ["TFRT_CPU_0"]},
@@ -49,12 +55,14 @@ def result():
             {**phase, "learned_parameters": 5130, "optimizer_bytes": 41_040},
             {
                 **{**phase, "name": "all", "seconds": 725.0},
+                "objectives": {"cross_entropy": 0.5, "distillation": 0.5},
                 **{"learned_parameters": 11_181_642, "optimizer_bytes": 89_453_136},
             },
         ],
         "best": {"step": 441, "epoch": 7.0, "phase": "all"},
         "versions": {"jax": "0.8.0", "flax": "0.12.0"},
         "weights": {"name": "resnet18-imagenet", "sha256": "ab" * 32},
+        "teachers": {"teacher0": {"name": "workdir:runs/big", "sha256": "cd" * 32}},
         "data": {
             **{"name": "digits", "classes": CLASSES},
             **{k: {"fingerprint": f"{k:z<40}", "size": n} for k, n in splits.items()},

@@ -7,7 +7,8 @@ import pytest
 from tljax import config as schema
 from tljax.errors import UserError
 from tljax.run import cli, plan, sweep
-from tljax.run.recipes import load_config_file, with_made_weights
+from tljax.run.config_files import load_config_file
+from tljax.run.recipes import with_made_weights
 from tljax.run.workdir import WorkDir
 
 RECIPE = """

@@ -14,6 +14,9 @@ from tljax.models.build import FAMILIES, Model, map_shapes
 from tljax.models.heads import Classifier
 from tljax.models.layers import Conv
 
+# Paths of what is added here, as a pattern.
+FURTHER = "head/(source|hint_[^/]+)/.*"
+
 
 class OnAllMaps(Classifier):
     """A classifier in the place of an auxiliary one: it is called with its stage's map alone."""

@@ -37,7 +37,7 @@ class Objective:
 
     `outputs` is what the student says, and gradients flow through it:
       logits: [B, C].
-      maps: {stage: [B, h, w, c]}, every stage's map.
+      maps: {stage: [B, h, w, c]}, every stage's map, in no particular order.
       aux1, ...: [B, C], of auxiliary classifiers, for networks that have them.
       source: [B, S], of the second classifier; needs "source_output".
       hint_STAGE: [B, h, w, c'], the stage's map with as many channels as its pair in the teacher; needs "hints".

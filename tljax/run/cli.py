@@ -13,7 +13,7 @@ from tljax import config as schema
 from tljax.cache import keep_compiled_programs
 from tljax.config import Config
 from tljax.errors import TljaxError, UserError, nearest
-from tljax.run.recipes import CONFIG_ERRORS, named, sentence, with_made_weights
+from tljax.run.config_files import CONFIG_ERRORS, run_name, sentence
 
 MODES = ("train", "plan", "evaluate", "predict", "features", "probe")
 USAGE = """Transfer learning in JAX.
@@ -120,6 +120,8 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
 
 def _with_weights(configs: list[Config], root: Path, console, check) -> list[Config]:
     """Makes the weights that recipes stand for; what is wrong behind a recipe, `check` says before it runs."""
+    from tljax.run.recipes import named, with_made_weights
+
     for config in with_made_weights([c for c in configs if named(c)], root, None):
         check(config)
     return with_made_weights(configs, root, console)
@@ -143,15 +145,15 @@ def _config(values: flags.FlagValues) -> Config:
     if values.config is None:
         raise UserError("Which config? Give --config=configs/NAME.py; --help shows the rest.")
     # A config may take an argument, as configs/NAME.py:ARGUMENT.
-    path, _, argument = values["config"].config_filename.partition(":")
+    file = values["config"].config_filename
+    path = file.partition(":")[0]
     if not Path(path).is_file():
         raise UserError(f"There is no config file {path}{nearest(path, map(str, Path('configs').glob('*.py')))}")
     try:
         config = schema.parse(values.config.copy_and_resolve_references())
     except CONFIG_ERRORS as error:
         raise UserError(f"{path}: {sentence(error)}") from error
-    name = Path(path).stem + (f"-{argument}" if argument else "")
-    return dataclasses.replace(config, workdir=values.workdir or config.workdir or f"runs/{name}")
+    return dataclasses.replace(config, workdir=values.workdir or config.workdir or f"runs/{run_name(file)}")
 
 
 def _config_of_run(values: flags.FlagValues) -> Config:

@@ -20,6 +20,7 @@ from tljax.models.state import Leaves
 from tljax.report.report import METRICS, number
 from tljax.run.network import Network
 from tljax.run.workdir import WorkDir
+from tljax.strategies import with_preset_head
 from tljax.weights import Preprocess, parameters_digest
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -94,7 +95,7 @@ def show(result: dict, workdir: str, console: Console) -> None:
 
 def finished(config: Config) -> tuple[Network, Leaves, dict]:
     """The network of a finished run, its best leaves, and its result; neither data nor source weights are needed."""
-    result = WorkDir(config.workdir).read("result.json")
+    config, result = with_preset_head(config), WorkDir(config.workdir).read("result.json")
     network = Network.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
     with Checkpoints(Path(config.workdir)) as checkpoints:
         like = network.mesh.like(network.leaves())

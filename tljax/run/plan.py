@@ -92,13 +92,14 @@ def abstract_index(plan: PhasePlan) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Console) -> None:
-    leaves = prepared.network.leaves()
+    leaves, counts = prepared.network.leaves(), {path: x.shape[0] for path, x in abstract_index(plan).items()}
     table = Table(title=f"Phase: {plan.phase.name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("path", overflow="fold")
     for name in ("shape", "group", "learns", "lr ×", "decay"):
         table.add_column(name, justify="left" if name in ("shape", "group") else "right")
     for path, group in plan.groups.items():
-        kind = "moves" if path in plan.moving else "yes" if group.learns else "-"
+        single = f"{counts[path]} of {leaves[path].shape[-1]}" if group.single else "yes"
+        kind = "moves" if path in plan.moving else single if group.learns else "-"
         table.add_row(
             path,
             "×".join(map(str, leaves[path].shape)),
@@ -115,9 +116,11 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
     rows = {
         "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {prepared.config.train.batch_size} pictures",
         "optimizer": f"{plan.optim.name}, learning rate {plan.optim.lr:g}, {plan.optim.schedule}",
+        "objectives": " + ".join(f"{weight:g} {name}" for name, weight in plan.phase.objectives),
+        **_beside(plan, prepared),
         "learned parameters": f"{cost.learned_parameters:,} of {total:,}",
         "optimizer state": humanise_bytes(cost.optimizer_bytes),
-        "step": f"{_flops(cost.step_flops)}: forward {_flops(cost.forward_flops)}, backward {_flops(backward)}",
+        "step": f"{_flops(cost.step_flops)}: forward {_flops(cost.forward_flops)}, the rest {_flops(backward)}",
         "frozen prefix": (
             f"{plan.prefix[0]} to {plan.prefix[-1]}; gradients begin at {(after or ['head'])[0]}"
             if plan.prefix
@@ -125,8 +128,36 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
         ),
     }
     for name, value in rows.items():
-        console.print(f"  {name:<19} {value}", highlight=False)
+        console.print(f"  {name:<19} {value}", highlight=False, markup=False, soft_wrap=True)
     console.print()
+
+
+def _beside(plan: PhasePlan, prepared: Prepared) -> dict[str, str]:
+    """Rows for what only some phases have: networks they look at, unlabelled pictures, an average, single neurons."""
+    rows, config, head = {}, prepared.config, prepared.network.model.head
+    if head.auxiliary_stages:
+        added = (f"head/{name} on {stage}" for name, stage in head.auxiliary_stages)
+        rows["further outputs"] = f"{', '.join(added)}, in training only"
+    for network in (*plan.once, *plan.spec.observed):
+        when = "once for every picture" if network in plan.once else "in every step, on augmented pictures"
+        what = ["logits"] * network.logits + [f"maps of {', '.join(ours for ours, _ in network.maps)}"] * bool(
+            network.maps
+        )
+        rows[network.name] = f"{prepared.observed[network.name].name}: {' and '.join(what)}, {when}"
+    if plan.spec.views:
+        count = config.train.batch_size * config.strategy.unlabelled_ratio
+        rows["unlabelled"] = f"{count} of {len(prepared.data.unlabelled)} pictures a step: {', '.join(plan.spec.views)}"
+    if plan.phase.average is not None:
+        rows["average"] = f"of the weights, decay {plan.phase.average:g} a step; it is validated and kept"
+    if plan.layers:
+        chosen, where = (
+            plan.phase.neurons,
+            "all layers together" if plan.phase.neurons.scope == "global" else "each layer",
+        )
+        rows["neurons"] = (
+            f"{sum(plan.neurons.values())} in {len(plan.layers)} layers, best of {where} by {chosen.criterion}"
+        )
+    return rows
 
 
 def _flops(count: float) -> str:

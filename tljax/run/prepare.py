@@ -9,19 +9,24 @@ import numpy as np
 from flax import nnx
 
 from tljax import data as data_of
-from tljax import models, objectives, weights
+from tljax import models, plugins, weights
 from tljax.config import Config
 from tljax.data import Data
 from tljax.errors import UserError
-from tljax.models import additions
+from tljax.models import Model, additions
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
 from tljax.run import teachers as teachers_of
-from tljax.run.network import Network
+from tljax.run.config_files import load_config_file
+from tljax.run.network import Network, head_options
 from tljax.run.teachers import Teacher
 from tljax.strategies import Strategy, hint_stage, resolve, with_preset_head
-from tljax.train.phases import PhasePlan, plan_phase
-from tljax.weights import PRESETS, Weights
+from tljax.train import reference
+from tljax.train.phases import PhasePlan, augments, plan_phase, terms_of
+from tljax.weights import PRESETS, Preprocess, Weights
+
+# Where the source's own classifier goes on living.
+SOURCE = "head/source/"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +57,14 @@ class Prepared:
         source = self.source.describe() if self.source else None
         inputs = {"data": self.data.describe(), "weights": source}
         teachers = {name: teacher.describe() for name, teacher in self.observed.items()}
-        return inputs | ({"teachers": teachers} if teachers else {})
+        return inputs | ({"teachers": teachers} if teachers else {}) | ({"files": self.files} if self.files else {})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of the file of each strategy and objective of the user's own, by its name in the config."""
+        objectives = (name for phase in self.strategy.phases for name, _ in phase.objectives)
+        names = dict.fromkeys((self.config.strategy.name, *objectives))
+        return {name: plugins.digest(name) for name in names if plugins.is_plugin(name)}
 
     def load_weights(self) -> Leaves:
         """The leaves that training starts from."""
@@ -62,15 +74,15 @@ class Prepared:
             weights.load(model, self.source, keep="head/(?!norm/).*", optional="head/norm/.*")
         if "source_logits" in _needs(self.strategy):
             theirs = self.observed["source"].read()
-            own = {p.replace("head/", "head/source/", 1): v for p, v in theirs.items() if p.startswith("head/")}
-            leaves_of.update(model, {p: v for p, v in own.items() if p in self.network.leaves()})
+            own = [path for path in self.network.leaves() if path.startswith(SOURCE)]
+            leaves_of.update(model, {path: theirs[path.replace(SOURCE, "head/", 1)] for path in own})
         models.initialise(model, nnx.Rngs(self.config.seed))
         return self.network.leaves()
 
     def source_leaves(self, leaves: Leaves) -> Leaves:
-        """Those of the loaded leaves that are the source's, and not new."""
+        """Those of some of the model's loaded leaves that are the source's, and not new."""
         params = leaves_of.split(self.network.model).params if self.strategy.pretrained else {}
-        return {path: leaves[path] for path in params if not path.startswith("head/")}
+        return {path: leaves[path] for path in params if path in leaves and not path.startswith("head/")}
 
 
 def prepare(config: Config) -> Prepared:
@@ -96,12 +108,14 @@ def prepare(config: Config) -> Prepared:
     stages = [s for s in network.model.stage_names if any(p.startswith(f"{s}/") for p in params)]
     strategy = resolve(config, stages)
     observed = _observed(config, network, strategy, data)
-    _add_outputs(network, strategy, observed, hint_stage(config.strategy, stages))
+    _add_outputs(network, strategy, observed, stages)
     prior = np.bincount(data.train.labels, minlength=len(data.classes)) / len(data.train)
     plans = []
     for phase in strategy.phases:
         seen = teachers_of.seen(observed, _needs_of(phase), network.model, config.strategy.pairs)
-        plans.append(plan_phase(config, phase, network.model, len(data.train), network.preprocess, seen, prior))
+        once = augments(config) or _kept_bytes(seen, observed, data) <= reference.MOST_BYTES
+        plan = plan_phase(config, phase, network.model, len(data.train), network.preprocess, seen, prior, once)
+        plans.append(plan)
     return Prepared(config, data, network, source, strategy, observed, plans)
 
 
@@ -109,7 +123,7 @@ def _source(config: Config) -> Weights | None:
     if (name := config.model.weights) is None:
         return None
     if name.startswith("recipe:"):  # not made yet: enough to plan with
-        teacher = teachers_of.find(name, None, PRESETS["unit"])
+        teacher = _to_be_made(name)
         source = Weights(name, Path(name), teacher.digest, teacher.preprocess)
     else:
         source = weights.find(name, config.model.preprocess)
@@ -120,6 +134,23 @@ def _source(config: Config) -> Weights | None:
             f"Nobody knows what {name} was trained on: set model.preprocess to one of {', '.join(PRESETS)}."
         )
     return source
+
+
+def _to_be_made(source: str) -> Teacher:
+    """A recipe's network before it is trained: enough to plan with."""
+    prepared = prepare(load_config_file(source.removeprefix("recipe:")))
+    made, config = prepared.network, prepared.config
+
+    def read() -> Leaves:
+        raise UserError(f"{source} is not trained yet.")
+
+    dtype, head, classes = config.train.precision, head_options(config.model), len(made.classes)
+    return Teacher(source, made.model, made.preprocess, dtype, classes, made.classes, head, "", read)
+
+
+def _find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
+    made = not source.startswith("recipe:")
+    return teachers_of.find(source, preprocess, like) if made else _to_be_made(source)
 
 
 def _observed(config: Config, network: Network, strategy: Strategy, data: Data) -> dict[str, Teacher]:
@@ -134,11 +165,11 @@ def _observed(config: Config, network: Network, strategy: Strategy, data: Data) 
         if not config.strategy.teachers:
             raise UserError(f"strategy.name={name!r} learns from teachers: set strategy.teachers.")
         for i, teacher in enumerate(config.strategy.teachers):
-            found[f"teacher{i}"] = teachers_of.find(teacher, None, network.preprocess)
+            found[f"teacher{i}"] = _find(teacher, None, network.preprocess)
     if needs & {"source_maps", "source_logits"}:
         if not strategy.pretrained:
             raise UserError(f"strategy.name={name!r} looks at the source network, but model.weights is not set.")
-        source = teachers_of.find(config.model.weights, config.model.preprocess, network.preprocess)
+        source = _find(config.model.weights, config.model.preprocess, network.preprocess)
         found["source"] = dataclasses.replace(source, preprocess=network.preprocess)
     for key, teacher in found.items():
         wanted = "source_logits" if key == "source" else "teacher_logits"
@@ -148,10 +179,14 @@ def _observed(config: Config, network: Network, strategy: Strategy, data: Data) 
             raise UserError(
                 f"{teacher.name} tells {teacher.classes} classes apart, but the data has {len(data.classes)}."
             )
+        if wanted == "teacher_logits" in needs and teacher.names not in ((), data.classes):
+            raise UserError(
+                f"{teacher.name} tells {', '.join(teacher.names)} apart, but the data has {', '.join(data.classes)}."
+            )
     return found
 
 
-def _add_outputs(network: Network, strategy: Strategy, observed: dict[str, Teacher], stage: str) -> None:
+def _add_outputs(network: Network, strategy: Strategy, observed: dict[str, Teacher], stages: list[str]) -> None:
     """The further outputs that the strategy's objectives ask for, added to the model."""
     needs, model, size = _needs(strategy), network.model, network.preprocess.size
     dtype = np.dtype(network.config.train.precision)
@@ -159,14 +194,35 @@ def _add_outputs(network: Network, strategy: Strategy, observed: dict[str, Teach
         source = observed.get("source") if "source_logits" in needs else None
         classes, options = (source.classes, source.head) if source else (len(network.classes), {})
         additions.add_source_output(model, classes, size, options, dtype)
+        if source is not None:
+            _check_classifier(model, source)
     if "hints" in needs:
         if len(network.config.strategy.teachers) > 1:
             raise UserError("Hints come from one teacher: give one in strategy.teachers.")
-        teacher = observed["teacher0"].model
+        teacher, stage = observed["teacher0"].model, hint_stage(network.config.strategy, stages)
         theirs = dict(teachers_of.pairs(model, teacher, network.config.strategy.pairs)).get(stage)
         if theirs is None:
             raise UserError(f"No stage of {network.config.strategy.teachers[0]} goes with {stage}: set strategy.pairs.")
         additions.add_hint(model, stage, teacher.pyramid()[theirs].channels, dtype)
+
+
+def _check_classifier(model: Model, source: Teacher) -> None:
+    """Raises where the source's classifier does not fit the student's last map."""
+    theirs = leaves_of.values(source.model)
+    for path, leaf in leaves_of.values(model).items():
+        was = theirs.get(path.replace(SOURCE, "head/", 1), leaf)
+        if path.startswith(SOURCE) and was.shape != leaf.shape:
+            raise UserError(
+                f"The classifier of {source.name} does not fit the run's last map: its {path.removeprefix(SOURCE)} is "
+                f"{was.shape}, not {leaf.shape}; leave model.tap and data.image_size as the source has them."
+            )
+
+
+def _kept_bytes(seen: list[reference.Observed], observed: dict[str, Teacher], data: Data) -> int:
+    """What the outputs of networks for all training pictures take."""
+    shapes = {network.name: leaves_of.values(observed[network.name].model) for network in seen}
+    picture = data.train.images.shape[1:]
+    return sum(reference.bytes_of(network, shapes[network.name], picture, len(data.train)) for network in seen)
 
 
 def _needs(strategy: Strategy) -> frozenset[str]:
@@ -174,4 +230,4 @@ def _needs(strategy: Strategy) -> frozenset[str]:
 
 
 def _needs_of(phase) -> frozenset[str]:
-    return frozenset().union(*(objectives.find(name).needs for name, _ in phase.objectives))
+    return frozenset().union(*(term.needs for term in terms_of(phase)))

@@ -1,35 +1,16 @@
-"""Config files, and weights that another recipe makes: `model.weights = "recipe:configs/NAME.py"`."""
+"""Weights that another recipe makes: `model.weights = "recipe:configs/NAME.py"`, and teachers likewise."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from tljax import config as schema
 from tljax.config import Config
-from tljax.errors import UserError
-
-# What a config file can raise; a misspelt key is an AttributeError of the locked ConfigDict, which names the nearest.
-CONFIG_ERRORS = (AttributeError, ImportError, KeyError, NameError, OSError, SyntaxError, TypeError, ValueError)
-
-
-def load_config_file(path: str | Path) -> Config:
-    """The checked config of a file with `get_config`; an unset workdir becomes None."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no config file {path}.")
-    spec = importlib.util.spec_from_file_location(f"tljax_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        made = module.get_config()
-    except CONFIG_ERRORS as error:
-        raise UserError(f"{path}: {sentence(error)}") from error
-    return schema.parse(made)
+from tljax.run.config_files import load_config_file, run_name
+from tljax.run.train import train
 
 
 def named(config: Config) -> list[str]:
@@ -63,27 +44,13 @@ def with_made_weights(configs: Sequence[Config], root: Path, console: Console | 
 
 def _make(name: str, root: Path, console: Console | None) -> str:
     """The run of a recipe, as weights are named, or the recipe where it has none yet and none is to be made."""
-    path = Path(name.removeprefix("recipe:"))
-    recipe = load_config_file(path)
-    workdir = recipe.workdir or str(root / path.stem)
+    file = name.removeprefix("recipe:")
+    recipe = load_config_file(file)
+    workdir = recipe.workdir or str(root / run_name(file))
     (recipe,) = with_made_weights([dataclasses.replace(recipe, workdir=workdir)], root, console)
     finished = (Path(workdir) / "result.json").is_file()
     if console is not None:
-        from tljax.run.train import train
-
         if not finished:
-            console.print(f"Weights first: {path} in {workdir}", highlight=False)
+            console.print(f"Weights first: {file} in {workdir}", highlight=False)
         train(recipe, console, lines=False)
     return f"workdir:{workdir}" if finished or console is not None else name
-
-
-def sentence(error: Exception) -> str:
-    """An exception's message as one line."""
-    text = str(error.args[0]) if error.args else str(error)
-    # Some of these messages come as the repr of a message, some with a whole traceback, of which the end counts.
-    lines = [line.strip() for line in text.strip("'").replace("\\n", "\n").splitlines() if line.strip()]
-    # ml_collections lists all fields before its suggestion; the suggestion is what helps.
-    if any(line.startswith("Traceback") for line in lines):
-        return lines[-1].partition(": ")[2] or lines[-1]
-    hint = next((line for line in lines if line.startswith("Did you mean")), None)
-    return f"{lines[0].split('. Other fields')[0]}; {hint[0].lower()}{hint[1:]}" if hint else " ".join(lines)

@@ -13,10 +13,10 @@ from tljax import models, weights
 from tljax.errors import UserError, nearest
 from tljax.models import Model
 from tljax.models import state as leaves_of
+from tljax.models.additions import FURTHER
 from tljax.models.state import Leaves
 from tljax.run.network import build_model
 from tljax.run.network import head_options as asked_head
-from tljax.run.recipes import load_config_file
 from tljax.train.reference import Observed
 from tljax.weights import Preprocess
 from tljax.weights.inspect import guess, head_options
@@ -33,6 +33,7 @@ class Teacher:
       preprocess: of its weights, at its own input size.
       dtype: of its computation.
       classes: outputs of its classifier; 0: it has none.
+      names: of these classes; empty where nobody has said.
       head: options of its head that are not as the network was published.
       digest: of its weights.
       read: reads its leaves.
@@ -43,6 +44,7 @@ class Teacher:
     preprocess: Preprocess
     dtype: str
     classes: int
+    names: tuple[str, ...]
     head: Mapping[str, Any]
     digest: str
     read: Callable[[], Leaves]
@@ -63,8 +65,6 @@ def find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
     Raises:
       UserError: not there, or nobody knows what it wants to be fed.
     """
-    if source.startswith("recipe:"):
-        return _to_be_made(source)
     found = weights.find(source, preprocess)
     if found.path.is_dir():
         return _run(source, found)
@@ -79,39 +79,25 @@ def find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
     make = functools.partial(
         models.build, backbone, num_classes=classes, image_size=fed.size, in_channels=fed.channels, rngs=None, **head
     )
-    return _teacher(source, found, make, fed, "float32", classes, head)
+    return _teacher(source, found, make, fed, "float32", classes, (), head)
 
 
 def _run(source: str, found: weights.Weights) -> Teacher:
     config = schema.parse(json.loads((found.path / "config.json").read_text()))
-    classes = len(json.loads((found.path / "result.json").read_text())["data"]["classes"])
-    make = functools.partial(build_model, config, classes, found.preprocess)
+    names = tuple(json.loads((found.path / "result.json").read_text())["data"]["classes"])
+    make = functools.partial(build_model, config, len(names), found.preprocess)
     options = asked_head(config.model)
-    return _teacher(source, found, make, found.preprocess, config.train.precision, classes, options)
+    return _teacher(source, found, make, found.preprocess, config.train.precision, len(names), names, options)
 
 
-def _to_be_made(source: str) -> Teacher:
-    """A recipe's network before it is trained: enough to plan with."""
-    from tljax.run.prepare import prepare  # which looks at teachers in its turn
-
-    prepared = prepare(load_config_file(source.removeprefix("recipe:")))
-    made, config = prepared.network, prepared.config
-
-    def read() -> Leaves:
-        raise UserError(f"{source} is not trained yet.")
-
-    head = asked_head(config.model)
-    return Teacher(source, made.model, made.preprocess, config.train.precision, len(made.classes), head, "", read)
-
-
-def _teacher(source, found, make: Callable[[], Model], preprocess, dtype, classes, head) -> Teacher:
+def _teacher(source, found, make: Callable[[], Model], preprocess, dtype, classes, names, head) -> Teacher:
     def read() -> Leaves:
         filled = make()
         # Further outputs, for its own training, teach nothing.
-        weights.load(filled, found, optional="head/(aux|hint_|source/).*")
+        weights.load(filled, found, optional=("head/aux.*", FURTHER))
         return leaves_of.values(filled)
 
-    return Teacher(source, make(), preprocess, dtype, classes, head, found.sha256, read)
+    return Teacher(source, make(), preprocess, dtype, classes, names, head, found.sha256, read)
 
 
 def seen(

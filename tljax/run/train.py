@@ -22,6 +22,7 @@ from tljax.checkpoints import Checkpoints
 from tljax.config import Config
 from tljax.data import Split
 from tljax.report import figures, report
+from tljax.report.blocks import blocks, rows
 from tljax.report.log import RunLog, read_rows
 from tljax.run.prepare import Prepared, prepare
 from tljax.run.workdir import WorkDir
@@ -104,6 +105,7 @@ def _provenance(prepared: Prepared, progress: Progress) -> dict:
         "devices": [str(d) for d in jax.devices()],
         "weights": source.describe() if prepared.strategy.pretrained else None,
         "teachers": {name: teacher.describe() for name, teacher in prepared.observed.items()},
+        "files": prepared.files,
         "preprocess": schema.to_dict(prepared.network.preprocess),
         "data": prepared.data.describe(),
         "config_digest": schema.digest(config),
@@ -122,6 +124,7 @@ def _report(workdir: WorkDir, prepared: Prepared, result: dict, test: Split, pro
     if config.report.figures:
         count = config.report.most_wrong
         drawn = {
+            "blocks": blocks(rows(prepared.plans, prepared.network.model, config.optim.lr), folder / "blocks.png"),
             "curves": figures.curves(history, folder / "curves.png"),
             "confusion": figures.confusion(result["test"]["confusion"], classes, folder / "confusion.png"),
             "roc": figures.roc(test.labels, probabilities, classes, folder / "roc.png"),

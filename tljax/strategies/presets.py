@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tljax.config import Phase, StrategyConfig
+from tljax.errors import UserError, nearest
 
 Preset = Callable[[StrategyConfig, Sequence[str], float], list[Phase]]
 HEAD, EVERYTHING, REST_FROZEN = ("head/.*", 1.0), (".*", 1.0), (".*", 0.0)
@@ -144,7 +145,10 @@ def mean_teacher(config: StrategyConfig, stages, lr: float) -> list[Phase]:
 
 def hint_stage(config: StrategyConfig, stages: Sequence[str]) -> str:
     """The student's stage that `fitnets` regresses: the first of `strategy.pairs`, else the middle one."""
-    return config.pairs[0][0] if config.pairs else stages[(len(stages) - 1) // 2]
+    stage = config.pairs[0][0] if config.pairs else stages[(len(stages) - 1) // 2]
+    if stage not in stages:
+        raise UserError(f'strategy.pairs: "{stage}" is no stage that learns{nearest(stage, stages)}')
+    return stage
 
 
 def _soft_labels(config: StrategyConfig) -> tuple[tuple[str, float], ...]:

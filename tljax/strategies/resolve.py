@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from tljax import config as schema
 from tljax import plugins
 from tljax.config import Config, ModelConfig, Phase
 from tljax.errors import UserError, nearest
@@ -40,13 +41,13 @@ def resolve(config: Config, stages: Sequence[str]) -> Strategy:
       stages: of the backbone that have leaves, in order.
 
     Raises:
-      UserError: no such strategy, or phases longer than the run.
+      UserError: no such strategy, a function of the user's own that gives no phases, or phases longer than the run.
     """
     strategy = config.strategy
     if strategy.name == "custom":
         phases = list(strategy.phases)
     else:
-        phases = [dataclasses.replace(p, layer_decay=strategy.layer_decay) for p in _phases(config, stages)]
+        phases = _phases(config, stages)
         if len(phases) > 1 and phases[0].epochs is None:
             first = strategy.probe_fraction * config.train.epochs
             phases[0] = dataclasses.replace(phases[0], epochs=first)
@@ -58,15 +59,26 @@ def resolve(config: Config, stages: Sequence[str]) -> Strategy:
 
 
 def _phases(config: Config, stages: Sequence[str]) -> list[Phase]:
-    name = config.strategy.name
-    if plugins.is_plugin(name):
-        preset = plugins.load(name, "strategy")
-    elif (preset := PRESETS.get(name)) is None:
+    strategy, name = config.strategy, config.strategy.name
+    own = plugins.is_plugin(name)
+    preset = plugins.load(name, "strategy") if own else PRESETS.get(name)
+    if preset is None:
         raise UserError(f'There is no strategy.name "{name}"{nearest(name, [*PRESETS, "custom"])}')
-    phases = preset(config.strategy, tuple(stages), config.optim.lr)
-    if not phases or not all(isinstance(p, Phase) for p in phases):
+    if not callable(preset):
+        raise UserError(f"strategy.name={name!r} must be a function, got {type(preset).__name__}.")
+    phases = preset(strategy, tuple(stages), config.optim.lr)
+    if not isinstance(phases, (list, tuple)) or not phases or not all(isinstance(p, Phase) for p in phases):
         raise UserError(f"strategy.name={name!r} must return a list of tljax.config.Phase, got {phases!r}.")
-    return list(phases)
+    if own:
+        phases = _checked(config, phases)
+    # A phase of the user's own may have a decay of its own.
+    return [dataclasses.replace(p, layer_decay=p.layer_decay * strategy.layer_decay) for p in phases]
+
+
+def _checked(config: Config, phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Phases that a user's function made, held to what the config's own are held to."""
+    strategy = dataclasses.replace(config.strategy, name="custom", phases=tuple(phases), objectives=())
+    return schema.parse(dataclasses.asdict(dataclasses.replace(config, strategy=strategy))).strategy.phases
 
 
 def _objectives(config: Config, phase: Phase) -> tuple[tuple[str, float], ...]:

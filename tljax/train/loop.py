@@ -245,6 +245,7 @@ class Fit:
         progress.phases.append(
             {
                 "name": plan.phase.name,
+                "objectives": dict(plan.phase.objectives),
                 "epochs": epochs,
                 "steps": progress.step,
                 "seconds": progress.seconds - progress.phase_seconds,

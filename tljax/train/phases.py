@@ -17,6 +17,7 @@ from tljax.models import Model
 from tljax.models import state as leaves_of
 from tljax.models.layers import BatchNorm, Dropout
 from tljax.models.state import Leaves
+from tljax.objectives import Objective
 from tljax.strategies import Group, assign, frozen_modules, frozen_prefix, neurons
 from tljax.train import optimizer
 from tljax.train.reference import Observed
@@ -84,6 +85,7 @@ def plan_phase(
     preprocess: Preprocess,
     observed: Sequence[Observed] = (),
     prior: np.ndarray | None = None,
+    once: bool = True,
 ) -> PhasePlan:
     """Makes a phase concrete; `model` may be abstract, only shapes are read.
 
@@ -95,11 +97,12 @@ def plan_phase(
       preprocess: of the weights, at the run's own input size.
       observed: networks that the objectives look at.
       prior: frequencies of the classes among the labelled pictures.
+      once: whether what those networks say may be computed once and kept, where the pictures stay the same.
 
     Raises:
       UserError: rules that do not fit the model, an unknown objective, or fields that do not go together.
     """
-    terms = tuple(objectives.find(name) for name, _ in phase.objectives)
+    terms = terms_of(phase)
     needs = frozenset().union(*(term.needs for term in terms))
     if "average" in needs and phase.average is None:
         raise UserError(f'Phase "{phase.name}": an objective looks at the averaged weights, but average is not set.')
@@ -109,7 +112,7 @@ def plan_phase(
     layers = neurons.layers_of(params, phase.neurons.layers, model.norm_after) if phase.neurons.layers else {}
     groups = assign(params, stats, phase, stages, layers)
     graphdef, drawing = _with_frozen_modules(model, groups)
-    augments = config.augment.flip or config.augment.crop_padding
+    once = once and not augments(config)
     spec = Spec(
         graphdef=graphdef,
         groups=tuple((p, groups[p]) for p in params if groups[p].learns),
@@ -120,7 +123,7 @@ def plan_phase(
         augment=config.augment,
         views=tuple(view for view in ("weak", "strong") if view in needs),
         averaged=phase.average is not None,
-        observed=tuple(observed) if augments else (),
+        observed=() if once else tuple(observed),
     )
     per_epoch = train_size / config.train.batch_size
     steps = max(1, round(phase.epochs * per_epoch))
@@ -135,7 +138,7 @@ def plan_phase(
         frozen=tuple(p for p in groups if not groups[p].learns or groups[p].single),
         layers=layers,
         neurons=neurons.counts(layers, params, phase.neurons) if layers else {},
-        once=() if augments else tuple(observed),
+        once=tuple(observed) if once else (),
         prefix=tuple(frozen_prefix(model.stage_names, groups, drawing)),
         spec=spec,
         steps=steps,
@@ -145,10 +148,23 @@ def plan_phase(
     )
 
 
+def terms_of(phase: Phase) -> tuple[Objective, ...]:
+    """The objectives of a phase; raises UserError, with the phase's name, where there is no such objective."""
+    try:
+        return tuple(objectives.find(name) for name, _ in phase.objectives)
+    except UserError as error:
+        raise UserError(f'Phase "{phase.name}": {error}') from error
+
+
+def augments(config: Config) -> bool:
+    """Whether the training pictures change from step to step."""
+    return config.augment.flip or config.augment.crop_padding > 0
+
+
 def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str, Any]:
-    """What objectives find in `hyper`."""
+    """What objectives find in `hyper`, besides the optimizer's numbers and those of a step."""
     strategy = config.strategy
-    return {
+    own = {
         "weights": tuple(weight for _, weight in phase.objectives),
         "temperature": strategy.temperature,
         "threshold": strategy.threshold,
@@ -156,8 +172,14 @@ def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str
         "ramp": strategy.ramp,
         "prior": np.ones(1, np.float32) if prior is None else prior.astype(np.float32),
         "average": phase.average or 0.0,
-        **strategy.numbers,
     }
+    taken = {*own, *optimizer.hyper_of(config.optim), "lr", "progress"}
+    for name, number in strategy.numbers.items():
+        if name in taken:
+            raise UserError(f'strategy.numbers: "{name}" means something else already; take another name.')
+        if not isinstance(number, (int, float)):
+            raise UserError(f"strategy.numbers.{name} must be a number, got {number!r}.")
+    return own | dict(strategy.numbers)
 
 
 def _marks(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset[int]:

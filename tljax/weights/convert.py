@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 from tljax import models
 from tljax.errors import UserError, nearest
+from tljax.models.additions import FURTHER
 from tljax.weights.download import reason
 from tljax.weights.files import LazyTensor, write_safetensors
 from tljax.weights.inspect import guess
@@ -38,7 +40,7 @@ def convert(source: str, out: Path, layout: str | None = None) -> Written:
     """Writes weights as .safetensors in another library's names.
 
     Args:
-      source: as `find` takes it; a finished run too.
+      source: as `find` takes it; a finished run too, without outputs that only its training had.
       out: the file to write.
       layout: whose names; None: the first that the family has, which is torchvision's where it has the network.
 
@@ -63,7 +65,7 @@ def convert(source: str, out: Path, layout: str | None = None) -> Written:
             raise UserError(f'{backbone} has no layout "{layout}"{nearest(layout, known)}')
         renamed, nameless = {}, []
         for name, tensor in tensors.items():
-            if theirs.ignores(name):
+            if theirs.ignores(name) or re.fullmatch(FURTHER, name):
                 continue
             place = theirs.place(name)
             if (origin := known[layout].origin(place.path)) is None:

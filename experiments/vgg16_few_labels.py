@@ -1,0 +1,36 @@
+"""Claim: with few labels ImageNet's features beat a start from nothing, whatever of them learns.
+
+Fashion-MNIST with 10 and 50 labels of each class, VGG-16 up to its second block, whose map is averaged to 4x4
+places and standardised per channel under a linear layer. The same network, rate, budget and five draws of the labelled
+pictures for all; from random weights, frozen, fine-tuned, and the two in turn (LP-FT).
+"""
+
+from tljax import config
+
+
+def get_config():
+    """The sweep."""
+    c = config.default()
+    c.data.name = "fashion-mnist"
+    c.data.valid_fraction = 0.01
+    c.data.image_size = 28
+    c.model.backbone = "vgg16"
+    c.model.weights = "vgg16_imagenet_notop"
+    c.model.tap = "stage2"
+    c.model.pool = "flatten"
+    c.model.pool_size = 4
+    c.model.norm = "batch"
+    c.optim.name = "adam"
+    c.optim.lr = 3e-4
+    c.optim.schedule = "cosine"
+    c.train.batch_size = 16
+    c.train.epochs = 10
+    c.train.eval_epochs = 5
+    c.report.figures = False
+    c.report.tensorboard = False
+    c.sweep = {
+        "strategy.name": ["scratch", "feature_extraction", "full", "lp_ft"],
+        "data.labels_per_class": [10, 50],
+        "seed": range(5),
+    }
+    return c

@@ -1,0 +1,139 @@
+"""The picture of what learns: read off plans, and drawn."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from tljax import config as schema
+from tljax import models
+from tljax.config import NeuronsConfig, Phase
+from tljax.models import additions
+from tljax.report import blocks, canvas
+from tljax.report.blocks import Block, Row
+from tljax.train.phases import plan_phase
+from tljax.weights import PRESETS
+
+STAGES = ["stem", "stage1", "stage2", "stage3"]
+
+
+@pytest.fixture
+def read():
+    """A function of phases giving the rows of a ResNet-8 with a hint on stage1, 36 pictures and the rate 0.001."""
+
+    def rows(*phases):
+        model = models.build("resnet8", num_classes=3, image_size=8, rngs=None)
+        additions.add_hint(model, "stage1", 5)
+        plans = [plan_phase(schema.Config(), phase, model, 36, PRESETS["unit"]) for phase in phases]
+        return blocks.rows(plans, model, 0.001)
+
+    return rows
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures saved during a test."""
+    kept = []
+    monkeypatch.setattr(blocks, "save", lambda figure, path: kept.append(figure) or canvas.save(figure, path))
+    return kept
+
+
+def pixels(path):
+    """The PNG as [H, W, 3], small, and not cut at the border."""
+    assert path.stat().st_size < 25_000
+    image = imread(path)[..., :3]
+    assert image.shape[1] == canvas.WIDTH * canvas.DPI
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    assert (border > 0.99).all(), "something is cut at the border"
+    return image
+
+
+def share(image, colour):
+    """Share of the pixels that have `colour`."""
+    return np.mean(np.abs(image - to_rgb(colour)).max(axis=-1) < 0.02)
+
+
+def words(figure):
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_rules_shares_and_multiples_are_read_off_the_plans(read):
+    head, rest = ("head/.*", 1.0), (".*", 0.0)
+    top, everything = read(
+        Phase("top", (("head/hint_.*", 0.0), head, ("stage3/.*/bn/.*", 0.5), rest), epochs=1),
+        Phase("all", ((".*", 1.0),), epochs=3, layer_decay=0.5, optim={"lr": 0.01}, average=0.9),
+    )
+    assert (top.name, top.share, everything.share) == ("top", 0.25, 0.75)
+    assert list(top.blocks) == list(everything.blocks) == [*STAGES, "head", "hint_stage1"]
+    assert top.blocks["stage1"] == Block(0, multiples=(), moves=False)
+    assert top.blocks["head"] == Block(1.0)
+    assert top.blocks["hint_stage1"] == Block(0, multiples=())
+    part = top.blocks["stage3"]
+    assert 0 < part.share < 0.02
+    assert (part.multiples, part.moves, part.single) == ((0.5,), True, False)
+    assert [everything.blocks[s].multiples for s in STAGES] == [
+        pytest.approx((10 * 0.5**depth,)) for depth in (4, 3, 2, 1)
+    ]
+    assert everything.blocks["stem"].caption == "×0.625"
+    assert (top.marks, everything.marks) == ((), ("average",))
+
+
+def test_neurons_count_by_output_channels(read):
+    neurons = NeuronsConfig(layers=("stage[23]/.*",), fraction=0.25)
+    (row,) = read(Phase("neurons", ((".*", 0.0),), epochs=1, neurons=neurons))
+    assert row.blocks["stage2"] == Block(0.25, single=True, moves=False)
+    assert row.blocks["stage2"].caption == "25 %"
+    assert row.blocks["stage1"].share == row.blocks["head"].share == 0
+
+
+def test_marks_follow_what_objectives_need(read):
+    objectives = (("cross_entropy", 1.0), ("hints", 1.0), ("delta", 0.1), ("fixmatch", 1.0))
+    (row,) = read(Phase("busy", ((".*", 1.0),), epochs=1, objectives=objectives, average=0.99))
+    assert row.marks == tuple(blocks.CHIPS)
+
+
+def test_colours_say_what_learns(tmp_path, drawn):
+    kinds = {"a": Block(1.0), "b": Block(0.0), "c": Block(0.3, single=True, moves=False), "d": Block(0.3)}
+    halves = []
+    for name in kinds:
+        row = Row("phase", 1.0, dict.fromkeys(kinds, kinds[name]))
+        image = pixels(blocks.blocks([row], tmp_path / f"{name}.png"))
+        halves.append([share(image, colour) for colour in (canvas.BLUE, blocks.PALE, blocks.STILL)])
+    (learns, *rest), (*none, frozen), (stripes, pale, _), (part, *_) = halves
+    assert learns == pytest.approx(frozen, rel=0.15)
+    assert learns > 0.2
+    assert max(*rest, *none) < 1e-3
+    assert 0.05 * learns < stripes < 0.15 * learns < pale
+    assert part == pytest.approx(0.3 * 0.35 * learns, rel=0.2)
+
+
+def test_words_fit_where_they_stand(tmp_path, drawn):
+    many = {f"stage{i}": Block(0.1, True, (0.00125,), False) for i in range(9)} | {"head": Block(1.0, False, (0.1, 1))}
+    phases = [
+        Row("a phase whose name is long, and goes on", 1 / 3, many, tuple(blocks.CHIPS)[2:]),
+        Row("next", 2 / 3, dict.fromkeys(many, Block(0.0, moves=True)), ("teacher", "source")),
+    ]
+    pixels(blocks.blocks(phases, tmp_path / "deep" / "many.png"))
+    (figure,) = drawn
+    found = words(figure)
+    assert found[:10] == list(many)
+    assert found.count("10 %  ×0.00125") == 9
+    assert {"×0.1–1", "33.3 % of the epochs", "66.7 % of the epochs", "weak", "strong", "average"} <= set(found)
+    for text in figure.axes[0].texts:
+        box, room = text.get_window_extent(), (canvas.WIDTH - blocks.LEFT - blocks.RIGHT) / len(many) * canvas.DPI
+        left = text.get_ha() == "left"
+        assert box.x0 >= 0
+        assert box.x1 < (blocks.LEFT * canvas.DPI if left else canvas.WIDTH * canvas.DPI), text
+        assert text.get_text() in blocks.CHIPS or left or box.width < room, text
+
+
+def test_the_key_shows_every_chip(tmp_path, drawn):
+    pixels(blocks.key(tmp_path / "key.png"))
+    assert set(blocks.CHIPS) <= set(words(drawn[0]))
+
+
+def test_nothing_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="no phases"):
+        blocks.blocks([], tmp_path / "none.png")
+    with pytest.raises(ValueError, match="different blocks"):
+        blocks.blocks([Row("a", 0.5, {"x": Block(1.0)}), Row("b", 0.5, {"y": Block(1.0)})], tmp_path / "none.png")

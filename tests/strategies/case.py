@@ -1,0 +1,165 @@
+"""Every preset on small networks of three families, by a run's own preparation, ready for single steps.
+
+`recipe:` networks stand in for the source and the teachers: all of them is known but the values, which are drawn here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.extend.core import jaxpr_as_fun
+
+from tljax import config as schema
+from tljax import models
+from tljax.models import state as leaves_of
+from tljax.run.prepare import Prepared, prepare
+from tljax.strategies import neurons
+from tljax.train import criteria
+from tljax.train.phases import PhasePlan
+from tljax.train.reference import observe
+from tljax.train.step import Given, State, init_state, make_train_step
+
+# As many shapes alike as can be: operations are compiled by shape.
+NETS = {
+    "vgg": ("vgg11", {"blocks": ((4, 4), (4,))}),
+    "resnet": ("resnet8", {"depths": (1, 1), "widths": (4, 4)}),
+    "densenet": ("densenet121", {"depths": (1, 1), "growth": 4, "initial": 4, "bottleneck": 1}),
+}
+TEACHER = ("resnet8", {"depths": (1, 1, 1, 1), "widths": (4, 4, 4, 4)})
+# Every step sees so many pictures, views of unlabelled ones among them.
+PICTURES = 12
+CLASSES = (1, 2, 3)
+RECIPE = """
+from tljax import config
+
+def get_config():
+    c = config.default()
+    c.data.classes = {classes}
+    c.model.backbone, c.model.options, c.model.pool = "{backbone}", {options}, "flatten"
+    c.model.preprocess, c.strategy.name = "unit", "scratch"
+    return c
+"""
+
+
+def recipe(folder, net, classes=CLASSES) -> str:
+    """Writes a config file of a network, given as (backbone, options), and returns it as `model.weights` takes it."""
+    path = folder / f"{net[0]}-{len(list(folder.iterdir()))}.py"
+    path.write_text(RECIPE.format(backbone=net[0], options=net[1], classes=classes))
+    return f"recipe:{path}"
+
+
+def config_of(folder, preset, net="vgg", **settings):
+    """The config of a preset on a small network, with all that any preset asks for."""
+    backbone, options = net if isinstance(net, tuple) else NETS[net]
+    c = schema.default()
+    c.data.classes, c.data.labels_per_class, c.data.unlabelled = CLASSES, 12, -1
+    c.model.backbone, c.model.options, c.model.pool = backbone, options, "flatten"
+    c.model.weights = recipe(folder, (backbone, options), (4, 5, 6, 7))
+    c.strategy.unlabelled_ratio, c.strategy.threshold = 1, 0.34
+    c.strategy.teachers = (recipe(folder, TEACHER),)
+    c.strategy.neurons.criterion, c.strategy.neurons.fraction = "random", 0.4
+    c.strategy.layers = ("stage2/.*",) if preset == "layers" else ()
+    c.train.batch_size = 4
+    c.augment.strength = 0.0
+    return schema.override(schema.parse(c), {"strategy.name": preset} | settings)
+
+
+@dataclasses.dataclass(eq=False)
+class Case:
+    """A prepared run with values: of its own leaves, of those of its source, and of the networks it looks at.
+
+    Attributes:
+      prepared: as `tljax.run.prepare` made it.
+      leaves: of the model.
+      observed: of the other networks, by name.
+    """
+
+    prepared: Prepared
+    leaves: dict
+    observed: dict
+
+    @classmethod
+    def make(cls, config) -> Case:
+        """Prepares a config and draws all values; biases are above zero, so that hardly a neuron is dead."""
+        prepared = prepare(config)
+        found = {name: _drawn(teacher.model, 7 + i) for i, (name, teacher) in enumerate(prepared.observed.items())}
+        return cls(prepared, _drawn(prepared.network.model, 1), found)
+
+    @property
+    def plans(self) -> list[PhasePlan]:
+        """The phases."""
+        return self.prepared.plans
+
+    def index(self, plan: PhasePlan) -> dict[str, np.ndarray]:
+        """Which channels learn, by the path of a leaf."""
+        if not plan.layers:
+            return {}
+        asked = plan.phase.neurons
+        scores = criteria.score(plan.spec.graphdef, self.leaves, plan.layers, (), asked, None, "", jax.random.key(3))
+        return neurons.indices(neurons.choose(scores, asked), plan.layers)
+
+    def given(self, plan: PhasePlan) -> Given:
+        """What the phase's steps are given; the source had other values than the model has now."""
+        index = self.index(plan)
+        learned, _, _ = plan.take({path: 0.9 * leaf for path, leaf in self.leaves.items()}, index)
+        origin = self.prepared.source_leaves(learned) if "source_leaves" in plan.spec.needs else {}
+        return Given(index, origin, tuple(self.observed[network.name] for network in plan.spec.observed))
+
+    def batch(self, plan: PhasePlan, seed: int = 0) -> dict:
+        """A batch of the data's pictures, with what other networks say of them where that is computed once."""
+        data, rng = self.prepared.data, np.random.default_rng(seed)
+        size = PICTURES // (1 + len(plan.spec.views))
+        rows = rng.choice(len(data.train), size, replace=False)
+        batch = {"image": data.train.images[rows], "label": data.train.labels[rows]}
+        for network in plan.once:
+            batch |= observe(network, self.observed[network.name], batch["image"])
+        if plan.spec.views:
+            batch["unlabelled"] = data.unlabelled.images[rng.choice(len(data.unlabelled), size)]
+        return batch
+
+    def start(self, plan: PhasePlan, given: Given) -> tuple[State, dict]:
+        """The state before the first step, and the frozen leaves."""
+        learned, moving, frozen = plan.take(self.leaves, given.neurons)
+        copies = jax.tree.map(jax.numpy.array, (learned, moving))
+        return init_state(plan.spec, *copies, plan.hyper), frozen
+
+    def traced(self, plan: PhasePlan):
+        """The phase's step as JAX has traced it."""
+        given = self.given(plan)
+        state, frozen = self.start(plan, given)
+        return make_train_step(plan.spec).trace(
+            state, frozen, self.batch(plan), numbers(plan), jax.random.key(0), given
+        )
+
+    def run(self, plan: PhasePlan, steps: int = 1, key: int = 0, **changed):
+        """Takes steps and returns the state and each step's metrics; `changed` are numbers.
+
+        Operation after operation: what two phases have in common is compiled once for both, and that is what takes the
+        time here. Runs compile the same program as a whole.
+        """
+        given, seen = self.given(plan), []
+        state, frozen = self.start(plan, given)
+        for i in range(steps):
+            arguments = state, frozen, self.batch(plan, i), numbers(plan) | changed, jax.random.key(key), given
+            traced = make_train_step(plan.spec).trace(*arguments)
+            found = jaxpr_as_fun(traced.jaxpr)(*jax.tree.leaves(arguments))
+            state, metrics = jax.tree.unflatten(jax.tree.structure(traced.out_info), found)
+            seen.append(jax.device_get(metrics))
+        return state, seen
+
+
+def numbers(plan: PhasePlan) -> dict:
+    """What a step takes as numbers."""
+    return jax.tree.map(lambda x: jax.numpy.asarray(x, "float32"), plan.hyper | {"lr": 0.05, "progress": 0.5})
+
+
+def _drawn(model, seed):
+    models.initialise(model, nnx.Rngs(seed))
+    rng = np.random.default_rng(seed)
+    ends = {"bias": (0.5, 1.0), "scale": (0.5, 1.0), "mean": (-0.2, 0.2), "var": (0.5, 2)}
+    values = leaves_of.values(model)
+    new = {p: rng.uniform(*ends[p.split("/")[-1]], v.shape) for p, v in values.items() if p.split("/")[-1] in ends}
+    return {p: jax.numpy.asarray(new.get(p, v), v.dtype) for p, v in values.items()}

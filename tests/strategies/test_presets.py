@@ -1,0 +1,225 @@
+"""What every preset honours, what its plan shows, and what is said where something is missing or wrong."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.strategies.case import NETS, TEACHER, Case, config_of, recipe
+from tljax import config as schema
+from tljax.errors import UserError
+from tljax.run import plan as planning
+from tljax.run.prepare import prepare
+from tljax.strategies import PRESETS
+from tljax.train import reference
+from tljax.train.reference import observe_split
+from tljax.train.sharding import Mesh
+
+TEACHERS = ("distillation", "attention_transfer", "fitnets", "delta", "lwf")
+
+
+def half_squares(leaves):
+    return 0.5 * sum(float((np.asarray(x, np.float64) ** 2).sum()) for x in leaves)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
+    settings = {"optim.l2": 0.3, "optim.l2_sp": 0.7, "optim.label_smoothing": 0.2, "model.dropout": 0.5}
+    config = config_of(tmp_path, preset, "vgg", **settings | {"optim.name": "sgd", "optim.clip_norm": 0.1})
+    case = Case.make(config)
+    plan = case.plans[-1]
+    assert plan.spec.augment == config.augment
+    names = [name for name, _ in plan.phase.objectives]
+    assert names[-2:] == ["l2", "l2_sp"]
+    assert plan.hyper["weights"][-2:] == (0.3, 0.7)
+
+    # From the source values themselves, the distance is 0 at first; then it is that of the step before.
+    given = case.given(plan)
+    start, _ = case.start(plan, given)
+    origin = case.prepared.source_leaves({p: case.leaves[p] for p in plan.learned})
+    origin = {p: start.learned[p] for p in origin if p in start.learned}
+    own = dataclasses.replace(case)
+    own.given = lambda plan: given._replace(origin=origin)
+    first, _ = own.run(plan, 1)
+    _, (before, after) = own.run(plan, 2)
+    new = [p for p in start.learned if p not in origin]
+    assert new or preset in ("freeze_last", "layers", "micro")
+    for terms, leaves in ((before, start.learned), (after, first.learned)):
+        terms = dict(zip(names, terms["terms"], strict=True))
+        assert terms["l2"] == pytest.approx(half_squares(leaves[p] for p in new if leaves[p].ndim > 1), rel=1e-5)
+        away = half_squares(np.asarray(leaves[p]) - np.asarray(origin[p]) for p in origin)
+        assert terms["l2_sp"] == pytest.approx(away, rel=1e-3, abs=1e-12)
+    assert bool(origin) == (preset not in ("scratch", "feature_extraction")) == (away > 0)
+    moved = {p: np.asarray(first.learned[p]) - np.asarray(start.learned[p]) for p in start.learned}
+    assert np.sqrt(2 * half_squares(moved.values())) == pytest.approx(0.05 * 0.1, rel=1e-3)
+    for metrics in (before, after):
+        assert metrics["loss"] == pytest.approx(np.dot(plan.hyper["weights"], metrics["terms"]), rel=1e-5)
+
+    # A straight line in the share of the label that is spread, and another loss under another key where units drop.
+    if "cross_entropy" in names:
+        place = names.index("cross_entropy")
+        at = [own.run(plan, label_smoothing=np.float32(s))[1][0]["terms"][place] for s in (0.0, 0.2, 0.4)]
+        assert at[1] == before["terms"][place]
+        assert at[2] - at[0] == pytest.approx(2 * (at[1] - at[0]), rel=1e-3)
+        assert abs(at[1] - at[0]) > 1e-4
+        _, (other,) = own.run(plan, key=1)
+        drops = any(plan.groups[p].learns for p in plan.groups if p.startswith("head/"))
+        assert (other["terms"][place] != before["terms"][place]) == drops
+
+
+@pytest.mark.parametrize("preset", TEACHERS)
+def test_what_others_say_is_the_same_computed_once_or_in_every_step(tmp_path, preset, monkeypatch):
+    config = config_of(tmp_path, preset, "resnet", **{"optim.lr": 0.01})
+    once = Case.make(config)
+    monkeypatch.setattr(reference, "MOST_BYTES", 0)
+    inside = Case.make(config)
+    train, rows = once.prepared.data.train, [np.arange(12) + 12 * i for i in range(3)]
+    for first, second in zip(once.plans, inside.plans, strict=True):
+        assert first.once == second.spec.observed != ()
+        assert first.spec.observed == second.once == ()
+        told, said = [], {}
+        for network in first.once:
+            leaves = once.observed[network.name]
+            said |= observe_split(network, leaves, train, 16, once.prepared.network.mesh, told.append)
+        assert sum(told) == len(train) * len(first.once)
+        pictures = [{"image": train.images[r], "label": train.labels[r]} for r in rows]
+        ready = [batch | {name: x[r] for name, x in said.items()} for batch, r in zip(pictures, rows, strict=True)]
+        once.batch, inside.batch = (lambda plan, i=0, b=b: b[i] for b in (ready, pictures))
+        (_, a), (_, b) = once.run(first, 3), inside.run(second, 3)
+        np.testing.assert_allclose([m["terms"] for m in a], [m["terms"] for m in b], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_kept_of_others_is_weighed(tmp_path):
+    (plan,) = (case := Case.make(config_of(tmp_path, "attention_transfer", "resnet"))).plans
+    (network,), data = plan.once, case.prepared.data
+    said = observe_split(network, case.observed["teacher0"], data.train, 16, Mesh(16), lambda pictures: None)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), case.observed["teacher0"])
+    found = reference.bytes_of(network, shapes, data.train.images.shape[1:], len(data.train))
+    assert found == sum(x.nbytes for x in said.values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_plan_shows_and_costs_every_preset_and_writes_nothing(tmp_path, preset, console):
+    settings = {"optim.l2_sp": 0.1, "workdir": str(tmp_path / "runs" / "run"), "strategy.neurons.scope": "global"}
+    config = config_of(tmp_path, preset, "vgg", **settings)
+    before = sorted(tmp_path.rglob("*"))
+    planning.show(config, console)
+    text = console.export_text()
+    for phase in prepare(config).strategy.phases:
+        assert f"Phase: {phase.name}" in text
+    assert "Nothing was trained or written." in text
+    assert sorted(tmp_path.rglob("*")) == before
+    if preset.startswith("micro"):
+        assert "5 in 3 layers, best of all layers together by random" in text
+    if preset in ("distillation", "attention_transfer", "fitnets"):
+        assert f"teacher0            {config.strategy.teachers[0]}" in text
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "words"),
+    [
+        ("distillation", {"strategy.teachers": ()}, r"'distillation' learns from teachers: set strategy\.teachers"),
+        ("fixmatch", {"data.unlabelled": 0}, r"'fixmatch' learns from unlabelled pictures: set data\.unlabelled"),
+        ("attention_transfer", {"strategy.pairs": (("stage9", "stage1"),)}, 'no stage "stage9"; did you mean "stage'),
+        ("attention_transfer", {"strategy.pairs": (("stage1", "stag2"),)}, 'no stage "stag2"; did you mean "stage2"'),
+        (
+            "fitnets",
+            {"strategy.pairs": (("stage9", "stage1"),)},
+            'strategy.pairs: "stage9" is no stage that learns; did',
+        ),
+        ("fitnets", {"strategy.pairs": (("stem", "stage4"), ("stage9", "stage1"))}, 'no stage "stage9"'),
+        ("micro", {"strategy.neurons.layers": ("stage9/.*",)}, r'neurons\.layers: "stage9/\.\*" matches no'),
+        ("micro", {"strategy.neurons.count": 9}, r"neurons\.count \(9\) is more than the 4 neurons of stage1/conv2"),
+        ("lp_ft", {"strategy.objectives": (("mean_teacher", 1.0),)}, r'Phase "linear probe".* but average is not set'),
+        ("lp_ft", {"strategy.objectives": (("cross_entrpy", 1.0),)}, 'Phase "linear probe": There is no objective'),
+        ("full", {"strategy.numbers": {"lr": 1.0}}, 'strategy.numbers: "lr" means something else already'),
+        ("full", {"strategy.numbers": {"rate": "high"}}, "strategy.numbers.rate must be a number, got 'high'"),
+        (
+            "lwf",
+            {"model.tap": "stage1"},
+            r"classifier of recipe:.* does not fit .* dense/kernel is \(16, 4\), not \(256",
+        ),
+        ("lwf", {"data.image_size": 16}, r"classifier of recipe:.* does not fit .* leave model\.tap and data\.image"),
+        ("lightwash", {}, 'no strategy.name "lightwash"'),
+    ],
+)
+def test_what_is_missing_or_wrong_is_one_sentence(tmp_path, preset, change, words):
+    change = {"strategy.layers": ()} | change
+    with pytest.raises(UserError, match=words) as error:
+        prepare(config_of(tmp_path, preset, "vgg", **change))
+    assert "\n" not in str(error.value)
+
+
+def test_a_custom_phase_without_an_average_and_hints_of_two_teachers(tmp_path):
+    phase = schema.Phase("tame", objectives=(("mean_teacher", 1.0),))
+    with pytest.raises(UserError, match=r'Phase "tame": .* averaged weights, but average is not set'):
+        prepare(config_of(tmp_path, "custom", "vgg", **{"strategy.phases": (dataclasses.asdict(phase),)}))
+    two = (recipe(tmp_path, TEACHER), recipe(tmp_path, NETS["vgg"]))
+    with pytest.raises(UserError, match="Hints come from one teacher"):
+        prepare(config_of(tmp_path, "fitnets", "vgg", **{"strategy.teachers": two}))
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [((4, 5, 6, 7), "tells 4 classes apart, but the data has 3"), ((1, 2, 4), "tells 1, 2, 4 apart, but the data has")],
+)
+def test_a_teacher_of_other_classes(tmp_path, classes, words):
+    teacher = {"strategy.teachers": (recipe(tmp_path, TEACHER, classes),)}
+    with pytest.raises(UserError, match=words):
+        prepare(config_of(tmp_path, "distillation", "vgg", **teacher))
+    # Its maps are none the worse.
+    assert prepare(config_of(tmp_path, "attention_transfer", "vgg", **teacher)).plans
+
+
+def test_a_source_without_a_classifier_has_no_answers_to_keep(tmp_path):
+    from flax import nnx
+
+    from tljax import models
+    from tljax.weights import export
+    from tljax.weights.files import write_safetensors
+    from tljax.weights.rules import layouts
+
+    model = models.build("resnet8", num_classes=0, rngs=nnx.Rngs(5))
+    layout = layouts(model.family, model.config)["torchvision"]
+    write_safetensors(tmp_path / "trunk.safetensors", export(model, layout))
+    source = {"model.weights": str(tmp_path / "trunk.safetensors"), "model.preprocess": "unit"}
+    with pytest.raises(UserError, match=r"trunk\.safetensors has no classifier, and strategy\.name='lwf' needs"):
+        prepare(config_of(tmp_path, "lwf", ("resnet8", {}), **source))
+    assert prepare(config_of(tmp_path, "delta", ("resnet8", {}), **source)).plans
+
+
+STRATEGY = """
+from tljax.config import Phase
+
+def mine(config, stages, lr):
+    return [Phase("mine", (("head/.*", 1.0), (".*", {rest})), layer_decay=0.5, optim={{"lr": lr / 2}})]
+
+def none(config, stages, lr):
+    return []
+
+def slip(config, stages, lr):
+    return [Phase("mine", optim={{"lrr": lr}})]
+
+three = 3
+"""
+
+
+def test_a_strategy_of_the_users_own_and_its_slips(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(STRATEGY.format(rest=1.0))
+    prepared = prepare(config_of(tmp_path, f"{path}:mine", "vgg", **{"strategy.layer_decay": 0.8, "optim.lr": 0.01}))
+    (phase,) = prepared.strategy.phases
+    assert (phase.optim, phase.layer_decay) == ({"lr": 0.005}, pytest.approx(0.4))
+    assert list(prepared.inputs["files"]) == [f"{path}:mine"]
+    for name, words in (
+        ("mein", 'has no strategy "mein"; did you mean "mine"'),
+        ("none", r"must return a list of tljax.config.Phase, got \[\]"),
+        ("slip", r'no field "strategy.phases\[mine\].optim.lrr"; did you mean "lr"'),
+        ("three", "must be a function, got int"),
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            prepare(config_of(tmp_path, f"{path}:{name}", "vgg"))
+        assert "\n" not in str(error.value)
+    json.dumps(prepared.inputs)
