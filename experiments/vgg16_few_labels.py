@@ -21,9 +21,9 @@ def get_config():
     c.model.pool_size = 4
     c.model.norm = "batch"
     c.optim.name = "adam"
-    c.optim.lr = 3e-4
+    c.optim.lr = 1e-3
     c.optim.schedule = "cosine"
-    c.train.batch_size = 16
+    c.train.batch_size = 8
     c.train.epochs = 10
     c.train.eval_epochs = 5
     c.report.figures = False

@@ -79,7 +79,8 @@ def dies(monkeypatch, at):
     monkeypatch.setattr(RunLog, "step", dying)
 
 
-MICRO = {"strategy.neurons.scope": "global", "strategy.neurons.count": 4, "optim.l2_sp": 0.1, "augment.flip": True}
+MICRO = {"strategy.neurons.scope": "global", "strategy.neurons.count": 12, "strategy.lr_scale": 1.0}
+MICRO |= {"strategy.neurons.criterion": "gradient_weight", "optim.l2_sp": 0.01, "augment.flip": True}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ travel with the batches; else inside the step, on the same augmented pictures.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -15,9 +16,9 @@ import numpy as np
 from flax import nnx
 
 from tljax.data import Split
-from tljax.data.loader import eval_batches
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
+from tljax.train.features import extract
 from tljax.train.sharding import Mesh
 from tljax.weights import Preprocess, make_preprocess
 
@@ -80,10 +81,4 @@ def observe_split(
     observed: Observed, leaves: Leaves, split: Split, batch_size: int, mesh: Mesh, done: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     """The outputs for all pictures of `split`, in their order; `done` hears of every batch's pictures."""
-    compiled, batches = jax.jit(lambda leaves, images: observe(observed, leaves, images)), []
-    for batch in eval_batches(split, batch_size):
-        real = int(batch["mask"].sum())
-        outputs = jax.device_get(compiled(leaves, mesh.put_batch(batch["image"])))
-        batches.append({name: value[:real] for name, value in outputs.items()})
-        done(real)
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    return extract(jax.jit(functools.partial(observe, observed)), leaves, split, batch_size, mesh, done)
