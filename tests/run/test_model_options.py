@@ -15,9 +15,9 @@ from tljax.errors import UserError
 from tljax.models import inception
 from tljax.models import state as leaves_of
 from tljax.models.inception import Auxiliary, AverageTo, Conv, MaxPool
+from tljax.run.config_files import load_config_file
 from tljax.run.evaluate import evaluate
 from tljax.run.prepare import prepare
-from tljax.run.config_files import load_config_file
 from tljax.run.train import train
 from tljax.weights.files import write_safetensors
 from tljax.weights.rules import layouts
