@@ -20,7 +20,7 @@ from tljax.report.report import humanise_bytes
 from tljax.run.prepare import Prepared, prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.sweep import cells, one_per_setting
-from tljax.train.loop import optimizer_bytes
+from tljax.train.optimizer import optimizer_bytes
 from tljax.train.phases import PhasePlan
 from tljax.train.reference import observe
 from tljax.train.step import Given, init_state, make_train_step

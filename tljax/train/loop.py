@@ -23,7 +23,7 @@ from tljax.strategies import neurons
 from tljax.tasks import classification
 from tljax.train import criteria
 from tljax.train.evaluate import predict_split
-from tljax.train.optimizer import learning_rate
+from tljax.train.optimizer import learning_rate, optimizer_bytes
 from tljax.train.phases import PhasePlan
 from tljax.train.progress import Log, Progress, no_sums
 from tljax.train.reference import observe_split
@@ -285,11 +285,6 @@ def _besides(state: State) -> dict:
     """What a checkpoint holds of a state besides the model: where that is an average, what is averaged too."""
     averaged = {"learned": state.learned, "moving": state.moving} if state.average else {}
     return {"opt": state.opt, "step": state.step, **averaged}
-
-
-def optimizer_bytes(opt) -> int:
-    """Bytes of the optimizer's moments; step counters do not count."""
-    return int(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(opt) if x.ndim or x.size > 1))
 
 
 def _better(mark: dict, best: dict | None) -> bool:

@@ -82,6 +82,11 @@ def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: fl
     return optim.lr
 
 
+def optimizer_bytes(opt) -> int:
+    """Bytes of the optimizer's moments; step counters do not count."""
+    return int(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(opt) if x.ndim or x.size > 1))
+
+
 def _momentum(optim: OptimConfig) -> float:
     default = 0.9 if optim.name in ("momentum", "nesterov") else 0.0
     return default if optim.momentum is None else optim.momentum

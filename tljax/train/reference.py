@@ -71,10 +71,10 @@ def nested(named: Mapping[str, jax.Array]) -> dict:
 
 
 def bytes_of(observed: Observed, leaves: Mapping, picture: tuple[int, ...], pictures: int) -> int:
-    """What the outputs for so many pictures [H, W, C] take; `leaves` may be shapes."""
+    """What the outputs for so many pictures [H, W, C] take, kept in float32; `leaves` may be shapes."""
     one = jax.ShapeDtypeStruct((1, *picture), np.uint8)
     shapes = jax.eval_shape(lambda leaves, image: observe(observed, leaves, image), leaves, one)
-    return pictures * sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes.values())
+    return 4 * pictures * sum(math.prod(x.shape) for x in shapes.values())
 
 
 def observe_split(
