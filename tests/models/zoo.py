@@ -172,13 +172,18 @@ def training_errors(case: Case) -> dict[str, float]:
 
     def run(leaves, images):
         model = _without_dropout(leaves_of.merge(graphdef, leaves))
-        outputs = model.outputs(images, train=True)
+        outputs = _classified(model, images)
         return outputs if case.whole else {}, leaves_of.stats_of(model)
 
     outputs, moved = _compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
     names = {"logits": "train_logits"}
     errors = {name: _error(case, names.get(name, name), value) for name, value in outputs.items()}
     return errors | ({"stats": _stats_error(case, layout, moved)} if moved else {})
+
+
+def _classified(model: Model, images: jax.Array) -> dict[str, jax.Array]:
+    """The logits in training mode, of auxiliary classifiers too."""
+    return {name: x for name, x in model.outputs(images, train=True).items() if name != "maps"}
 
 
 def gradient_errors(case: Case) -> dict[str, float]:
@@ -195,7 +200,7 @@ def gradient_errors(case: Case) -> dict[str, float]:
 
     def loss_fn(learned, frozen, images):
         model = _without_dropout(leaves_of.merge(graphdef, learned | frozen))
-        outputs = model.outputs(images, train=True)
+        outputs = _classified(model, images)
         losses = {k: optax.softmax_cross_entropy_with_integer_labels(v, labels).mean() for k, v in outputs.items()}
         return losses.pop("logits") + weight * sum(losses.values())
 
