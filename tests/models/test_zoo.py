@@ -17,8 +17,8 @@ COMPUTED = {
     "unet-smp_resnet18", "unet-smp_vgg16_bn",
 }  # fmt: skip
 TRAINED = {
-    "torchvision-vgg16_bn", "torchvision-resnet50", "torchvision-densenet121", "torchvision-googlenet",
-    "torchvision-inception_v3", "keras-ResNet50", "keras-InceptionV3", "unet-milesial",
+    "torchvision-vgg16_bn", "torchvision-resnet50", "torchvision-googlenet", "keras-ResNet50", "keras-InceptionV3",
+    "unet-milesial",
 }  # fmt: skip
 # What autodiff makes of these is tested, in float64, so that no ReLU tips over by rounding.
 DIFFERENTIATED = {"torchvision-vgg11", "torchvision-resnet18"}

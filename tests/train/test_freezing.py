@@ -48,7 +48,7 @@ def bits(x):
 
 # Every preset on every net is proven; on two of the nets, what is no other kind of phase than on the third, among the
 # deep tests.
-KINDS = ("feature_extraction", "freeze_last", "layers", "finetune", "micro", "micro_two_heads", "fitnets", "fixmatch")
+KINDS = ("feature_extraction", "freeze_last", "layers", "micro", "fitnets")
 
 
 @pytest.mark.parametrize(
