@@ -36,7 +36,7 @@ from tljax.run.recipes import with_made_weights  # noqa: E402
 from tljax.strategies import PRESETS  # noqa: E402
 
 # The first is the page's own; of the others it has the table alone.
-EXPERIMENTS = tuple(f"experiments/{n}.py" for n in ("strategies_fashion", "strategies_digits"))
+EXPERIMENTS = tuple(f"experiments/{n}.py" for n in ("strategies_fashion", "strategies_digits", "vgg16_few_labels"))
 Accuracies = dict[tuple[str, int], dict[int, float]]  # of (method, labels of each class): test accuracy by seed
 TEACHERS, UNLABELLED = {"strategy.teachers": ("workdir:RUN",)}, {"data.unlabelled": -1}
 # What a config must set besides the name. Of teachers and unlabelled pictures the experiment has its own.
@@ -117,12 +117,19 @@ def probed(config: Config, console: Console) -> Accuracies:
         settings |= {"workdir": f"{config.workdir}/probes/{budget}", "sweep": {"seed": config.sweep["seed"]}}
         runs = features.runs(schema.override(config, settings), "probe")
         runs = with_made_weights(runs, Path(config.workdir).parent, console)
-        probe.run(runs, settings["workdir"], console)
+        if not all(is_probed(run) for run in runs):
+            probe.run(runs, settings["workdir"], console)
         for run in runs:
             probes = json.loads((Path(run.workdir) / "probe.json").read_text())["probes"]
             for name, row in probes.items():
                 found.setdefault((f"probe: {name}", budget), {})[run.seed] = row["test"]["accuracy"]
     return found
+
+
+def is_probed(run: Config) -> bool:
+    """Whether a run's probes of this very config are there."""
+    path = Path(run.workdir) / "probe.json"
+    return path.is_file() and json.loads(path.read_text())["about"]["config_digest"] == schema.digest(run)
 
 
 def described(name: str, config: Config, folder: Path) -> str:
