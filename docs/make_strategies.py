@@ -36,7 +36,7 @@ from tljax.run.recipes import with_made_weights  # noqa: E402
 from tljax.strategies import PRESETS  # noqa: E402
 
 # The first is the page's own; of the others it has the table alone.
-EXPERIMENTS = tuple(f"experiments/{n}.py" for n in ("strategies_fashion", "strategies_digits"))
+EXPERIMENTS = tuple(f"experiments/{n}.py" for n in ("strategies_fashion", "strategies_digits", "vgg16_few_labels"))
 Accuracies = dict[tuple[str, int], dict[int, float]]  # of (method, labels of each class): test accuracy by seed
 TEACHERS, UNLABELLED = {"strategy.teachers": ("workdir:RUN",)}, {"data.unlabelled": -1}
 # What a config must set besides the name. Of teachers and unlabelled pictures the experiment has its own.
