@@ -13,7 +13,7 @@ from tljax.config import Phase
 from tljax.objectives import objective
 
 
-@objective()
+@objective("maps")
 def shrinkage(outputs, batch, reference, hyper):
     """The sum of squares of the smallest singular values of the batch's features [B, C], the averaged last map.
 

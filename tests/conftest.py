@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,17 @@ CACHE = Path(os.environ.get("TLJAX_TEST_CACHE", ROOT / ".cache" / "xla"))
 # Small networks compile again and again over a suite: keep what was compiled, here and in subprocesses.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Features of one session are of no use to another.
+os.environ.setdefault("TLJAX_CACHE", tempfile.mkdtemp(prefix="tljax-tests-"))
 # Golden values are compared to seven digits: on a GPU, float32 must not be TF32.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+
+class Silent:
+    """A log that nobody reads."""
+
+    def __getattr__(self, name):
+        return lambda *args: None
 
 
 @pytest.fixture

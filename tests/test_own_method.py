@@ -14,7 +14,7 @@ from tljax import config as schema
 from tljax import objectives
 from tljax.errors import UserError
 from tljax.run.train import train
-from tljax.train.step import make_train_step
+from tljax.train.program import make_steps
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs" / "batch_spectral_shrinkage.py"
@@ -89,7 +89,7 @@ def own(tiny):
 
 
 def test_a_config_names_it_and_its_numbers_compile_nothing(own, tmp_path, console):
-    programs, terms = make_train_step.cache_info().misses, {}
+    programs, terms = make_steps.cache_info().misses, {}
     for shrinkage, smallest in ((0.001, 1), (10.0, 8)):
         own.workdir = str(tmp_path / f"run-{smallest}")
         own.strategy.numbers = {"shrinkage": shrinkage, "smallest": smallest}
@@ -99,7 +99,7 @@ def test_a_config_names_it_and_its_numbers_compile_nothing(own, tmp_path, consol
         terms[smallest] = next(value for name, value in row.items() if name.endswith("shrinkage"))
         assert row["loss"] == pytest.approx(row["cross_entropy"] + shrinkage * terms[smallest], rel=1e-5)
     assert 0 < terms[1] < terms[8]
-    assert make_train_step.cache_info().misses == programs + 1
+    assert make_steps.cache_info().misses == programs + 1
 
 
 def test_a_misspelt_name_is_one_sentence(own, console):

@@ -1,7 +1,9 @@
 """Orbax checkpoints of a run: the latest state and the best validation model, both kept, saved asynchronously.
 
-A checkpoint is one step folder with the items `state`, a tree with `params` (every leaf of the model by path), `opt`
-and `step`, and `progress`, the host's side of the loop as JSON. Its metrics say how good the model is.
+A checkpoint is one step folder with the items `state`, a tree with `params` (leaves of the model by path), `opt` and
+`step`, and `progress`, the host's side of the loop as JSON. Its metrics say how good the model is. Leaves that no phase
+has changed so far stand in no checkpoint: while a run goes on they are those that it began with, and a finished run has
+them once, in frozen.safetensors.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 from orbax.checkpoint import checkpoint_managers as policies
 
 
@@ -24,6 +27,7 @@ class Checkpoints:
     """The checkpoints of one work directory."""
 
     def __init__(self, workdir: Path):
+        self._frozen = workdir / "frozen.safetensors"
         best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
@@ -68,12 +72,26 @@ class Checkpoints:
         )
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
+    def changed(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        """Those of the leaves `like` that a checkpoint holds, with their shapes, types and shardings."""
+        held = self._manager.item_metadata(step)["state"].tree["params"]
+        return self.restore(step, {"params": {path: x for path, x in like.items() if path in held}})["params"]
+
+    def write_frozen(self, leaves: dict[str, Any]) -> None:
+        """Writes what the best checkpoint does not hold of a model's leaves, so that the folder has them all."""
+        held = self._manager.item_metadata(self.best)["state"].tree["params"]
+        frozen = {path: np.asarray(x) for path, x in leaves.items() if path not in held}
+        partial = self._frozen.with_suffix(".part")
+        safetensors.numpy.save_file(frozen, partial)
+        partial.replace(self._frozen)
+
     def read_params(self, step: int) -> dict[str, np.ndarray]:
-        """Every leaf of a checkpoint's model by path, on the host."""
-        tree = self._manager.item_metadata(step)["state"].tree
-        restore = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), {"params": tree["params"]})
-        args = ocp.args.PyTreeRestore({"params": tree["params"]}, restore_args=restore, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+        """Every leaf of a finished run's model by path, on the host."""
+        params = self._manager.item_metadata(step)["state"].tree["params"]
+        restore = {"params": {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in params}}
+        args = ocp.args.PyTreeRestore({"params": params}, restore_args=restore, partial_restore=True)
+        frozen = safetensors.numpy.load_file(self._frozen) if self._frozen.exists() else {}
+        return frozen | self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
 
     def wait(self) -> None:
         """Returns when every checkpoint is finished on disk."""

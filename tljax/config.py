@@ -20,6 +20,7 @@ from tljax.errors import UserError, nearest
 from tljax.fields import build, to_config_dict, type_name, walk
 from tljax.schema import (
     AugmentConfig,
+    CacheConfig,
     Config,
     DataConfig,
     FeaturesConfig,
@@ -33,8 +34,8 @@ from tljax.schema import (
 )
 
 __all__ = [
-    "OUTPUT",
     "AugmentConfig",
+    "CacheConfig",
     "Config",
     "DataConfig",
     "FeaturesConfig",
@@ -45,6 +46,7 @@ __all__ = [
     "ReportConfig",
     "StrategyConfig",
     "TrainConfig",
+    "decisive",
     "default",
     "describe",
     "differences",
@@ -94,9 +96,14 @@ def to_dict(config: Any) -> Any:
 
 
 def digest(config: Config) -> str:
-    """SHA-256 of what decides the result: everything but the place and looks of the output."""
-    tree = {k: v for k, v in to_dict(config).items() if k not in OUTPUT}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of what decides the result: everything but the place and looks of the output, and what is kept."""
+    return hashlib.sha256(json.dumps(decisive(to_dict(config)), sort_keys=True).encode()).hexdigest()
+
+
+def decisive(tree: Mapping) -> dict:
+    """Of a config's tree, what decides the result."""
+    kept = {k: v for k, v in tree.items() if k not in OUTPUT}
+    return kept | ({"cache": {"views": tree["cache"]["views"]}} if "cache" in tree else {})
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:

@@ -231,6 +231,7 @@ class TrainConfig:
     early_stop_epochs: float | None = opt(
         None, "a phase ends after so long without a better validation accuracy", unit="epochs", gt=0
     )
+    accumulate: int = opt(1, "parts of a batch that go through the network one after another: less memory", ge=1)
     precision: str = opt("float32", "type of the computation; parameters stay float32", choices=("float32", "bfloat16"))
 
 
@@ -247,6 +248,28 @@ class AugmentConfig:
         ge=0,
         le=1,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """What frozen networks make of a picture is computed once and kept: it changes how long a run takes, not its result.
+
+    Only `views` changes what is learned.
+    """
+
+    where: str = opt(
+        "disk",
+        "disk: memory-mapped files under $TLJAX_CACHE/features, for later runs too; memory: for this process; none: "
+        "everything is computed again",
+        choices=("disk", "memory", "none"),
+    )
+    views: int = opt(
+        0,
+        "with augmentation: pictures are drawn so many times, features of each are kept, and epoch e sees view "
+        "e mod views; 0: drawn anew in every step, and nothing is kept",
+        ge=0,
+    )
+    gigabytes: float = opt(8.0, "most that is kept, by a phase and by the folder on disk", unit="10⁹ bytes", gt=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +306,7 @@ class Config:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
     features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
     sweep: Mapping = opt({}, "dotted field -> values; one run per combination")

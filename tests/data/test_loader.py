@@ -82,7 +82,7 @@ def test_seeds_and_phases_have_their_own_order():
 @pytest.mark.parametrize("n", [1, 7, 8, 9])
 def test_evaluation_covers_every_row_once_and_marks_padding(n):
     arrays = arrays_of(n)
-    batches = list(eval_batches(Split(arrays["image"], arrays["label"]), 4))
+    batches = list(eval_batches(arrays, 4))
     assert all(b["image"].shape == (4, 2, 2, 1) for b in batches)
     labels = np.concatenate([b["label"] for b in batches])
     mask = np.concatenate([b["mask"] for b in batches])

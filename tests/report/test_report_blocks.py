@@ -11,7 +11,7 @@ from tljax.config import NeuronsConfig, Phase
 from tljax.models import additions
 from tljax.report import blocks, canvas
 from tljax.report.blocks import Block, Row
-from tljax.train.phases import plan_phase
+from tljax.train.phases import Pictures, plan_phase
 from tljax.weights import PRESETS
 
 STAGES = ["stem", "stage1", "stage2", "stage3"]
@@ -24,7 +24,7 @@ def read():
     def rows(*phases):
         model = models.build("resnet8", num_classes=3, image_size=8, rngs=None)
         additions.add_hint(model, "stage1", 5)
-        plans = [plan_phase(schema.Config(), phase, model, 36, PRESETS["unit"]) for phase in phases]
+        plans = [plan_phase(schema.Config(), phase, model, Pictures(36, 36, (28, 28, 3)), PRESETS["unit"]) for phase in phases]
         return blocks.rows(plans, model, 0.001)
 
     return rows

@@ -14,7 +14,7 @@ from tljax.checkpoints import Checkpoints
 from tljax.data import Source, Split, sources
 from tljax.errors import UserError
 from tljax.models import state as leaves_of
-from tljax.report.log import RunLog
+from tljax.report.log import Bar
 from tljax.run import evaluate, teachers
 from tljax.run.prepare import prepare
 from tljax.run.train import train
@@ -68,15 +68,16 @@ def best_of(workdir):
 
 def dies(monkeypatch, at):
     """Lets the process die at the metrics of a step, once."""
-    alive, seen = RunLog.step, []
+    alive, seen = Bar.steps, []
 
-    def dying(self, *args):
-        alive(self, *args)
-        seen.append(1)
-        if len(seen) == at:
+    def dying(self, count, *args):
+        alive(self, count, *args)
+        before = len(seen)
+        seen.extend([1] * count)
+        if before < at <= len(seen):
             raise Death
 
-    monkeypatch.setattr(RunLog, "step", dying)
+    monkeypatch.setattr(Bar, "steps", dying)
 
 
 MICRO = {"strategy.neurons.scope": "global", "strategy.neurons.count": 12, "strategy.lr_scale": 1.0}

@@ -92,7 +92,7 @@ def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
         assert sum(c["probability"] for c in row["top"]) == pytest.approx(1)
         assert row["top"] == sorted(row["top"], key=lambda c: -c["probability"])
     network, best, _ = evaluate.finished(config)
-    _, probabilities = network.judge(best, valid)
+    _, probabilities = network.judge(best, valid.labels, {"image": valid.images})
     assert [row["top"][0]["class"] for row in rows] == [str(1 + p) for p in probabilities[:6].argmax(1)]
     # A colour picture of another size is brought to what the data look like.
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "black.jpg")

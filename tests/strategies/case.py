@@ -64,6 +64,7 @@ def config_of(folder, preset, net="vgg", **settings):
     c.strategy.layers = ("stage2/.*",) if preset == "layers" else ()
     c.train.batch_size = 4
     c.augment.strength = 0.0
+    c.cache.where = "none"
     return schema.override(schema.parse(c), {"strategy.name": preset} | settings)
 
 
@@ -106,16 +107,18 @@ class Case:
         index = self.index(plan)
         learned, _, _ = plan.take({path: 0.9 * leaf for path, leaf in self.leaves.items()}, index)
         origin = self.prepared.source_leaves(learned) if "source_leaves" in plan.spec.needs else {}
-        return Given(index, origin, tuple(self.observed[network.name] for network in plan.spec.observed))
+        return Given(index, origin, tuple(n.leaves(self.observed, self.leaves) for n in plan.spec.observed))
 
     def batch(self, plan: PhasePlan, seed: int = 0) -> dict:
         """A batch of the data's pictures, with what other networks say of them where that is computed once."""
         data, rng = self.prepared.data, np.random.default_rng(seed)
         size = PICTURES // (1 + len(plan.spec.views))
         rows = rng.choice(len(data.train), size, replace=False)
-        batch = {"image": data.train.images[rows], "label": data.train.labels[rows]}
+        batch, images = {"label": data.train.labels[rows]}, data.train.images[rows]
         for network in plan.once:
-            batch |= observe(network, self.observed[network.name], batch["image"])
+            batch |= observe(network, network.leaves(self.observed, self.leaves), images)
+        if plan.reads_pictures:
+            batch["image"] = images
         if plan.spec.views:
             batch["unlabelled"] = data.unlabelled.images[rng.choice(len(data.unlabelled), size)]
         return batch

@@ -7,15 +7,14 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conftest import Silent
 from tests.strategies.case import NETS, TEACHER, Case, config_of, recipe
 from tljax import config as schema
 from tljax.errors import UserError
 from tljax.run import plan as planning
 from tljax.run.prepare import prepare
 from tljax.strategies import PRESETS
-from tljax.train import reference
-from tljax.train.reference import observe_split
-from tljax.train.sharding import Mesh
+from tljax.train.keep import Keeper
 
 TEACHERS = ("distillation", "attention_transfer", "fitnets", "delta", "lwf")
 
@@ -70,34 +69,23 @@ def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
 
 
 @pytest.mark.parametrize("preset", TEACHERS)
-def test_what_others_say_is_the_same_computed_once_or_in_every_step(tmp_path, preset, monkeypatch):
-    config = config_of(tmp_path, preset, "resnet", **{"optim.lr": 0.01})
-    once = Case.make(config)
-    monkeypatch.setattr(reference, "MOST_BYTES", 0)
-    inside = Case.make(config)
+def test_what_others_say_is_the_same_computed_once_or_in_every_step(tmp_path, preset):
+    settings = {"optim.lr": 0.01}
+    once = Case.make(config_of(tmp_path, preset, "resnet", **settings, **{"cache.where": "memory"}))
+    inside = Case.make(config_of(tmp_path, preset, "resnet", **settings))
     train, rows = once.prepared.data.train, [np.arange(12) + 12 * i for i in range(3)]
+    keeper = Keeper(once.prepared.config, once.prepared.network.mesh, Silent())
     for first, second in zip(once.plans, inside.plans, strict=True):
         assert first.once == second.spec.observed != ()
         assert first.spec.observed == second.once == ()
-        told, said = [], {}
+        said = {}
         for network in first.once:
-            leaves = once.observed[network.name]
-            said |= observe_split(network, leaves, train, 16, once.prepared.network.mesh, told.append)
-        assert sum(told) == len(train) * len(first.once)
+            said |= keeper.get(network, network.leaves(once.observed, once.leaves), train, "")
         pictures = [{"image": train.images[r], "label": train.labels[r]} for r in rows]
         ready = [batch | {name: x[r] for name, x in said.items()} for batch, r in zip(pictures, rows, strict=True)]
         once.batch, inside.batch = (lambda plan, i=0, b=b: b[i] for b in (ready, pictures))
         (_, a), (_, b) = once.run(first, 3), inside.run(second, 3)
         np.testing.assert_allclose([m["terms"] for m in a], [m["terms"] for m in b], rtol=1e-5, atol=1e-6)
-
-
-def test_what_is_kept_of_others_is_weighed(tmp_path):
-    (plan,) = (case := Case.make(config_of(tmp_path, "attention_transfer", "resnet"))).plans
-    (network,), data = plan.once, case.prepared.data
-    said = observe_split(network, case.observed["teacher0"], data.train, 16, Mesh(16), lambda pictures: None)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), case.observed["teacher0"])
-    found = reference.bytes_of(network, shapes, data.train.images.shape[1:], len(data.train))
-    assert found == sum(x.nbytes for x in said.values())
 
 
 @pytest.mark.parametrize("preset", PRESETS)

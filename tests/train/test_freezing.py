@@ -15,7 +15,8 @@ from tljax.models.linear import Layer
 from tljax.run.plan import cost
 from tljax.strategies import PRESETS
 from tljax.train.optimizer import optimizer_bytes
-from tljax.train.phases import plan_phase
+from tljax.train.phases import Pictures, plan_phase
+from tljax.train.reference import PREFIX
 from tljax.train.step import init_state
 
 MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmsprop": 1}
@@ -157,6 +158,8 @@ def products(net, case, plan):
     count = 4 * bool(averages) + len(layers) * (1 + ("average" in plan.spec.needs))
     count += sum(plan.groups[f"{layer}/kernel"].learns for _, layer in layers) + len(between(net, plan, order))
     for network in plan.spec.observed:
+        if network.name == PREFIX:  # the model's own layers
+            continue
         # A network that is looked at is run as far as the last map that an objective asks for.
         wanted = [theirs for ours, theirs in network.maps if hint in (None, ours)]
         stages = case.prepared.observed[network.name].model.stage_names
@@ -241,7 +244,7 @@ def test_multipliers_scale_the_update_of_their_leaves(make):
     moved = []
     for factor in (1.0, 4.0):
         phase = Phase("p", tuple((p, m * factor if p == "stage2/.*" else m) for p, m in rules), epochs=1.0)
-        plan = plan_phase(config, phase, network.model, 16, network.preprocess)
+        plan = plan_phase(config, phase, network.model, Pictures(16, 16, (8, 8, 3)), network.preprocess)
         state, _ = case.run(plan)
         moved.append({p: np.array(v) - case.leaves[p] for p, v in state.learned.items()})
     slow, even = moved

@@ -20,7 +20,7 @@ from tljax.config import Config, Phase, override
 from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
 from tljax.train.optimizer import learning_rate
-from tljax.train.phases import plan_phase
+from tljax.train.phases import Pictures, plan_phase
 from tljax.train.step import init_state, make_train_step
 from tljax.weights import Preprocess, port
 from tljax.weights.rules import layouts
@@ -76,7 +76,7 @@ def train(net, recipe, dtype):
     settings = {f"optim.{k}": v for k, v in RECIPES[recipe].items()}
     config = override(Config(), {"strategy.name": "scratch", "train.batch_size": 16, **settings})
     rules = (("head/.*", 1.0), (".*", 0.0)) if recipe == "head_only" else ((".*", 1.0),)
-    plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, 16, AS_IS)
+    plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, Pictures(16, 16, (12, 12, 3)), AS_IS)
     spec = dataclasses.replace(plan.spec, dtype=dtype)
     _, params, stats = leaves_of.split(model)
     learned, moving, frozen = plan.take({p: v.astype(dtype) for p, v in (params | stats).items()}, {})

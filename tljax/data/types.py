@@ -72,6 +72,12 @@ class SealedSplit:
         self._split: Split | None = split
         self.size, self.fingerprint = len(split), split.fingerprint
 
+    def resealed(self) -> SealedSplit:
+        """The same split, for another run to open once."""
+        if self._split is None:
+            raise ValueError("opened already")
+        return SealedSplit(self._split)
+
     def open(self) -> Split:
         """Hands out the split, the first time only."""
         if self._split is None:

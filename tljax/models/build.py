@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -56,29 +56,54 @@ class Model(nnx.Module):
         for name, stage in stages.items():
             setattr(self, name, stage)
 
-    def features(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
-        """Every stage's map by name: preprocessed images [B, H, W, in_channels] → {stage: [B, h, w, c]}."""
+    def features(
+        self,
+        images: jax.Array | None,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        known: Mapping[str, jax.Array] = MappingProxyType({}),
+    ) -> dict[str, jax.Array]:
+        """Maps of the stages by name: preprocessed images [B, H, W, in_channels] → {stage: [B, h, w, c]}.
+
+        `known` are maps of first stages that somebody has computed already: no stage up to the last of them runs, the
+        images are not looked at, and of those stages there are no other maps.
+        """
 
         def run(stage: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
             return stage(x, train=train, rngs=rngs)
 
-        run, maps, x = nnx.remat(run) if self.remat else run, {}, images
-        for name in self.stage_names:
+        run, maps, x = nnx.remat(run) if self.remat else run, dict(known), images
+        done = max((self.stage_names.index(name) + 1 for name in known), default=0)
+        if done:
+            x = known[self.stage_names[done - 1]]
+        for name in self.stage_names[done:]:
             x = maps[name] = run(getattr(self, name), x, rngs)
         return maps
 
-    def outputs(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:
+    def outputs(
+        self,
+        images: jax.Array | None,
+        train: bool = False,
+        rngs: nnx.Rngs | None = None,
+        known: Mapping[str, jax.Array] = MappingProxyType({}),
+    ) -> dict[str, jax.Array]:
         """All that objectives ask for: `logits` [B, num_classes], `maps` by stage, and in training the further outputs.
 
-        Further outputs are those of auxiliary classifiers, and what `tljax.models.additions` adds.
+        Further outputs are those of auxiliary classifiers, and what `tljax.models.additions` adds; `known` is as in
+        `features`.
         """
-        maps = self.features(images, train, rngs)
+        maps = self.features(images, train, rngs, known)
         logits = self.head(maps, train=train, rngs=rngs)
         return {"logits": logits, "maps": maps} | (self.head.auxiliary(maps, train, rngs) if train else {})
 
     def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
         """What the head makes of preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
         return self.head(self.features(images, train, rngs), train=train, rngs=rngs)
+
+    def trunk(self, stages: Sequence[str]) -> Model:
+        """The first stages alone, without a head: these modules themselves, under the same paths."""
+        parts = {name: getattr(self, name) for name in stages}
+        return Model(self.family, self.config, parts, (), self.in_channels, remat=False)
 
     @property
     def norm_after(self) -> tuple[tuple[str, str], ...]:

@@ -67,6 +67,12 @@ class Classifier(nnx.Module):
         x = x if self.dense is None else self.dense(self.drop(x, train, rngs))
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
+    @property
+    def reads(self) -> dict[str, tuple[int, int] | None]:
+        """The stages whose maps are looked at, and the grid that one may be averaged to first without a difference."""
+        others = {stage for _, stage in self.auxiliary_stages}
+        return {self.stage: None if self.stage in others else self.grid} | dict.fromkeys(others - {self.stage})
+
     def auxiliary(self, features: dict[str, jax.Array], train: bool = False, rngs: nnx.Rngs | None = None):
         """Maps [B, H, W, C] by stage → {name: logits [B, num_classes]} of the auxiliary classifiers."""
         return {name: getattr(self, name)(features[stage], train, rngs) for name, stage in self.auxiliary_stages}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tljax.models.convolution import Window, convolve, convolve_in_kernel
 from tljax.models.linear import Layer
 
 Side = int | tuple[int, int]
@@ -83,20 +84,20 @@ class Conv(Layer, nnx.Conv):
             feature_group_count=groups,
             use_bias=bias,
             kernel_init=nnx.initializers.zeros,
+            conv_general_dilated=_convolve,
             dtype=dtype,
             rngs=rngs,
         )
 
     def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[B, H, W, in], [kh, kw, in, any] → [B, H / stride, W / stride, any]; for one group."""
-        return jax.lax.conv_general_dilated(
-            *self.promote_dtype((x, kernel), dtype=self.dtype),
-            (self.strides,) * 2,
-            self.padding,
-            rhs_dilation=(self.kernel_dilation,) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=self.precision,
-        )
+        window = Window((self.strides,) * 2, self.padding, (self.kernel_dilation,) * 2, precision=self.precision)
+        return convolve_in_kernel(*self.promote_dtype((x, kernel), dtype=self.dtype), window)
+
+
+def _convolve(x, kernel, strides, padding, *, rhs_dilation, feature_group_count, precision, **_):
+    # flax's way to call a convolution.
+    return convolve(x, kernel, Window(strides, tuple(padding), rhs_dilation, feature_group_count, precision))
 
 
 class Linear(Layer, nnx.Linear):

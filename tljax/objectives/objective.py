@@ -14,6 +14,7 @@ from tljax.errors import UserError, nearest
 Outputs = Batch = Reference = Hyper = Mapping[str, Any]
 
 NEEDS = {
+    "maps": "The student's maps of all stages are kept, those of its frozen first stages too.",
     "source_output": "The student has a second classifier on the same features, for the classes of its source.",
     "source_logits": "The untouched source network classifies each batch.",
     "source_maps": "The untouched source network gives its stages' maps of each batch.",
@@ -27,6 +28,8 @@ NEEDS = {
     "average": "A running average of the student's weights classifies another weak view of the unlabelled pictures.",
 }
 
+MAPS = frozenset({"maps", "teacher_maps", "source_maps"})
+
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -37,7 +40,8 @@ class Objective:
 
     `outputs` is what the student says, and gradients flow through it:
       logits: [B, C].
-      maps: {stage: [B, h, w, c]}, every stage's map, in no particular order.
+      maps: {stage: [B, h, w, c]}, in no particular order: of every stage, needs "maps"; of those that are paired with
+        another network's, "teacher_maps" or "source_maps" will do.
       aux1, ...: [B, C], of auxiliary classifiers, for networks that have them.
       source: [B, S], of the second classifier; needs "source_output".
       hint_STAGE: [B, h, w, c'], the stage's map with as many channels as its pair in the teacher; needs "hints".
@@ -73,7 +77,14 @@ class Objective:
     needs: frozenset[str] = frozenset()
 
     def __call__(self, outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
-        return self.function(outputs, batch, jax.lax.stop_gradient(reference), hyper)
+        # Maps that nobody asked for may be there or not, as frozen stages are computed or read: none are seen.
+        sees = outputs if self.needs & MAPS else {name: x for name, x in outputs.items() if name != "maps"}
+        try:
+            return self.function(sees, batch, jax.lax.stop_gradient(reference), hyper)
+        except KeyError as error:
+            if error.args != ("maps",):
+                raise
+            raise UserError(f'{self.name} looks at outputs["maps"]: it must say @objective("maps").') from error
 
 
 def objective(*needs: str) -> Callable[[Callable], Objective]:

@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class RunLog:
-    """The log of one run, a context manager; its methods are what the training loop calls.
+    """The validations of one run, a context manager: a file, events, and lines.
 
     Args:
       workdir: where metrics.jsonl and tensorboard/ go.
-      console: for the bar and the lines.
+      console: for the lines.
       tensorboard: whether events are written.
       lines: whether each validation gets a line on the console.
     """
@@ -27,53 +27,13 @@ class RunLog:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(workdir / "tensorboard"))
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task, self._pictures, self._since = None, 0, time.monotonic()
 
     def __enter__(self):
-        self._bar.start()
         return self
 
     def __exit__(self, *_):
-        self._bar.stop()
         if self._events is not None:
             self._events.close()
-
-    def phase(self, name: str, steps: int, done: int) -> None:
-        """Shows a bar for the phase; `done` steps of it lie behind."""
-        if self._task is not None:
-            self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(name, total=steps, completed=done, metrics="compiling …")
-        self._pictures, self._since = 0, None
-
-    def work(self, what: str, pictures: int) -> None:
-        """Shows a bar for what goes before the steps of a phase, over so many pictures."""
-        self.phase(what, pictures, 0)
-        self._bar.update(self._task, metrics="pictures")
-
-    def worked(self, pictures: int) -> None:
-        """So many of them are done."""
-        self._bar.update(self._task, advance=pictures)
-
-    def step(self, pictures: int, loss: float, accuracy: float) -> None:
-        """Advances the bar; the first step, which compiles, does not count for the speed."""
-        now = time.monotonic()
-        if self._since is None:
-            self._since, self._pictures = now, -pictures
-        self._pictures += pictures
-        rate = self._pictures / (now - self._since) if now > self._since else 0.0
-        self._bar.update(
-            self._task, advance=1, metrics=f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:,.0f} pictures/s"
-        )
 
     def row(self, row: dict) -> None:
         """Appends a validation to metrics.jsonl and to the events."""
@@ -101,6 +61,68 @@ class RunLog:
         partial = self._path.with_suffix(".part")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         partial.replace(self._path)
+
+
+class Bar:
+    """A progress bar of what goes on, a context manager.
+
+    Args:
+      console: for the bar and the notes.
+      notes: whether notes are printed.
+    """
+
+    def __init__(self, console: Console, *, notes: bool = True):
+        self._console, self._notes = console, notes
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task, self._pictures, self._since = None, 0, None
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+
+    def phase(self, name: str, steps: int, done: int) -> None:
+        """Shows a bar for the phase; `done` steps of it lie behind."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(name, total=steps, completed=done, metrics="compiling …")
+        self._pictures, self._since = 0, None
+
+    def work(self, what: str, pictures: int) -> None:
+        """Shows a bar for what goes before the steps of a phase, over so many pictures."""
+        self.phase(what, pictures, 0)
+        self._bar.update(self._task, metrics="pictures")
+
+    def worked(self, pictures: int) -> None:
+        """So many of them are done."""
+        self._bar.update(self._task, advance=pictures)
+
+    def steps(self, count: int, pictures: int, loss: float, accuracy: float) -> None:
+        """Advances the bar; the first program, which is compiled, does not count for the speed."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._pictures = now, -pictures
+        self._pictures += pictures
+        rate = self._pictures / (now - self._since) if now > self._since else 0.0
+        self._bar.update(
+            self._task, advance=count, metrics=f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:,.0f} pictures/s"
+        )
+
+    def note(self, text: str) -> None:
+        """Prints a line."""
+        if self._notes:
+            self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -13,7 +13,6 @@ from rich.table import Table
 from tljax import data as data_of
 from tljax.checkpoints import Checkpoints
 from tljax.config import Config, differences
-from tljax.data import Split
 from tljax.data.sources import resize_picture
 from tljax.errors import UserError
 from tljax.models.state import Leaves
@@ -36,8 +35,9 @@ def evaluate(config: Config, console: Console) -> dict:
     if changed := differences(recorded["data"], data.describe()):
         raise UserError(f"The data are not those of the run: {'; '.join(changed)}.")
     again = dict(recorded)
-    again["valid"], _ = network.judge(best, data.valid)
-    again["test"], _ = network.judge(best, data.test.open())
+    again["valid"], _ = network.judge(best, data.valid.labels, {"image": data.valid.images})
+    test = data.test.open()
+    again["test"], _ = network.judge(best, test.labels, {"image": test.images})
     again["parameters_digest"] = parameters_digest(best)
     show(again, config.workdir, console)
     worst = max(
@@ -68,7 +68,7 @@ def predict(config: Config, source: Path, console: Console, top: int = 5) -> lis
     paths = _pictures(source)
     network, best, recorded = finished(config)
     images = np.stack([_read(path, recorded["data"]["picture"]) for path in paths])
-    probabilities = network.predict(best, Split(images, np.zeros(len(images), np.int32)))
+    probabilities = network.predict(best, {"image": images})
     rows = []
     for path, row in zip(paths, probabilities, strict=True):
         order = np.argsort(-row, kind="stable")[:top]
@@ -98,8 +98,8 @@ def finished(config: Config) -> tuple[Network, Leaves, dict]:
     config, result = with_preset_head(config), WorkDir(config.workdir).read("result.json")
     network = Network.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
     with Checkpoints(Path(config.workdir)) as checkpoints:
-        like = network.mesh.like(network.leaves())
-        return network, checkpoints.restore(checkpoints.best, {"params": like})["params"], result
+        leaves = checkpoints.read_params(checkpoints.best)
+        return network, network.mesh.put({path: leaves[path] for path in network.leaves()}), result
 
 
 def _pictures(source: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +11,12 @@ import numpy as np
 
 from tljax import models
 from tljax.config import Config, ModelConfig
-from tljax.data import Split
 from tljax.models import Model
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
 from tljax.tasks import classification
-from tljax.train.evaluate import predict_split
+from tljax.train.evaluate import predict_rows
+from tljax.train.keep import rows_at_once
 from tljax.train.sharding import Mesh
 from tljax.train.step import make_predict
 from tljax.weights import Preprocess
@@ -76,16 +76,17 @@ class Network:
         return leaves_of.values(self.model)
 
     def predictor(self) -> Callable:
-        """The compiled forward pass, uint8 pictures to probabilities."""
+        """The compiled forward pass, from leaves and a batch to probabilities."""
         graphdef = leaves_of.split(self.model).graphdef
         return make_predict(graphdef, self.preprocess, self.config.train.precision)
 
-    def predict(self, leaves: Leaves, split: Split) -> np.ndarray:
-        """Probabilities [N, classes] of a split's pictures."""
-        return predict_split(self.predictor(), leaves, split, self.config.train.batch_size, self.mesh)
+    def predict(self, leaves: Leaves, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Probabilities [N, classes]; `arrays` as `predict_rows` takes them."""
+        size = rows_at_once(self.preprocess.size, self.mesh)
+        return predict_rows(self.predictor(), leaves, arrays, (len(self.classes),), size, self.mesh)
 
-    def judge(self, leaves: Leaves, split: Split) -> tuple[dict, np.ndarray]:
-        """All metrics of a model on a split, and its probabilities [N, classes]."""
-        probabilities = self.predict(leaves, split)
-        scores = classification.scores(split.labels, probabilities)
-        return scores | classification.details(split.labels, probabilities, self.classes), probabilities
+    def judge(self, leaves: Leaves, labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> tuple[dict, np.ndarray]:
+        """All metrics of a model on pictures with labels [N], and its probabilities [N, classes]."""
+        probabilities = self.predict(leaves, arrays)
+        scores = classification.scores(labels, probabilities)
+        return scores | classification.details(labels, probabilities, self.classes), probabilities

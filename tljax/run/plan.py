@@ -14,15 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tljax.config import Config
+from tljax.config import CacheConfig, Config
 from tljax.models import state as leaves_of
+from tljax.models.state import Leaves
 from tljax.report.report import humanise_bytes
 from tljax.run.prepare import Prepared, prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.sweep import cells, one_per_setting
 from tljax.train.optimizer import optimizer_bytes
+from tljax.train.keep import Keeping
 from tljax.train.phases import PhasePlan
-from tljax.train.reference import observe
+from tljax.train.reference import PREFIX, bytes_of, observe
 from tljax.train.step import Given, init_state, make_train_step
 
 
@@ -34,13 +36,15 @@ class Cost:
       learned_parameters: how many numbers learn.
       optimizer_bytes: of the optimizer's moments.
       forward_flops: of one batch in inference mode, by the compiler's own count.
-      step_flops: of one training step; the difference is backward pass, loss and update.
+      step_flops: of one training step; without what is computed once for all pictures.
+      saved_flops: what that spares the phase.
     """
 
     learned_parameters: int
     optimizer_bytes: int
     forward_flops: float
     step_flops: float
+    saved_flops: float
 
 
 def show(config: Config, console: Console) -> None:
@@ -65,24 +69,37 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, plan.hyper), learned, moving)
     size, picture = prepared.config.train.batch_size, prepared.data.train.images.shape[1:]
     images = jax.ShapeDtypeStruct((size, *picture), jnp.uint8)
-    batch = {"image": images, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)} | ({"image": images} if plan.reads_pictures else {})
     if plan.spec.views:
         pictures = size * prepared.config.strategy.unlabelled_ratio
         batch["unlabelled"] = jax.ShapeDtypeStruct((pictures, *picture), jnp.uint8)
     theirs = {name: leaves_of.values(teacher.model) for name, teacher in prepared.observed.items()}
     for network in plan.once:
-        batch |= jax.eval_shape(functools.partial(observe, network), theirs[network.name], images)
+        batch |= jax.eval_shape(functools.partial(observe, network), network.leaves(theirs, leaves), images)
     origin = prepared.source_leaves(learned) if "source_leaves" in plan.spec.needs else {}
-    given = Given(index, origin, tuple(theirs[network.name] for network in plan.spec.observed))
+    given = Given(index, origin, tuple(network.leaves(theirs, leaves) for network in plan.spec.observed))
     now = {"lr": 0.0, "progress": 0.0}
     step = make_train_step(plan.spec).lower(state, frozen, batch, plan.hyper | now, jax.random.key(0), given)
-    forward = prepared.network.predictor().lower(leaves, images)
+    forward = prepared.network.predictor().lower(leaves, {"image": images})
     return Cost(
         learned_parameters=sum(int(np.prod(x.shape)) for x in learned.values()),
         optimizer_bytes=optimizer_bytes(state.opt),
         forward_flops=forward.cost_analysis()["flops"],
         step_flops=step.cost_analysis()["flops"],
+        saved_flops=_saved(plan, leaves, images) if plan.keeping.valid else 0.0,
     )
+
+
+def _saved(plan: PhasePlan, leaves: Leaves, images: jax.ShapeDtypeStruct) -> float:
+    """Of the frozen first stages: what each pass over the pictures after the first would have cost again."""
+    network, keeping = plan.keeping.valid, plan.keeping
+    ours = network.leaves({}, leaves)
+    run = jax.jit(functools.partial(observe, network)).lower(ours, images)
+    kept = network in keeping.train
+    again = (plan.phase.epochs - max(1, keeping.views)) * plan.steps_per_epoch * len(images) * kept
+    # Pictures that were validated on are judged once more, at the end.
+    again += len(plan.evaluations) * keeping.valid_bytes / bytes_of(network, ours, images.shape[1:])
+    return run.cost_analysis()["flops"] / images.shape[0] * max(0.0, again)
 
 
 def abstract_index(plan: PhasePlan) -> dict[str, jax.ShapeDtypeStruct]:
@@ -111,8 +128,8 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
         )
     console.print(table)
     total = sum(x.size for x in leaves_of.split(prepared.network.model).params.values())
+    config = prepared.config
     after = [s for s in prepared.network.model.stage_names if s not in plan.prefix]
-    backward = cost.step_flops - cost.forward_flops
     rows = {
         "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {prepared.config.train.batch_size} pictures",
         "optimizer": f"{plan.optim.name}, learning rate {plan.optim.lr:g}, {plan.optim.schedule}",
@@ -120,16 +137,30 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
         **_beside(plan, prepared),
         "learned parameters": f"{cost.learned_parameters:,} of {total:,}",
         "optimizer state": humanise_bytes(cost.optimizer_bytes),
-        "step": f"{_flops(cost.step_flops)}: forward {_flops(cost.forward_flops)}, the rest {_flops(backward)}",
+        "step": f"{_flops(cost.step_flops)}; the whole network's forward pass is {_flops(cost.forward_flops)}",
         "frozen prefix": (
             f"{plan.prefix[0]} to {plan.prefix[-1]}; gradients begin at {(after or ['head'])[0]}"
             if plan.prefix
             else "none"
         ),
+        "features": describe(plan.keeping, config.cache) + (f"; saves {_flops(saved)}" if (saved := cost.saved_flops) else ""),
     }
     for name, value in rows.items():
         console.print(f"  {name:<19} {value}", highlight=False, markup=False, soft_wrap=True)
     console.print()
+
+
+def describe(keeping: Keeping, cache: CacheConfig) -> str:
+    """What a phase keeps of its frozen first stages, and why."""
+    names = [network.name for network in keeping.train]
+    train = "recomputed in every step"
+    if PREFIX in names:
+        train = f"{keeping.views} views, computed once" if keeping.views else "computed once"
+    elif keeping.why == Keeping.why:
+        return f"none: {keeping.why}"
+    valid = "computed once" if keeping.valid else "recomputed"
+    size = humanise_bytes(keeping.train_bytes + keeping.valid_bytes)
+    return f"training {train} ({keeping.why}), validation {valid}; {size} ({cache.where})"
 
 
 def _beside(plan: PhasePlan, prepared: Prepared) -> dict[str, str]:
@@ -139,6 +170,8 @@ def _beside(plan: PhasePlan, prepared: Prepared) -> dict[str, str]:
         added = (f"head/{name} on {stage}" for name, stage in head.auxiliary_stages)
         rows["further outputs"] = f"{', '.join(added)}, in training only"
     for network in (*plan.once, *plan.spec.observed):
+        if network.name == PREFIX:
+            continue
         when = "once for every picture" if network in plan.once else "in every step, on augmented pictures"
         what = ["logits"] * network.logits + [f"maps of {', '.join(ours for ours, _ in network.maps)}"] * bool(
             network.maps

@@ -21,8 +21,7 @@ from tljax.run.config_files import load_config_file
 from tljax.run.network import Network, head_options
 from tljax.run.teachers import Teacher
 from tljax.strategies import Strategy, hint_stage, resolve, with_preset_head
-from tljax.train import reference
-from tljax.train.phases import PhasePlan, augments, plan_phase, terms_of
+from tljax.train.phases import PhasePlan, Pictures, plan_phase, terms_of
 from tljax.weights import PRESETS, Preprocess, Weights
 
 # Where the source's own classifier goes on living.
@@ -104,19 +103,40 @@ def prepare(config: Config) -> Prepared:
     if here not in (1, channels) and (here, channels) != (3, 1):
         raise UserError(f"model.in_channels={channels}, but the pictures have {here}.")
     network = Network.build(config, data.classes, dataclasses.replace(preprocess, size=size, channels=channels))
-    params = leaves_of.split(network.model).params
-    stages = [s for s in network.model.stage_names if any(p.startswith(f"{s}/") for p in params)]
+    stages = _stages(network.model)
     strategy = resolve(config, stages)
     observed = _observed(config, network, strategy, data)
     _add_outputs(network, strategy, observed, stages)
+    plans = _plans(config, strategy, network, observed, data)
+    return Prepared(config, data, network, source, strategy, observed, plans)
+
+
+def renumbered(prepared: Prepared, config: Config) -> Prepared:
+    """A run that differs from a prepared one in numbers alone; nothing is read or built again."""
+    config = with_preset_head(config)
+    network = dataclasses.replace(prepared.network, config=config)
+    strategy = resolve(config, _stages(network.model))
+    data = dataclasses.replace(prepared.data, test=prepared.data.test.resealed())
+    plans = _plans(config, strategy, network, prepared.observed, data)
+    return dataclasses.replace(prepared, config=config, data=data, network=network, strategy=strategy, plans=plans)
+
+
+def _stages(model: Model) -> list[str]:
+    """The stages that have leaves."""
+    params = leaves_of.split(model).params
+    return [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
+
+
+def _plans(
+    config: Config, strategy: Strategy, network: Network, observed: dict[str, Teacher], data: Data
+) -> list[PhasePlan]:
     prior = np.bincount(data.train.labels, minlength=len(data.classes)) / len(data.train)
-    plans = []
+    pictures = Pictures(len(data.train), len(data.valid), data.train.images.shape[1:])
+    theirs, plans = {name: leaves_of.values(teacher.model) for name, teacher in observed.items()}, []
     for phase in strategy.phases:
         seen = teachers_of.seen(observed, _needs_of(phase), network.model, config.strategy.pairs)
-        once = augments(config) or _kept_bytes(seen, observed, data) <= reference.MOST_BYTES
-        plan = plan_phase(config, phase, network.model, len(data.train), network.preprocess, seen, prior, once)
-        plans.append(plan)
-    return Prepared(config, data, network, source, strategy, observed, plans)
+        plans.append(plan_phase(config, phase, network.model, pictures, network.preprocess, seen, theirs, prior))
+    return plans
 
 
 def _source(config: Config) -> Weights | None:
@@ -216,13 +236,6 @@ def _check_classifier(model: Model, source: Teacher) -> None:
                 f"The classifier of {source.name} does not fit the run's last map: its {path.removeprefix(SOURCE)} is "
                 f"{was.shape}, not {leaf.shape}; leave model.tap and data.image_size as the source has them."
             )
-
-
-def _kept_bytes(seen: list[reference.Observed], observed: dict[str, Teacher], data: Data) -> int:
-    """What the outputs of networks for all training pictures take."""
-    shapes = {network.name: leaves_of.values(observed[network.name].model) for network in seen}
-    picture = data.train.images.shape[1:]
-    return sum(reference.bytes_of(network, shapes[network.name], picture, len(data.train)) for network in seen)
 
 
 def _needs(strategy: Strategy) -> frozenset[str]:

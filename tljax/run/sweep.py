@@ -17,10 +17,13 @@ from rich.console import Console
 
 from tljax import config as schema
 from tljax.config import Config
+from tljax.errors import TrainingStopped
 from tljax.report import figures, tables
+from tljax.report.heat_map import heat_map
+from tljax.run import together
 from tljax.run.prepare import prepare
 from tljax.run.recipes import with_made_weights
-from tljax.run.train import train
+from tljax.run.train import train_together
 from tljax.run.workdir import WorkDir
 
 TUNED = ("optim", "train", "augment")
@@ -64,12 +67,14 @@ def run(config: Config, console: Console) -> dict:
     configs = with_made_weights([c.config for c in made], root.parent, console)
     made = [dataclasses.replace(c, config=config) for c, config in zip(made, configs, strict=True)]
     tuning = [name for name in config.sweep if name.split(".")[0] in TUNED]
-    results = [_run_cell(cell, i, len(made), console, open_test=not tuning) for i, cell in enumerate(made)]
+    results = _run_cells(made, console, open_test=not tuning)
     chosen = range(len(made))
     if tuning:
         chosen = choose(made, results, tuning)
-        for place, i in enumerate(chosen):
-            results[i] = _run_cell(made[i], place, len(chosen), console, open_test=True)
+        for i, result in zip(chosen, _run_cells([made[i] for i in chosen], console, open_test=True), strict=True):
+            results[i] = result
+    if failed := [result for i, result in enumerate(results) if i in chosen and isinstance(result, TrainingStopped)]:
+        raise failed[0]
     rows = tables.summarise([{"settings": made[i].settings, "result": results[i]} for i in chosen])
     summary = {
         "rows": rows,
@@ -78,8 +83,8 @@ def run(config: Config, console: Console) -> dict:
             {
                 "settings": cell.settings,
                 "workdir": str(Path(cell.config.workdir).relative_to(root)),
-                "valid": result["valid"]["accuracy"],
-                "test": result["test"]["accuracy"] if "test" in result else None,
+                "valid": None if isinstance(result, TrainingStopped) else result["valid"]["accuracy"],
+                "test": result["test"]["accuracy"] if _tested(result) else None,
             }
             for cell, result in zip(made, results, strict=True)
         ],
@@ -88,6 +93,7 @@ def run(config: Config, console: Console) -> dict:
     workdir.write("result.json", summary)
     if config.report.figures:
         figures.sweep_bars(rows, root / "figures" / "sweep.png")
+        heat_map(summary["cells"], tuning, root / "figures" / "heat_map.png")
     _write_report(root, rows, summary, config)
     console.print(tables.rich_table(rows))
     console.print(f"Report: {root / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
@@ -113,22 +119,41 @@ def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int
         groups.setdefault(cell.key(compared), {}).setdefault(cell.key(tuning), []).append(i)
 
     def mean(indices: list[int]) -> float:
+        if any(isinstance(results[i], TrainingStopped) for i in indices):
+            return -1.0  # it diverged: any other is better
         return float(np.mean([results[i]["valid"]["accuracy"] for i in indices]))
 
     return [i for group in groups.values() for i in max(group.values(), key=mean)]
 
 
-def _run_cell(cell: Cell, index: int, count: int, console: Console, *, open_test: bool) -> dict:
-    result = train(cell.config, console, open_test=open_test, lines=False)
+def _run_cells(made: list[Cell], console: Console, *, open_test: bool) -> list[dict | TrainingStopped]:
+    """Runs cells, those that differ in numbers alone together; the results in the order of the cells."""
+    results: list = [None] * len(made)
+    groups: dict[str, list[int]] = {}
+    for i, cell in enumerate(made):
+        groups.setdefault(together.alike(cell.config), []).append(i)
+    done = 0
+    for group in groups.values():
+        for batch in together.batches([made[i].config for i in group]):
+            outcomes = train_together([run for _, run in batch], console, open_test=open_test, lines=False)
+            for (place, _), result in zip(batch, outcomes, strict=True):
+                results[group[place]], done = result, done + 1
+                _tell(made[group[place]], result, f"[{done}/{len(made)}]", console)
+    return results
+
+
+def _tested(result: dict | TrainingStopped) -> bool:
+    return not isinstance(result, TrainingStopped) and "test" in result
+
+
+def _tell(cell: Cell, result: dict | TrainingStopped, which: str, console: Console) -> None:
     name = ", ".join(f"{tables.label(k)} {v}" for k, v in cell.settings.items())
+    if isinstance(result, TrainingStopped):
+        console.print(f"{which} {name}: {result}", highlight=False, markup=False)
+        return
     test = f", test {100 * result['test']['accuracy']:.1f} %" if "test" in result else ""
-    console.print(
-        f"[{index + 1}/{count}] {name}: validation {100 * result['valid']['accuracy']:.1f} %{test}, "
-        f"{result['seconds']:.1f} s",
-        highlight=False,
-        markup=False,
-    )
-    return result
+    valid = f"validation {100 * result['valid']['accuracy']:.1f} %"
+    console.print(f"{which} {name}: {valid}{test}, {result['seconds']:.1f} s", highlight=False, markup=False)
 
 
 def _write_report(root: Path, rows: list[dict], summary: dict, config: Config) -> None:
@@ -141,9 +166,13 @@ def _write_report(root: Path, rows: list[dict], summary: dict, config: Config) -
     lines = [f"# Comparison: {root.name}", "", tables.markdown(rows), how, ""]
     if config.report.figures:
         lines += ["![Validation and test accuracy](figures/sweep.png)", ""]
+        if (root / "figures" / "heat_map.png").exists():
+            lines += ["![Validation accuracy over what was tuned](figures/heat_map.png)", ""]
     lines += ["| run | validation % | test % |", "|---|---:|---:|"]
     for cell in summary["cells"]:
         test = tables.MISSING if cell["test"] is None else f"{100 * cell['test']:.2f}"
-        link = f"[{tables.escape(Path(cell['workdir']).name)}](<{cell['workdir']}/report.md>)"
-        lines.append(f"| {link} | {100 * cell['valid']:.2f} | {test} |")
+        valid = "diverged" if cell["valid"] is None else f"{100 * cell['valid']:.2f}"
+        name = tables.escape(Path(cell["workdir"]).name)
+        link = name if cell["test"] is None else f"[{name}](<{cell['workdir']}/report.md>)"
+        lines.append(f"| {link} | {valid} | {test} |")
     (root / "report.md").write_text("\n".join(lines) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -10,8 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -21,13 +21,19 @@ from tljax import config as schema
 from tljax.checkpoints import Checkpoints
 from tljax.config import Config
 from tljax.data import Split
+from tljax.errors import TrainingStopped
+from tljax.models.state import Leaves
 from tljax.report import figures, report
 from tljax.report.blocks import blocks, rows
-from tljax.report.log import RunLog, read_rows
+from tljax.report.log import Bar, RunLog, read_rows
+from tljax.run import together
 from tljax.run.prepare import Prepared, prepare
 from tljax.run.workdir import WorkDir
 from tljax.tasks import classification
-from tljax.train.loop import Fit, Progress
+from tljax.train.keep import Keeper
+from tljax.train.loop import Fit
+from tljax.train.member import Member
+from tljax.train.progress import Progress
 from tljax.weights import parameters_digest
 
 PACKAGES = ("tljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
@@ -48,49 +54,106 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
       TrainingStopped: loss or update is not finite.
       Interrupted: a signal asked to stop; the state is saved.
     """
-    started = time.monotonic()
-    prepared = prepare(config)
-    config, workdir = prepared.config, WorkDir(config.workdir)
-    workdir.check(config, prepared.inputs)
-    if (finished := workdir.read("result.json")) is not None:
-        if lines:
-            console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
-        return finished
-    if shared := {pair: n for pair, n in prepared.data.shared_pictures.items() if n}:
+    (result,) = train_together([prepare(config)], console, open_test=open_test, lines=lines)
+    if isinstance(result, TrainingStopped):
+        raise result
+    return result
+
+
+def train_together(
+    runs: Sequence[Prepared], console: Console, *, open_test: bool = True, lines: bool = True
+) -> list[dict | TrainingStopped]:
+    """`train` of runs that differ in nothing but numbers: their results in order, or why one has none.
+
+    They are one compiled program, and those that stand at the same step go on together; what each writes is what it
+    would have written alone.
+    """
+    for run in runs:
+        WorkDir(run.config.workdir).check(run.config, run.inputs)
+    results = [WorkDir(run.config.workdir).read("result.json") for run in runs]
+    for run, result in zip(runs, results, strict=True):
+        if result is not None and lines:
+            console.print(f"{run.config.workdir} is finished; this is its result.", highlight=False)
+    if (todo := [i for i, result in enumerate(results) if result is None]):
+        made = _train([runs[i] for i in todo], console, open_test, lines)
+        results = [result or made.pop(0) for result in results]
+    return results
+
+
+def _train(runs: list[Prepared], console: Console, open_test: bool, lines: bool) -> list[dict | TrainingStopped]:
+    started, first = time.monotonic(), runs[0]
+    if shared := {pair: n for pair, n in first.data.shared_pictures.items() if n}:
         console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
-    network = prepared.network
-    leaves = network.mesh.put(prepared.load_weights())
-    observed = {name: network.mesh.put(teacher.read()) for name, teacher in prepared.observed.items()}
-    workdir.claim(config, prepared.inputs)
-    with workdir, Checkpoints(workdir.path) as checkpoints, _stop_on_signal() as stop_asked:
-        latest = checkpoints.latest
-        before = checkpoints.progress(latest)["seconds"] if latest is not None else 0.0
-        with RunLog(workdir.path, console, tensorboard=config.report.tensorboard, lines=lines) as log:
+    network = first.network
+    leaves = network.mesh.put(first.load_weights())
+    observed = {name: network.mesh.put(teacher.read()) for name, teacher in first.observed.items()}
+    with contextlib.ExitStack() as stack:
+        log, members = stack.enter_context(Bar(console, notes=lines)), []
+        for run in runs:
+            workdir = WorkDir(run.config.workdir)
+            workdir.claim(run.config, run.inputs)
+            stack.enter_context(workdir)
+            checkpoints = stack.enter_context(Checkpoints(workdir.path))
+            events = run.config.report.tensorboard
+            rows = stack.enter_context(RunLog(workdir.path, console, tensorboard=events, lines=lines))
+            members.append(Member(run.config, run.plans, checkpoints, rows))
+        stop_asked, keeper = stack.enter_context(_stop_on_signal()), Keeper(first.config, network.mesh, log)
+        for group in _at_one_place(members):
             fit = Fit(
-                config=config,
-                data=prepared.data,
+                members=group,
+                data=first.data,
                 mesh=network.mesh,
                 predict=network.predictor(),
-                source=prepared.source_leaves(leaves),
+                source=first.source_leaves(leaves),
                 observed=observed,
-                checkpoints=checkpoints,
+                keeper=keeper,
                 log=log,
                 stop_asked=stop_asked,
+                how=together.how(first),
             )
-            progress = fit.run(prepared.plans, leaves)
-        checkpoints.wait()
-        best = checkpoints.restore(checkpoints.best, {"params": leaves})["params"]
-        result = _provenance(prepared, progress) | {"parameters_digest": parameters_digest(best)}
-        result["valid"], _ = network.judge(best, prepared.data.valid)
-        if open_test:
-            test = prepared.data.test.open()
-            result["test"], probabilities = network.judge(best, test)
-            result["gap"] = _gap(result["valid"], result["test"])
-        result |= {"seconds": before + time.monotonic() - started, "peak_memory_bytes": _peak_memory()}
-        if open_test:
-            _report(workdir, prepared, result, test, probabilities)
-            # The last file: its presence says that the run is finished.
-            workdir.write("result.json", result)
+            fit.run(leaves)
+        results = []
+        for run, member in zip(runs, members, strict=True):
+            seconds = member.progress.seconds + (time.monotonic() - started) / len(runs)
+            results.append(member.failure or _result(run, member, keeper, leaves, seconds, open_test))
+    return results
+
+
+def _at_one_place(members: list[Member]) -> list[list[Member]]:
+    """The members in groups that stand at the same step of the same phase."""
+    groups: dict[tuple, list[Member]] = {}
+    for member in members:
+        latest = member.checkpoints.latest
+        progress = {} if latest is None else member.checkpoints.progress(latest)
+        groups.setdefault((progress.get("phase"), progress.get("step")), []).append(member)
+    return list(groups.values())
+
+
+def _result(run: Prepared, member: Member, keeper: Keeper, leaves: Leaves, seconds: float, open_test: bool) -> dict:
+    """Judges the best validation model, on the test split too if that is to be opened, and writes the report."""
+    checkpoints, network, workdir = member.checkpoints, run.network, WorkDir(run.config.workdir)
+    checkpoints.wait()
+    best = leaves | checkpoints.changed(checkpoints.best, leaves)
+    phase = next(plan for plan in run.plans if plan.phase.name == member.progress.best["phase"])
+
+    def judge(split: Split, what: str) -> tuple[dict, np.ndarray]:
+        arrays = {"image": split.images}
+        if (prefix := phase.keeping.valid) is not None:  # frozen in this phase, so the best has it as the phase had
+            arrays = keeper.get(prefix, prefix.leaves({}, best), split, f"{phase.phase.name}: {prefix.name}, {what}")
+        return network.judge(best, split.labels, arrays)
+
+    result = _provenance(run, member.progress) | {"parameters_digest": parameters_digest(best)}
+    result["valid"], _ = judge(run.data.valid, "validation")
+    if open_test:
+        test = run.data.test.open()
+        result["test"], probabilities = judge(test, "test")
+        result["gap"] = _gap(result["valid"], result["test"])
+    result |= {"features": keeper.record, "seconds": seconds, "peak_memory_bytes": _peak_memory()}
+    if open_test:
+        checkpoints.write_frozen(best)
+        _report(workdir, run, result, test, probabilities)
+        # The last file: its presence says that the run is finished.
+        workdir.write("result.json", result)
     return result
 
 
@@ -151,7 +214,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C or SIGTERM into a wish that the loop asks for; the second one ends the process."""
     asked = []

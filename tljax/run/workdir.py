@@ -24,7 +24,7 @@ class WorkDir:
             theirs = self.read(name)
             if theirs is not None and name == "config.json":
                 theirs = schema.to_dict(schema.parse(theirs))  # fields that are newer than the run have their defaults
-            if theirs is not None and (differ := schema.differences(_without_place(theirs), _without_place(mine))):
+            if theirs is not None and (differ := schema.differences(schema.decisive(theirs), schema.decisive(mine))):
                 raise UserError(
                     f"{self.path} holds another run; it differs in {'; '.join(differ)}. Take another --workdir."
                 )
@@ -63,6 +63,3 @@ class WorkDir:
         partial.write_text(json.dumps(value, indent=2) + "\n")
         partial.replace(self.path / name)
 
-
-def _without_place(tree: dict) -> dict:
-    return {k: v for k, v in tree.items() if k not in schema.OUTPUT}

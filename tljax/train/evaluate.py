@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import jax
 import numpy as np
 
-from tljax.data import Split
-from tljax.data.loader import eval_batches
 from tljax.models.state import Leaves
+from tljax.train.features import over_rows
 from tljax.train.sharding import Mesh
 
 
-def predict_split(predict: Callable, leaves: Leaves, split: Split, batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Probabilities of every picture, float64 [N, classes], rows summing to one.
+def predict_rows(
+    predict: Callable, leaves: Leaves, arrays: Mapping[str, np.ndarray], row: tuple[int, ...], batch_size: int, mesh: Mesh
+) -> np.ndarray:
+    """Probabilities of every picture, float64 [N, *row], summing to one over the last axis.
 
     Args:
       predict: from `make_predict`.
       leaves: of the model, on the mesh.
-      split: uint8 pictures.
-      batch_size: pictures at a time; the last batch is padded, and the padding dropped.
+      arrays: uint8 `image` of every picture, or the maps of first stages that are known already.
+      row: [classes], or [replicas, classes].
+      batch_size: pictures at a time.
       mesh: over which batches are split.
     """
-    # All batches are dispatched before the first result is fetched; results are small.
-    results = [
-        (predict(leaves, mesh.put_batch(batch["image"])), int(batch["mask"].sum()))
-        for batch in eval_batches(split, batch_size)
-    ]
-    rows = np.concatenate([jax.device_get(p)[:real] for p, real in results]).astype(np.float64)
-    return rows / rows.sum(1, keepdims=True)
+    rows = np.empty((len(next(iter(arrays.values()))), *row), np.float64)
+    over_rows(lambda batch: {"": predict(leaves, batch)}, arrays, batch_size, mesh, {"": rows})
+    return rows / rows.sum(-1, keepdims=True)

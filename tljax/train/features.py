@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -55,26 +55,47 @@ def extract(
       features: from `make_features`.
       leaves: of the model, on the mesh.
       split: uint8 pictures.
-      batch_size: pictures at a time; the last batch is padded, and the padding dropped.
+      batch_size: pictures at a time.
       mesh: over which batches are split.
       advance: called with the number of pictures of each batch that is done.
     """
     shapes = shapes_of(features, leaves, split)
     kept = {stage: np.empty((len(split), *shape), np.float32) for stage, shape in shapes.items()}
+    over_rows(lambda batch: features(leaves, batch["image"]), {"image": split.images}, batch_size, mesh, kept, advance)
+    return kept
 
-    def keep(start: int, maps: dict[str, jax.Array]) -> None:
-        real = min(batch_size, len(split) - start)
-        for stage, rows in jax.device_get(maps).items():
-            kept[stage][start : start + real] = rows[:real]
+
+def over_rows(
+    function: Callable[[dict], dict],
+    arrays: Mapping[str, np.ndarray],
+    batch_size: int,
+    mesh: Mesh,
+    out: Mapping[str, np.ndarray],
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Writes what a compiled function makes of every row into `out`, row by row.
+
+    Args:
+      function: a batch, {name: [B, ...]} → {name: [B, ...]}.
+      arrays: equally long.
+      batch_size: rows at a time; the last batch is padded, and the padding dropped.
+      mesh: over which batches are split.
+      out: as long as the arrays, by the names of the results.
+      advance: called with the number of rows of each batch that is done.
+    """
+    size, waiting = len(next(iter(arrays.values()))), None
+
+    def write(start: int, results: dict[str, jax.Array]) -> None:
+        real = min(batch_size, size - start)
+        for name, rows in jax.device_get(results).items():
+            out[name][start : start + real] = rows[:real]
         advance(real)
 
     # Whole maps are large: one batch is computed while the one before it is fetched, and no more wait on the device.
-    waiting = None
-    for i, batch in enumerate(eval_batches(split, batch_size)):
-        maps = features(leaves, mesh.put_batch(batch["image"]))
+    for i, batch in enumerate(eval_batches(arrays, batch_size)):
+        results = function(mesh.put_batch(batch))
         if waiting is not None:
-            keep(*waiting)
-        waiting = i * batch_size, maps
+            write(*waiting)
+        waiting = i * batch_size, results
     if waiting is not None:
-        keep(*waiting)
-    return kept
+        write(*waiting)

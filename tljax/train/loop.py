@@ -1,298 +1,325 @@
-"""The host's loop: phases in order, metrics a step late, validation, early stopping, and checkpoints.
+"""The host's loop: phases in order, validation, early stopping, and checkpoints, of one run or of several at once.
 
 Whatever the loop knows lies in the arrays of the state and in `Progress`, and both are in every checkpoint: a run that
-dies goes on to the same bits.
+dies goes on to the same bits. Runs that train together share pictures, their order and the random keys, and differ in
+numbers alone; what they change has a leading axis, of length one where a run is alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from tljax.checkpoints import Checkpoints, goodness
-from tljax.config import Config
 from tljax.data import Data
 from tljax.data.loader import train_batches
 from tljax.errors import Interrupted, TrainingStopped
 from tljax.models.state import Leaves
 from tljax.strategies import neurons
-from tljax.tasks import classification
 from tljax.train import criteria
-from tljax.train.evaluate import predict_split
-from tljax.train.optimizer import learning_rate, optimizer_bytes
+from tljax.train.evaluate import predict_rows
+from tljax.train.feed import Feed
+from tljax.train.keep import Keeper, rows_at_once
+from tljax.train.member import Member, digests
+from tljax.train.optimizer import learning_rate
 from tljax.train.phases import PhasePlan
-from tljax.train.progress import Log, Progress, no_sums
-from tljax.train.reference import observe_split
+from tljax.train.program import make_predicts, make_steps, over_runs
+from tljax.train.progress import Log, Progress
 from tljax.train.sharding import Mesh
-from tljax.train.step import Given, State, init_state, make_train_step
-from tljax.weights import parameters_digest
+from tljax.train.step import Given, State, init_state
+
+# A program runs for about so long before the host looks again, whether to stop and what to show.
+GLANCE = 0.3
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Fit:
-    """One training, over all its phases.
+    """One training, over all its phases, of one or more runs.
 
     Attributes:
-      config: of the run.
-      data: its splits; the test split is not touched.
+      members: the runs, which stand at the same step of the same phase.
+      data: their splits; the test split is not touched.
       mesh: the devices.
-      predict: the compiled forward pass, (leaves, uint8 images) -> probabilities.
+      predict: the compiled forward pass, (leaves, batch) -> probabilities.
       source: source values of leaves, where the strategy has them.
       observed: leaves of the networks that phases look at, by name.
-      checkpoints: of the work directory.
-      log: hears of steps and validations.
-      stop_asked: asked after every step; when true, the state is saved and the training ends.
+      keeper: of what is computed once.
+      log: hears of steps.
+      stop_asked: asked after every program; when true, the states are saved and the training ends.
+      how: of several runs: "vmap" or "map", as in `make_steps`.
     """
 
-    config: Config
+    members: Sequence[Member]
     data: Data
     mesh: Mesh
     predict: Callable
     source: Leaves
     observed: Mapping[str, Leaves]
-    checkpoints: Checkpoints
+    keeper: Keeper
     log: Log
     stop_asked: Callable[[], bool]
+    how: str = "vmap"
 
-    def run(self, plans: list[PhasePlan], leaves: Leaves) -> Progress:
-        """Trains through the phases, from the last checkpoint if there is one.
+    def run(self, leaves: Leaves) -> None:
+        """Trains through the phases, from the last checkpoints if there are any.
 
         Args:
-          plans: the phases.
           leaves: the model's initial values, on the mesh.
 
-        Returns:
-          The final progress; the best validation model is in the checkpoints.
-
         Raises:
-          TrainingStopped: loss or update is not finite.
-          Interrupted: `stop_asked` said so; the state is saved.
+          TrainingStopped: loss or update of a run that is alone is not finite; of several, each keeps its own failure.
+          Interrupted: `stop_asked` said so; the states are saved.
         """
-        progress, state = Progress(), None
-        if (latest := self.checkpoints.latest) is not None:
-            progress = Progress(**self.checkpoints.progress(latest))
-            self.log.rewind(progress.rows)
-            if progress.phase < len(plans):
-                state, leaves = self._restore(latest, plans[progress.phase], leaves)
-        while progress.phase < len(plans):
-            leaves = self._run_phase(plans, progress, leaves, state)
-            state = None
-        return progress
+        own, state = self._restored(leaves) if all([m.resume() for m in self.members]) else ({}, None)
+        for place in range(self.members[0].progress.phase, len(self.members[0].plans)):
+            if any(member.runs(place) for member in self.members):
+                own, state = self._run_phase(place, leaves, own, state), None
 
-    def _run_phase(self, plans: list[PhasePlan], progress: Progress, leaves: Leaves, state: State | None) -> Leaves:
-        plan = plans[progress.phase]
-        index = self._index(plan, progress, leaves)
-        learned, moving, frozen = plan.take(leaves, index)
-        # The leaves of the caller outlive this phase's donated state.
-        state = state or init_state(plan.spec, *jax.tree.map(jax.numpy.copy, (learned, moving)), plan.hyper)
-        state = self.mesh.put(state)
-        if progress.frozen is None:
-            progress.frozen = _digests(frozen, index)
-        batches, given = self._batches(plan, progress), self._given(plan, index)
-        if progress.data is not None:
-            batches.set_state(progress.data)
-        train_step = make_train_step(plan.spec)
-        key, started = self._key(progress), time.monotonic() - progress.seconds
-        self.log.phase(plan.phase.name, plan.steps, progress.step)
-        place, pending = progress.phase, None
-        while progress.phase == place:  # the save at a phase's end moves on to the next
-            batch = self.mesh.put_batch(next(batches))
-            lr = learning_rate(plan.optim, progress.step, plan.steps, plan.steps_per_epoch)
-            now = {"lr": lr, "progress": progress.step / plan.steps}
-            state, metrics = train_step(state, frozen, batch, plan.hyper | now, key, given)
-            progress.step, progress.total = progress.step + 1, progress.total + 1
-            # A step late: the device works on this step while the host reads the one before.
-            self._collect(pending, progress)
-            pending = metrics
-            validate, asked = progress.step in plan.evaluations, self.stop_asked()
-            if validate or asked or progress.step in plan.checkpoints:
-                self._collect(pending, progress, late=0)
-                pending, progress.data = None, batches.get_state()
-                leaves = plan.give(state.average or state.learned | state.moving, frozen, index)
-                scores = self._validate(plan, progress, leaves, lr, started) if validate else None
-                self._save(plans, progress, state, leaves, index, scores, started)
+    def _run_phase(self, place: int, shared: Leaves, own: Leaves, state: State | None) -> Leaves:
+        """Takes the members through a phase; returns the leaves that they have changed, with a leading axis."""
+        plans = [member.plans[place] for member in self.members]
+        plan, progress = plans[0], self._running(place)[0].progress
+        step = progress.step
+        leaves = shared | _one(own, 0)
+        index = self._index(plan, leaves)
+        own = own | _copies({p: shared[p] for p in plan.changing if p not in own}, len(plans))
+        learned, moving, rest = plan.take(shared | own, index)
+        frozen, still = ({p: x for p, x in rest.items() if (p in own) == changed} for changed in (False, True))
+        hyper = jax.tree.map(lambda *x: np.stack(x), *(p.hyper for p in plans))
+        state = state or self.mesh.put(_begun(plan, learned, moving, hyper))
+        feed, valid = self._feed(plan, progress, leaves), self._valid(plan, leaves)
+        given, key, pace = self._given(plan, leaves, index), self._key(place), Pace()
+        steps = make_steps(plan.spec, len(plans), self.how, feed.resident)
+        self.log.phase(plan.phase.name, plan.steps, step)
+        self._begin(place, frozen, still, index)
+        pending = None
+        while any(member.runs(place) for member in self.members):
+            count = min(plan.next_mark(step) - step, feed.steps, pace.steps)
+            block, now = feed.take(count), _numbers(plans, step, feed.steps)
+            state, metrics = steps(state, frozen, still, feed.data, block, now, hyper, key, given, count)
+            step += count
+            for member in self._running(place):
+                member.advance(count)
+            # A program late: the device works on this one while the host reads the one before.
+            self._collect(place, pending)
+            pending = count, metrics
+            pace.passed(count)
+            asked = self.stop_asked()
+            if asked or step in plan.evaluations or step in plan.checkpoints:
+                self._collect(place, pending)
+                pending, pace.since = None, None
+                own = plan.give(state.average or state.learned | state.moving, still, index)
+                probabilities = self._predict(plan, own, frozen, valid) if step in plan.evaluations else None
+                self._save(place, own, state, frozen, index, feed.position, probabilities)
             if asked:
-                self.checkpoints.wait()
+                for member in self.members:
+                    member.checkpoints.wait()
                 raise Interrupted(f"step {progress.total} is saved; the same command goes on from here.")
-        return leaves
+        return own if len(plans) == 1 else _stacked([m.held or _one(own, i) for i, m in enumerate(self.members)])
 
-    def _key(self, progress: Progress) -> jax.Array:
-        return self.mesh.put(jax.random.fold_in(jax.random.key(self.config.seed), progress.phase))
+    def _running(self, place: int) -> list[Member]:
+        return [member for member in self.members if member.runs(place)]
 
-    def _index(self, plan: PhasePlan, progress: Progress, leaves: Leaves) -> dict[str, jax.Array]:
+    def _key(self, place: int) -> jax.Array:
+        return self.mesh.put(jax.random.fold_in(jax.random.key(self.members[0].config.seed), place))
+
+    def _index(self, plan: PhasePlan, leaves: Leaves) -> dict[str, jax.Array]:
         """Which output channels learn where single neurons do, chosen at the start of the phase, by path of a leaf."""
         if not plan.layers:
             return {}
-        if progress.neurons is None:
-            limit, size = plan.phase.neurons.pictures, self.config.train.batch_size
-            steps = max(1, min(limit, len(self.data.train)) // size)
+        (member,) = self.members
+        if member.progress.neurons is None:
+            asked, size, train = plan.phase.neurons, member.config.train.batch_size, self.data.train
+            steps = max(1, min(asked.pictures, len(train)) // size)
             self.log.work(f"{plan.phase.name}: choosing neurons", steps * size)
+            seed, arrays = (member.config.seed, member.progress.phase), {"image": train.images, "label": train.labels}
+            batches = self._told(train_batches(arrays, size, seed, steps), size)
             scores = criteria.score(
                 plan.spec.graphdef,
                 leaves,
                 plan.layers,
-                self._told(self._batches(plan, progress, steps), size),
-                plan.phase.neurons,
+                batches,
+                asked,
                 plan.spec.preprocess,
                 plan.spec.dtype,
-                self._key(progress),
+                self._key(member.progress.phase),
             )
-            chosen = neurons.choose(scores, plan.phase.neurons)
-            progress.neurons = {layer: channels.tolist() for layer, channels in chosen.items()}
-        return self.mesh.put(neurons.indices(progress.neurons, plan.layers))
-
-    def _batches(self, plan: PhasePlan, progress: Progress, steps: int | None = None):
-        """The phase's batches, with what other networks say of their pictures; with `steps`, so many without that."""
-        config, train = self.config, self.data.train
-        arrays, unlabelled = {"image": train.images, "label": train.labels}, None
-        seed = (config.seed, progress.phase)
-        if steps is not None:
-            return train_batches(arrays, config.train.batch_size, seed, steps)
-        for network in plan.once:
-            self.log.work(f"{plan.phase.name}: {network.name}", len(train))
-            leaves, size = self.observed[network.name], config.train.batch_size
-            arrays |= observe_split(network, leaves, train, size, self.mesh, self.log.worked)
-        if plan.spec.views:
-            unlabelled = (self.data.unlabelled.images, config.train.batch_size * config.strategy.unlabelled_ratio)
-        return train_batches(arrays, config.train.batch_size, seed, plan.steps, unlabelled)
+            chosen = neurons.choose(scores, asked)
+            member.progress.neurons = {layer: channels.tolist() for layer, channels in chosen.items()}
+        return self.mesh.put(neurons.indices(member.progress.neurons, plan.layers))
 
     def _told(self, batches: Iterator[dict], size: int) -> Iterator[dict]:
         for batch in batches:
             yield self.mesh.put_batch(batch)
             self.log.worked(size)
 
-    def _given(self, plan: PhasePlan, index: Mapping[str, jax.Array]) -> Given:
+    def _feed(self, plan: PhasePlan, progress: Progress, leaves: Leaves) -> Feed:
+        """The phase's batches, with what frozen networks say of their pictures where that is computed once."""
+        config, train = self.members[0].config, self.data.train
+        arrays = {"label": train.labels} | ({"image": train.images} if plan.reads_pictures else {})
+        for network in plan.keeping.train:
+            theirs, what = network.leaves(self.observed, leaves), f"{plan.phase.name}: {network.name}, training"
+            arrays |= self.keeper.get(network, theirs, train, what, plan.keeping.views)
+        unlabelled = None
+        if plan.spec.views:
+            unlabelled = self.data.unlabelled.images, config.train.batch_size * config.strategy.unlabelled_ratio
+        seed = config.seed, progress.phase
+        views = plan.keeping.views if plan.keeping.train else 0
+        feed = Feed(arrays, unlabelled, config.train.batch_size, seed, plan.steps, views, self.mesh)
+        if progress.data is not None:
+            feed.seek(progress.data)
+        return feed
+
+    def _valid(self, plan: PhasePlan, leaves: Leaves) -> Mapping[str, np.ndarray]:
+        """The validation pictures, or the maps of the frozen first stages where these are computed once."""
+        if (prefix := plan.keeping.valid) is None:
+            return {"image": self.data.valid.images}
+        theirs, what = prefix.leaves(self.observed, leaves), f"{plan.phase.name}: {prefix.name}, validation"
+        return self.keeper.get(prefix, theirs, self.data.valid, what)
+
+    def _given(self, plan: PhasePlan, leaves: Leaves, index: Mapping[str, jax.Array]) -> Given:
         """What the steps are given; source values only where an objective asks for them."""
         paths = [p for p in plan.learned if p in self.source] if "source_leaves" in plan.spec.needs else []
         slices = {p: i for p, i in index.items() if p in paths}
         origin = {p: self.source[p] for p in paths}
         origin |= neurons.gather({p: origin[p] for p in slices}, slices)
-        return Given(index, origin, tuple(self.observed[network.name] for network in plan.spec.observed))
+        return Given(index, origin, tuple(network.leaves(self.observed, leaves) for network in plan.spec.observed))
 
-    def _collect(self, metrics: dict | None, progress: Progress, late: int = 1) -> None:
-        if metrics is None:
+    def _begin(self, place: int, frozen: Leaves, still: Leaves, index: Mapping[str, jax.Array]) -> None:
+        same = digests(frozen, index)
+        for i, member in enumerate(self.members):
+            if member.runs(place):
+                member.begin(same | digests(_one(still, i), index))
+
+    def _collect(self, place: int, pending: tuple | None) -> None:
+        if pending is None:
             return
-        metrics = jax.device_get(metrics)
-        if not metrics["finite"]:
-            self.checkpoints.wait()
-            kept = self.checkpoints.latest
-            raise TrainingStopped(
-                f"The loss or its update is not finite at step {progress.total - late} (loss {metrics['loss']}); "
-                + (f"the last good checkpoint is step {kept}." if kept is not None else "no checkpoint was made yet.")
-                + " Try a smaller optim.lr, optim.clip_norm, or optim.warmup_epochs."
+        count, metrics = pending
+        metrics = jax.tree.map(lambda x: x[:count], jax.device_get(metrics))
+        for i, member in enumerate(self.members):
+            if member.runs(place):
+                try:
+                    member.collect({name: x[:, i] for name, x in metrics.items()})
+                except TrainingStopped as failure:
+                    if len(self.members) == 1:
+                        raise
+                    member.failure = failure
+        pictures = self.members[0].config.train.batch_size * count
+        accuracy = metrics["correct"].sum(0).max() / pictures
+        self.log.steps(count, pictures * len(self.members), float(metrics["loss"][-1].min()), float(accuracy))
+
+    def _predict(self, plan: PhasePlan, own: Leaves, frozen: Leaves, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Probabilities [N, runs, classes]."""
+        classes, runs = len(self.data.classes), len(self.members)
+        size = rows_at_once(plan.spec.preprocess.size, self.mesh)
+        if runs == 1:  # the program that the result is judged with, too
+            leaves = frozen | _one(own, 0)
+            return predict_rows(self.predict, leaves, arrays, (classes,), size, self.mesh)[:, None]
+        predicts = make_predicts(self.predict, runs, self.how)
+        return predict_rows(predicts, (own, frozen), arrays, (runs, classes), size, self.mesh)
+
+    def _save(self, place: int, own: Leaves, state: State, frozen: Leaves, index, position, probabilities) -> None:
+        """Tells the running members of a validation, if there was one, and makes their checkpoints."""
+        now = functools.cache(lambda: digests(frozen, index))
+        learned = sum(x[0].size for x in state.learned.values())
+        for i, member in enumerate(self.members):
+            if not member.runs(place):
+                continue
+            still = {p for p in member.plan.frozen if p not in frozen}
+            arrays = _one({"params": own, **_besides(state)}, i)
+            scores = None
+            if probabilities is not None:
+                scores = member.validated(self.data.valid.labels, probabilities[:, i])
+            member.save(
+                arrays,
+                learned,
+                position,
+                scores,
+                lambda: now() | digests({p: arrays["params"][p] for p in still}, index),  # noqa: B023 - called at once
             )
-        size = self.config.train.batch_size
-        progress.sums = {
-            "loss": progress.sums["loss"] + float(metrics["loss"]),
-            "correct": progress.sums["correct"] + int(metrics["correct"]),
-            "steps": progress.sums["steps"] + 1,
-            "terms": (np.asarray(metrics["terms"]) + (progress.sums["terms"] or 0)).tolist(),
-        }
-        self.log.step(size, float(metrics["loss"]), progress.sums["correct"] / (size * progress.sums["steps"]))
 
-    def _validate(self, plan: PhasePlan, progress: Progress, leaves: Leaves, lr: float, started: float) -> dict:
-        probabilities = predict_split(self.predict, leaves, self.data.valid, self.config.train.batch_size, self.mesh)
-        valid = classification.scores(self.data.valid.labels, probabilities)
-        sums, steps = progress.sums, progress.sums["steps"]
-        mark = {
-            "accuracy": valid["accuracy"],
-            "loss": valid["loss"],
-            "step": progress.total,
-            "epoch": progress.epoch + progress.step / plan.steps_per_epoch,
-            "phase": plan.phase.name,
-        }
-        best = _better(mark, progress.best)
-        progress.best = mark if best else progress.best
-        progress.phase_best = mark if _better(mark, progress.phase_best) else progress.phase_best
-        terms = {name: t / steps for (name, _), t in zip(plan.phase.objectives, sums["terms"], strict=True)}
-        progress.sums = no_sums()
-        progress.rows += 1
-        self.log.row(
-            {
-                "phase": plan.phase.name,
-                "epoch": mark["epoch"],
-                "step": progress.total,
-                "lr": lr,
-                "seconds": time.monotonic() - started,
-                "train": {
-                    "loss": sums["loss"] / steps,
-                    "accuracy": sums["correct"] / (steps * self.config.train.batch_size),
-                    # Each objective, unweighted, where there is more than one.
-                    **(terms if len(terms) > 1 else {}),
-                },
-                "valid": valid,
-                "best": best,
-            }
-        )
-        return {k: mark[k] for k in ("accuracy", "loss", "epoch")}
-
-    def _save(self, plans, progress: Progress, state: State, leaves: Leaves, index, scores, started: float) -> None:
-        plan, progress.seconds = plans[progress.phase], time.monotonic() - started
-        arrays = {"params": leaves, **_besides(state)}
-        if progress.step == plan.steps or (scores is not None and self._stopped_early(plan, progress)):
-            self._finish_phase(plan, progress, state, leaves, index)
-        self.checkpoints.save(progress.total, arrays, dataclasses.asdict(progress), scores)
-
-    def _finish_phase(self, plan: PhasePlan, progress: Progress, state: State, leaves: Leaves, index) -> None:
-        digests = _digests({path: leaves[path] for path in plan.frozen}, index)
-        if moved := [path for path, digest in digests.items() if digest != progress.frozen[path]]:
-            raise TrainingStopped(f'Phase "{plan.phase.name}" changed leaves that were frozen: {", ".join(moved)}.')
-        epochs = progress.step / plan.steps_per_epoch
-        progress.phases.append(
-            {
-                "name": plan.phase.name,
-                "objectives": dict(plan.phase.objectives),
-                "epochs": epochs,
-                "steps": progress.step,
-                "seconds": progress.seconds - progress.phase_seconds,
-                "learned_parameters": int(sum(x.size for x in state.learned.values())),
-                "optimizer_bytes": optimizer_bytes(state.opt),
-                "frozen_unchanged": True,
-            }
-        )
-        progress.phase, progress.step, progress.epoch = progress.phase + 1, 0, progress.epoch + epochs
-        progress.data = progress.phase_best = progress.frozen = progress.neurons = None
-        progress.phase_seconds = progress.seconds
-
-    def _stopped_early(self, plan: PhasePlan, progress: Progress) -> bool:
-        patience, best = self.config.train.early_stop_epochs, progress.phase_best
-        if patience is None or best is None:
-            return False
-        # In steps; validations stand at rounded ones, so two of them may be a step closer than their epochs say.
-        return progress.total - best["step"] > patience * plan.steps_per_epoch - 1
-
-    def _restore(self, step: int, plan: PhasePlan, leaves: Leaves) -> tuple[State, Leaves]:
-        """The state of a checkpoint, or, where it lies at a phase's end, the leaves to start the next phase from."""
-        progress = self.checkpoints.progress(step)
-        if progress["step"] == 0:
-            return None, self.checkpoints.restore(step, {"params": leaves})["params"]
-        index = self._index(plan, Progress(**progress), leaves)
-        learned, moving, _ = plan.take(leaves, index)
-        fresh = self.mesh.put(init_state(plan.spec, learned, moving, plan.hyper))
-        saved = self.checkpoints.restore(step, {"params": leaves, **_besides(fresh)})
-        learned, moving, _ = plan.take(saved["params"], index)
+    def _restored(self, shared: Leaves) -> tuple[Leaves, State | None]:
+        """What the last checkpoints hold: changed leaves, and the state unless they lie at a phase's end."""
+        place, step = self.members[0].progress.phase, self.members[0].progress.step
+        latest = [(member.checkpoints, member.checkpoints.latest) for member in self.members]
+        own = _stacked([kept.changed(at, shared) for kept, at in latest])
+        if step == 0:
+            return own, None
+        plan = self.members[0].plans[place]
+        index = self._index(plan, shared | _one(own, 0))
+        learned, moving, _ = plan.take(shared | own, index)
+        hyper = jax.tree.map(lambda *x: np.stack(x), *(m.plans[place].hyper for m in self.members))
+        fresh = self.mesh.put(_begun(plan, learned, moving, hyper))
+        like = _one(_besides(fresh), 0)
+        saved = _stacked([kept.restore(at, like) for kept, at in latest])
         state = State(learned, moving, saved["opt"], saved["step"], {})
         if fresh.average:  # what was kept as the model is the average
             state = state._replace(learned=saved["learned"], moving=saved["moving"], average=learned | moving)
-        return state, saved["params"]
+        return own, self.mesh.put(state)
+
+
+class Pace:
+    """How many steps a program takes, so that it takes about `GLANCE` seconds."""
+
+    def __init__(self):
+        self.steps, self.since, self._programs = 1, None, 0
+
+    def passed(self, steps: int) -> None:
+        """A program of so many steps was sent, and the one before it is through."""
+        now, self._programs = time.monotonic(), self._programs + 1
+        # The first one was compiled, and the second waited for that.
+        if self.since is not None and self._programs > 3:
+            self.steps = max(1, min(2 * self.steps, int(GLANCE * steps / max(1e-9, now - self.since))))
+        self.since = now
+
+
+def _numbers(plans: Sequence[PhasePlan], step: int, room: int) -> dict[str, np.ndarray]:
+    """What is another number in each step, from `step` on: `lr` [room, runs] and `progress` [room]."""
+    steps = range(step, min(step + room, plans[0].steps))
+    lr, progress = np.zeros((room, len(plans)), np.float32), np.zeros(room, np.float32)
+    for run, plan in enumerate(plans):
+        lr[: len(steps), run] = [learning_rate(plan.optim, s, plan.steps, plan.steps_per_epoch) for s in steps]
+    progress[: len(steps)] = [s / plans[0].steps for s in steps]
+    return {"lr": lr, "progress": progress}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _copies(leaves: Leaves, runs: int) -> Leaves:
+    """As many copies, on a leading axis."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), leaves)
+
+
+@jax.jit
+def _one(tree, run):
+    """What one run has of a tree with a leading axis."""
+    return jax.tree.map(lambda x: x[run], tree)
+
+
+@jax.jit
+def _stacked(trees):
+    """The trees of several runs as one with a leading axis."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def _begun(plan: PhasePlan, learned: Leaves, moving: Leaves, hyper) -> State:
+    """The states before the first step."""
+    return _compiled_begun(plan.spec, len(hyper["eps"]))(learned, moving, hyper)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_begun(spec, runs: int):
+    def begun(learned: Leaves, moving: Leaves, hyper) -> State:
+        return over_runs(runs, "vmap")(lambda x: init_state(spec, *x), (learned, moving, hyper))
+
+    return jax.jit(begun)
 
 
 def _besides(state: State) -> dict:
     """What a checkpoint holds of a state besides the model: where that is an average, what is averaged too."""
     averaged = {"learned": state.learned, "moving": state.moving} if state.average else {}
     return {"opt": state.opt, "step": state.step, **averaged}
-
-
-def _better(mark: dict, best: dict | None) -> bool:
-    return best is None or goodness(mark) > goodness(best)
-
-
-def _digests(leaves: Leaves, index: Mapping[str, jax.Array]) -> dict[str, str]:
-    """Digests of leaves; of those in `index`, without the channels that learn."""
-    values = {path: np.asarray(value) for path, value in leaves.items()}
-    still = {p: np.delete(v, np.asarray(index[p]), axis=-1) if p in index else v for p, v in values.items()}
-    return {path: parameters_digest({path: value}) for path, value in still.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,9 +21,18 @@ from tljax.models.state import Leaves
 from tljax.objectives import Objective
 from tljax.strategies import Group, assign, frozen_modules, frozen_prefix, neurons
 from tljax.train import optimizer
-from tljax.train.reference import Observed
+from tljax.train.keep import Keeping, choose
+from tljax.train.reference import PREFIX, Observed, bytes_of, frozen_stages
 from tljax.train.step import Spec
 from tljax.weights import Preprocess
+
+
+class Pictures(NamedTuple):
+    """What a phase sees: how many labelled pictures to train on, how many for validation, and [H, W, C] of one."""
+
+    train: int
+    valid: int
+    shape: tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +49,8 @@ class PhasePlan:
       frozen: all other paths, and those of which single neurons learn.
       layers: the leaves of each layer of which single neurons learn, by its path.
       neurons: how many of each layer learn; an even share, where the best of all layers are chosen.
-      once: networks whose outputs on the training pictures never change, and are computed once.
       prefix: the stages before the first that learns, moves or draws at random.
+      keeping: what frozen networks, these stages among them, say of the pictures, and whether it is computed once.
       spec: of the compiled step.
       steps: length.
       steps_per_epoch: training pictures over batch size.
@@ -57,13 +67,32 @@ class PhasePlan:
     frozen: tuple[str, ...]
     layers: dict[str, tuple[str, ...]]
     neurons: dict[str, int]
-    once: tuple[Observed, ...]
     prefix: tuple[str, ...]
+    keeping: Keeping
     spec: Spec
     steps: int
     steps_per_epoch: float
     evaluations: frozenset[int]
     checkpoints: frozenset[int]
+
+    @property
+    def once(self) -> tuple[Observed, ...]:
+        """Networks whose outputs for the training pictures are computed once."""
+        return self.keeping.train
+
+    @property
+    def changing(self) -> tuple[str, ...]:
+        """Paths of all leaves that the phase changes."""
+        return self.learned + self.moving
+
+    def next_mark(self, step: int) -> int:
+        """The next step after which the host has something to do."""
+        return min(mark for mark in self.evaluations | self.checkpoints if mark > step)
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether a step looks at the pictures themselves, or only at what is known of them."""
+        return not any(network.name == PREFIX for network in self.keeping.train) or bool(self.keeping.in_step)
 
     def take(self, leaves: Leaves, index: Mapping[str, jax.Array]) -> tuple[Leaves, Leaves, Leaves]:
         """Divides a model's leaves into learned, moving and frozen ones; `index` says which channels are learned."""
@@ -81,11 +110,11 @@ def plan_phase(
     config: Config,
     phase: Phase,
     model: Model,
-    train_size: int,
+    pictures: Pictures,
     preprocess: Preprocess,
     observed: Sequence[Observed] = (),
+    theirs: Mapping[str, Leaves] = MappingProxyType({}),
     prior: np.ndarray | None = None,
-    once: bool = True,
 ) -> PhasePlan:
     """Makes a phase concrete; `model` may be abstract, only shapes are read.
 
@@ -93,11 +122,11 @@ def plan_phase(
       config: of the run.
       phase: of its strategy.
       model: with all outputs that the objectives ask for.
-      train_size: labelled pictures.
+      pictures: that it sees.
       preprocess: of the weights, at the run's own input size.
       observed: networks that the objectives look at.
+      theirs: their leaves, or shapes of them, by name.
       prior: frequencies of the classes among the labelled pictures.
-      once: whether what those networks say may be computed once and kept, where the pictures stay the same.
 
     Raises:
       UserError: rules that do not fit the model, an unknown objective, or fields that do not go together.
@@ -112,7 +141,15 @@ def plan_phase(
     layers = neurons.layers_of(params, phase.neurons.layers, model.norm_after) if phase.neurons.layers else {}
     groups = assign(params, stats, phase, stages, layers)
     graphdef, drawing = _with_frozen_modules(model, groups)
-    once = once and not augments(config)
+    views = tuple(view for view in ("weak", "strong") if view in needs)
+    first, prefix = tuple(frozen_prefix(model.stage_names, groups, drawing)), None
+    if first:
+        paired = [ours for network in observed for ours, _ in network.maps]
+        prefix = frozen_stages(model, first, paired, "maps" in needs, preprocess, config.train.precision)
+    networks = [*([prefix] if prefix else []), *observed]
+    sizes = {n.name: bytes_of(n, n.leaves(theirs, leaves_of.values(model)), pictures.shape) for n in networks}
+    counts = pictures.train, pictures.valid
+    keeping = choose(config, phase.name, prefix, observed, sizes, counts, unlabelled=bool(views))
     spec = Spec(
         graphdef=graphdef,
         groups=tuple((p, groups[p]) for p in params if groups[p].learns),
@@ -121,11 +158,12 @@ def plan_phase(
         preprocess=preprocess,
         dtype=config.train.precision,
         augment=config.augment,
-        views=tuple(view for view in ("weak", "strong") if view in needs),
+        views=views,
         averaged=phase.average is not None,
-        observed=() if once else tuple(observed),
+        observed=keeping.in_step,
+        accumulate=config.train.accumulate,
     )
-    per_epoch = train_size / config.train.batch_size
+    per_epoch = pictures.train / config.train.batch_size
     steps = max(1, round(phase.epochs * per_epoch))
     every = config.train.checkpoint_epochs
     return PhasePlan(
@@ -138,8 +176,8 @@ def plan_phase(
         frozen=tuple(p for p in groups if not groups[p].learns or groups[p].single),
         layers=layers,
         neurons=neurons.counts(layers, params, phase.neurons) if layers else {},
-        once=tuple(observed) if once else (),
-        prefix=tuple(frozen_prefix(model.stage_names, groups, drawing)),
+        prefix=first,
+        keeping=keeping,
         spec=spec,
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -154,11 +192,6 @@ def terms_of(phase: Phase) -> tuple[Objective, ...]:
         return tuple(objectives.find(name) for name, _ in phase.objectives)
     except UserError as error:
         raise UserError(f'Phase "{phase.name}": {error}') from error
-
-
-def augments(config: Config) -> bool:
-    """Whether the training pictures change from step to step."""
-    return config.augment.flip or config.augment.crop_padding > 0
 
 
 def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str, Any]:

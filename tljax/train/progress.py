@@ -6,8 +6,18 @@ import dataclasses
 from typing import Protocol
 
 
+class Rows(Protocol):
+    """Where validations of a run are told."""
+
+    def row(self, row: dict) -> None:
+        """A validation is through."""
+
+    def rewind(self, rows: int) -> None:
+        """Only so many rows count; the others came after the checkpoint."""
+
+
 class Log(Protocol):
-    """Where the loop tells what happens."""
+    """Where the loop tells what happens between validations."""
 
     def phase(self, name: str, steps: int, done: int) -> None:
         """A phase begins or goes on."""
@@ -18,14 +28,11 @@ class Log(Protocol):
     def worked(self, pictures: int) -> None:
         """So many of them are done."""
 
-    def step(self, pictures: int, loss: float, accuracy: float) -> None:
-        """A step's metrics have arrived."""
+    def steps(self, count: int, pictures: int, loss: float, accuracy: float) -> None:
+        """The metrics of so many steps have arrived, and of so many pictures."""
 
-    def row(self, row: dict) -> None:
-        """A validation is through."""
-
-    def rewind(self, rows: int) -> None:
-        """Only so many rows count; the others came after the checkpoint."""
+    def note(self, text: str) -> None:
+        """Something that one should know."""
 
 
 def no_sums() -> dict:

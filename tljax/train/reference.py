@@ -1,29 +1,29 @@
-"""What a phase holds the student against: outputs of other networks, which never change, on the student's pictures.
+"""What other networks say of the pictures: teachers, the source, and the frozen first stages of the student itself.
 
-Where the pictures do not change either, because nothing is augmented, they are computed once for the whole split, and
-travel with the batches; else inside the step, on the same augmented pictures.
+None of them changes. Where the pictures do not change either, because nothing is augmented or each is drawn a few times
+only, what they say is computed once for the whole split (`tljax.train.keep`), and travels with the batches; else inside
+the step, on the same augmented pictures.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tljax.data import Split
+from tljax.models import Model
 from tljax.models import state as leaves_of
+from tljax.models.layers import average_pool_to
 from tljax.models.state import Leaves
-from tljax.train.features import extract
-from tljax.train.sharding import Mesh
 from tljax.weights import Preprocess, make_preprocess
 
-# What is computed once is kept in host memory up to this; beyond it, every step computes its own.
-MOST_BYTES = 4 << 30
+# The student's own frozen first stages, as one of the networks that a phase looks at.
+PREFIX = "prefix"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,14 @@ class Observed:
     """A network that a phase looks at, without the values of its leaves.
 
     Attributes:
-      name: "teacher0", "teacher1", ... or "source".
+      name: "teacher0", "teacher1", ..., "source", or `PREFIX`.
       graphdef: of the network.
       preprocess: its own, at its own input size.
       dtype: of its computation.
       logits: whether its classifier's outputs are wanted.
       maps: pairs of the student's stage and its own, whose maps are wanted.
+      grid: height and width that the maps are averaged to; None: they are taken whole.
+      stages: of the student, which `PREFIX` is made of.
     """
 
     name: str
@@ -45,18 +47,54 @@ class Observed:
     dtype: str
     logits: bool
     maps: tuple[tuple[str, str], ...]
+    grid: tuple[int, int] | None = None
+    stages: tuple[str, ...] = ()
+
+    def leaves(self, observed: Mapping[str, Leaves], student: Leaves) -> Leaves:
+        """Its leaves, among those of the networks by name, or of the student."""
+        if self.name != PREFIX:
+            return observed[self.name]
+        ours = tuple(f"{stage}/" for stage in self.stages)
+        return {path: leaf for path, leaf in student.items() if path.startswith(ours)}
+
+
+def frozen_stages(
+    model: Model, stages: Sequence[str], paired: Iterable[str], whole: bool, preprocess: Preprocess, dtype: str
+) -> Observed:
+    """The first stages of a model as a network of its own, which gives the maps that anything behind it looks at.
+
+    Args:
+      model: of the run.
+      stages: the first ones, all frozen.
+      paired: stages whose maps are held against another network's.
+      whole: whether an objective wants all maps there are.
+      preprocess: of the weights.
+      dtype: of the computation.
+    """
+    reads, grid = dict(model.head.reads), None
+    if len(stages) < len(model.stage_names):
+        reads[stages[-1]] = None  # the next stage goes on from it
+    wanted = set(stages) if whole else {*reads, *paired} & set(stages)
+    if wanted == {stages[-1]} and not whole and stages[-1] not in paired:
+        grid = reads[stages[-1]]
+    trunk = leaves_of.split(model.trunk(stages)).graphdef
+    maps = tuple((stage, stage) for stage in stages if stage in wanted)
+    return Observed(PREFIX, trunk, preprocess, dtype, False, maps, grid, tuple(stages))
 
 
 def observe(observed: Observed, leaves: Leaves, images: jax.Array) -> dict[str, jax.Array]:
     """Outputs in inference mode on uint8 pictures, by name: "teacher0/logits", "teacher0/maps/stage2"."""
     prepared = make_preprocess(observed.preprocess, observed.preprocess.size, observed.dtype)(images)
-    outputs = leaves_of.merge(observed.graphdef, leaves).outputs(prepared)
-    named = {f"{observed.name}/maps/{stage}": outputs["maps"][theirs] for stage, theirs in observed.maps}
-    return named | ({f"{observed.name}/logits": outputs["logits"]} if observed.logits else {})
+    model = leaves_of.merge(observed.graphdef, leaves)
+    maps = model.features(prepared)
+    taken = {f"{observed.name}/maps/{stage}": maps[theirs] for stage, theirs in observed.maps}
+    if observed.grid is not None:
+        taken = {name: average_pool_to(x, observed.grid) for name, x in taken.items()}
+    return taken | ({f"{observed.name}/logits": model.head(maps)} if observed.logits else {})
 
 
 def nested(named: Mapping[str, jax.Array]) -> dict:
-    """The outputs as objectives take them: `teachers`, a tuple, and `source`, each with `logits` and `maps`."""
+    """The outputs as objectives take them: `teachers`, a tuple, `source` and `prefix`, each with `logits` and `maps`."""
     networks: dict[str, dict] = {}
     for name, value in named.items():
         network, kind, *stage = name.split("/", 2)
@@ -65,20 +103,20 @@ def nested(named: Mapping[str, jax.Array]) -> dict:
             outputs["maps"][stage[0]] = value
         else:
             outputs[kind] = value
-    source = networks.pop("source", None)
+    single = {name: networks.pop(name) for name in ("source", PREFIX) if name in networks}
     teachers = tuple(networks[name] for name in sorted(networks, key=lambda n: int(n.removeprefix("teacher"))))
-    return ({"teachers": teachers} if teachers else {}) | ({"source": source} if source else {})
+    return ({"teachers": teachers} if teachers else {}) | single
 
 
-def bytes_of(observed: Observed, leaves: Mapping, picture: tuple[int, ...], pictures: int) -> int:
-    """What the outputs for so many pictures [H, W, C] take, kept in float32; `leaves` may be shapes."""
-    one = jax.ShapeDtypeStruct((1, *picture), np.uint8)
+def shapes_of(observed: Observed, leaves: Mapping, picture: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
+    """The outputs for one picture [H, W, C], without its axis; `leaves` may be shapes."""
+    one = jax.ShapeDtypeStruct((1, *picture), jnp.uint8)
     shapes = jax.eval_shape(lambda leaves, image: observe(observed, leaves, image), leaves, one)
-    return 4 * pictures * sum(math.prod(x.shape) for x in shapes.values())
+    return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in shapes.items()}
 
 
-def observe_split(
-    observed: Observed, leaves: Leaves, split: Split, batch_size: int, mesh: Mesh, done: Callable[[int], None]
-) -> dict[str, np.ndarray]:
-    """The outputs for all pictures of `split`, in their order; `done` hears of every batch's pictures."""
-    return extract(jax.jit(functools.partial(observe, observed)), leaves, split, batch_size, mesh, done)
+def bytes_of(observed: Observed, leaves: Mapping, picture: Sequence[int]) -> int:
+    """What the outputs for one picture take."""
+    shapes = shapes_of(observed, leaves, picture).values()
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)
+

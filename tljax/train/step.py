@@ -19,7 +19,7 @@ from tljax.objectives import Objective
 from tljax.strategies import Group, neurons
 from tljax.train.augment import make_augment, make_strong
 from tljax.train.optimizer import make_optimizer
-from tljax.train.reference import Observed, nested, observe
+from tljax.train.reference import PREFIX, Observed, nested, observe
 from tljax.weights import Preprocess, make_preprocess
 
 
@@ -73,6 +73,7 @@ class Spec:
       views: "weak" and "strong", as the objectives want the unlabelled pictures.
       averaged: whether a running average of the weights is kept.
       observed: networks that the step itself runs.
+      accumulate: parts of a batch that go through the network one after another.
     """
 
     graphdef: nnx.GraphDef
@@ -85,6 +86,7 @@ class Spec:
     views: tuple[str, ...] = ()
     averaged: bool = False
     observed: tuple[Observed, ...] = ()
+    accumulate: int = 1
 
     @property
     def needs(self) -> frozenset[str]:
@@ -101,28 +103,38 @@ def init_state(spec: Spec, learned: Leaves, moving: Leaves, hyper: dict) -> Stat
 
 @functools.lru_cache(maxsize=64)
 def make_train_step(spec: Spec):
-    """Compiles `step(state, frozen, batch, hyper, key, given) → (state, metrics)`; `state` is donated.
+    """Compiles `step_of(spec)`; the state is donated."""
+    return jax.jit(step_of(spec), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=64)
+def step_of(spec: Spec):
+    """The pure function `step(state, frozen, batch, hyper, key, given) → (state, metrics)`.
 
     `frozen` has every leaf that does not change, `batch` is uint8 `image` [B, H, W, C], int32 `label` [B], uint8
-    `unlabelled` [U, H, W, C] where the spec has views, and outputs of other networks that were computed before;
-    `hyper` the numbers of `PhasePlan.hyper` with those of the step, `lr` and `progress`; `key` the phase's random key.
-    `metrics` are `loss`, `terms` (each objective's value, unweighted), `correct` (how many) and `finite`, which is
-    false when loss or update is not.
+    `unlabelled` [U, H, W, C] where the spec has views, and what networks said of the pictures before (the maps of the
+    frozen first stages among it; where nobody looks at the pictures themselves, there are none); `hyper` the numbers of
+    `PhasePlan.hyper` with those of the step, `lr` and `progress`; `key` the phase's random key. `metrics` are `loss`,
+    `terms` (each objective's value, unweighted), `correct` (how many) and `finite`, which is false when loss or update
+    is not.
     """
     preprocess = make_preprocess(spec.preprocess, spec.preprocess.size, spec.dtype)
     augment = make_augment(spec.augment)
     views = {"weak": augment, "strong": make_strong(spec.augment)}
 
-    def train_step(state: State, frozen: Leaves, batch, hyper, key, given: Given = NOTHING):
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        pictures = augment(augment_key, batch["image"])
-        inputs = {"labelled": preprocess(pictures)}
+    def gradients(state: State, frozen: Leaves, batch, hyper, key, given: Given):
+        augment_key, dropout_key = jax.random.split(key)
+        pictures, inputs = None, {}
+        if "image" in batch:
+            pictures = augment(augment_key, batch["image"])
+            inputs = {"labelled": preprocess(pictures)}
         for i, name in enumerate(spec.views):
             inputs[name] = preprocess(views[name](jax.random.fold_in(augment_key, i), batch["unlabelled"]))
         named = {name: value for name, value in batch.items() if "/" in name}
         for network, leaves in zip(spec.observed, given.observed, strict=True):
             named |= observe(network, leaves, pictures)
         reference = nested(named) | {"leaves": given.origin}
+        known = reference.pop(PREFIX, {"maps": {}})["maps"]
         if "average" in spec.needs:
             view = preprocess(augment(jax.random.fold_in(augment_key, len(views)), batch["unlabelled"]))
             model = assemble(spec.graphdef, state.average, frozen, given.neurons)
@@ -130,37 +142,60 @@ def make_train_step(spec: Spec):
 
         def loss_fn(learned: Leaves):
             model = assemble(spec.graphdef, learned | state.moving, frozen, given.neurons)
-            together = jnp.concatenate(list(inputs.values())) if len(inputs) > 1 else inputs["labelled"]
-            outputs = model.outputs(together, train=True, rngs=nnx.Rngs(dropout=dropout_key))
+            together = jnp.concatenate(list(inputs.values())) if len(inputs) > 1 else inputs.get("labelled")
+            outputs = model.outputs(together, train=True, rngs=nnx.Rngs(dropout=dropout_key), known=known)
             outputs = _by_view(outputs, inputs) | {"leaves": learned}
             terms = [objective(outputs, batch, reference, hyper) for objective in spec.objectives]
             loss = sum(weight * term for weight, term in zip(hyper["weights"], terms, strict=True))
             moved = leaves_of.stats_of(model)
-            return loss, (terms, outputs["logits"], {path: moved[path] for path in state.moving})
+            correct = (outputs["logits"].argmax(-1) == batch["label"]).sum()
+            return loss, ({"terms": jnp.stack(terms), "correct": correct}, {path: moved[path] for path in state.moving})
 
-        (loss, (terms, logits, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
+        (loss, (seen, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
+        return grads, moving, seen | {"loss": loss}
+
+    def accumulated(state: State, frozen: Leaves, batch, hyper, key, given: Given):
+        # Every n-th row, so that each device goes on with rows that it has.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, spec.accumulate, *x.shape[1:]), 1, 0), batch)
+
+        def part(moving: Leaves, numbered):
+            number, rows = numbered
+            grads, moving, seen = gradients(
+                state._replace(moving=moving), frozen, rows, hyper, jax.random.fold_in(key, number), given
+            )
+            return moving, (grads, seen)
+
+        moving, (grads, seen) = jax.lax.scan(part, state.moving, (jnp.arange(spec.accumulate), parts))
+        correct = seen["correct"].sum()
+        grads, seen = jax.tree.map(lambda x: x.mean(0), (grads, seen))
+        return grads, moving, seen | {"correct": correct}
+
+    def train_step(state: State, frozen: Leaves, batch, hyper, key, given: Given = NOTHING):
+        key = jax.random.fold_in(key, state.step)
+        differentiate = gradients if spec.accumulate == 1 else accumulated
+        grads, moving, seen = differentiate(state, frozen, batch, hyper, key, given)
         optimizer = make_optimizer(spec.optimizer, hyper, dict(spec.groups))
         updates, opt = optimizer.update(grads, state.opt, state.learned)
         learned = optax.apply_updates(state.learned, updates)
-        metrics = {
-            "loss": loss,
-            "terms": terms,
-            "correct": (logits.argmax(-1) == batch["label"]).sum(),
-            "finite": jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates)),
-        }
+        metrics = seen | {"finite": jnp.isfinite(seen["loss"]) & jnp.isfinite(optax.tree.norm(updates))}
         average = _averaged(state.average, learned | moving, state.step, hyper) if spec.averaged else {}
         return State(learned, moving, opt, state.step + 1, average), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
 
 
 @functools.lru_cache(maxsize=64)
 def make_predict(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str):
-    """Compiles `predict(leaves, images) → probabilities` [B, classes] in inference mode."""
+    """Compiles `predict(leaves, batch) → probabilities` [B, classes] in inference mode.
+
+    `batch` is uint8 `image` [B, H, W, C], or the maps of first stages that are known already.
+    """
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
-    def predict(leaves: Leaves, images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(leaves_of.merge(graphdef, leaves)(prepare(images), train=False))
+    def predict(leaves: Leaves, batch: Mapping[str, jax.Array]) -> jax.Array:
+        known = nested({name: value for name, value in batch.items() if "/" in name}).get(PREFIX, {"maps": {}})["maps"]
+        images = None if known else prepare(batch["image"])
+        return jax.nn.softmax(leaves_of.merge(graphdef, leaves).outputs(images, known=known)["logits"])
 
     return jax.jit(predict)
 
@@ -183,10 +218,12 @@ def assemble(graphdef: nnx.GraphDef, changing: Leaves, frozen: Leaves, index: Ma
 
 def _by_view(outputs: dict, inputs: Mapping[str, jax.Array]) -> dict:
     """Outputs on concatenated pictures → those of the labelled ones, and `{view: outputs}` of the others."""
+    if len(inputs) < 2:
+        return outputs
     found, start = {}, 0
     for name, images in inputs.items():
         end = start + len(images)
-        found[name] = outputs if len(inputs) == 1 else jax.tree.map(lambda x, a=start, b=end: x[a:b], outputs)
+        found[name] = jax.tree.map(lambda x, a=start, b=end: x[a:b], outputs)
         start = end
     return found.pop("labelled") | found
 

@@ -1,0 +1,221 @@
+"""What a phase computes once and keeps: what frozen networks say of the pictures, and why, or why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import tljax
+from tljax import cache
+from tljax.config import AugmentConfig, Config
+from tljax.data import Split
+from tljax.errors import UserError
+from tljax.models.state import Leaves
+from tljax.train.augment import make_augment
+from tljax.train.features import over_rows
+from tljax.train.progress import Log
+from tljax.train.reference import PREFIX, Observed, bytes_of, observe, shapes_of
+from tljax.train.sharding import Mesh
+from tljax.train.store import Entry, Store
+from tljax.weights import parameters_digest
+
+# The largest map of a batch that networks are run on in inference mode: beyond it nothing gets faster.
+BATCH_BYTES = 1 << 26
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """What is kept in a phase.
+
+    Attributes:
+      train: networks whose outputs for the training pictures are computed once.
+      in_step: networks that every step runs.
+      valid: the frozen first stages, where their maps of the validation pictures are computed once.
+      views: how many times a training picture is drawn; 0: pictures stay as they are.
+      train_bytes: for the training pictures.
+      valid_bytes: for the validation pictures.
+      why: one clause about the frozen first stages.
+    """
+
+    train: tuple[Observed, ...] = ()
+    in_step: tuple[Observed, ...] = ()
+    valid: Observed | None = None
+    views: int = 0
+    train_bytes: int = 0
+    valid_bytes: int = 0
+    why: str = "nothing is frozen before the first stage that learns"
+
+
+def augments(augment: AugmentConfig) -> bool:
+    """Whether the training pictures change from step to step."""
+    return augment.flip or augment.crop_padding > 0
+
+
+def choose(
+    config: Config,
+    phase: str,
+    prefix: Observed | None,
+    others: Sequence[Observed],
+    sizes: Mapping[str, int],
+    pictures: tuple[int, int],
+    unlabelled: bool,
+) -> Keeping:
+    """Decides what a phase keeps.
+
+    Args:
+      config: of the run.
+      phase: its name.
+      prefix: the frozen first stages as a network, where there are any.
+      others: teachers, and the source.
+      sizes: bytes that the outputs for one picture take, by the network's name.
+      pictures: how many there are for training and for validation.
+      unlabelled: whether the student looks at unlabelled pictures too.
+
+    Raises:
+      UserError: `cache.views` is asked for, and does not fit.
+    """
+    keep, limit, drawn = config.cache, config.cache.gigabytes * 1e9, augments(config.augment)
+    networks = ([prefix] if prefix is not None and not unlabelled else []) + list(others)
+    if drawn and keep.views and networks:
+        needed = sum(sizes[n.name] for n in networks) * pictures[0] * keep.views
+        if keep.where == "none" or needed > limit:
+            asked = "cache.where='none' keeps nothing" if keep.where == "none" else f"that is more than {limit:.3g}"
+            raise UserError(
+                f'Phase "{phase}": cache.views={keep.views} takes {needed:.3g} bytes, but {asked}: lower it, or raise '
+                "cache.gigabytes."
+            )
+    views, left = keep.views if drawn else 0, limit
+    kept, in_step, why = [], [], Keeping.why
+    for network in networks:
+        size = sizes[network.name] * pictures[0] * max(1, views)
+        against = _against(keep.where, drawn and not views, size, left)
+        (in_step if against else kept).append(network)
+        left -= 0 if against else size
+        if network is prefix:
+            why = against or (f"{views} drawn views of each picture" if views else "the pictures stay the same")
+    if prefix is not None and unlabelled:
+        why = "views of unlabelled pictures are drawn anew in every step"
+    valid_bytes = sizes[PREFIX] * pictures[1] if prefix is not None else 0
+    valid = None if prefix is None or _against(keep.where, False, valid_bytes, left) else prefix
+    train_bytes = sum(sizes[n.name] for n in kept) * pictures[0] * max(1, views)
+    return Keeping(tuple(kept), tuple(in_step), valid, views, train_bytes, valid_bytes if valid else 0, why)
+
+
+def _against(where: str, drawn: bool, size: int, left: float) -> str | None:
+    """What speaks against keeping the outputs of a network, or None."""
+    if where == "none":
+        return "cache.where is none"
+    if drawn:
+        return "pictures are drawn anew in every step; cache.views would keep some of each"
+    return None if size <= left else f"{size / 1e9:.3g} GB are more than what cache.gigabytes leaves"
+
+
+class Keeper:
+    """Computes what is kept, or finds it.
+
+    Args:
+      config: of the run.
+      mesh: the devices.
+      log: told of the work.
+
+    Attributes:
+      record: what was asked for, as result.json has it.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, log: Log):
+        self.config, self.mesh, self.log, self.record = config, mesh, log, []
+        self.store = Store(config.cache, cache.folder("features"))
+
+    def get(self, network: Observed, leaves: Leaves, split: Split, what: str, views: int = 0) -> dict[str, np.ndarray]:
+        """What a network says of all pictures, by name as in `observe`, in their order; with `views`, view after view.
+
+        Args:
+          network: whose outputs.
+          leaves: of the network, on the mesh.
+          split: pictures.
+          what: name of the work for the log.
+          views: how many times each picture is drawn; 0: as it is.
+        """
+        images = split.images
+        count, drawn = max(1, views) * len(images), None
+        shapes = shapes_of(network, leaves, images.shape[1:])
+        shapes = {n: jax.ShapeDtypeStruct((count, *s.shape), s.dtype) for n, s in shapes.items()}
+        size = rows_at_once(network.preprocess.size, self.mesh)
+        if views:
+            drawn = {"count": views, "seed": self.config.seed, "batch": size, "augment": repr(self.config.augment)}
+
+        def fill(out: Mapping[str, np.ndarray]) -> None:
+            self.log.work(what, count)
+            for view in range(max(1, views)):
+                part = {name: x[view * len(images) : (view + 1) * len(images)] for name, x in out.items()}
+                run = _observer(network, self.config.augment if views else None)
+                key = jax.random.fold_in(jax.random.key(self.config.seed), view)
+                batches = iter(range(len(images)))  # another key for each batch
+                over_rows(
+                    lambda b, run=run, key=key, n=batches: run(leaves, b["image"], jax.random.fold_in(key, next(n))),
+                    {"image": images},
+                    size,
+                    self.mesh,
+                    part,
+                    self.log.worked,
+                )
+
+        key = {
+            "network": hashlib.sha256(_without_addresses(repr(network)).encode()).hexdigest(),
+            "leaves": parameters_digest(leaves),
+            "pictures": split.fingerprint,
+            "views": drawn,
+            "device": jax.devices()[0].device_kind,
+            "products": [str(jax.config.jax_default_matmul_precision), bool(jax.config.jax_enable_x64)],
+            "versions": [tljax.__version__, jax.__version__, _code()],
+        }
+        entry = self.store.get(key, shapes, fill)
+        self._tell(what, entry, count)
+        return entry.arrays
+
+    def _tell(self, what: str, entry: Entry, pictures: int) -> None:
+        size = sum(x.nbytes for x in entry.arrays.values())
+        self.record.append(
+            {
+                "what": what,
+                "pictures": pictures,
+                "bytes": size,
+                "where": entry.where,
+                "seconds": entry.seconds,
+                "reused": entry.reused,
+            }
+        )
+        how = "kept before, which saves" if entry.reused else f"computed and kept ({entry.where}) in"
+        self.log.note(f"{what}: features of {pictures:,} pictures, {size / 1e6:.3g} MB, {how} {entry.seconds:.1f} s")
+
+
+def rows_at_once(side: int, mesh: Mesh) -> int:
+    """Pictures of a batch in inference mode, by the input's side: as if the first map had 64 channels for each pixel."""
+    return mesh.multiple(max(8, min(512, BATCH_BYTES // (4 * 64 * side**2))))
+
+
+@functools.lru_cache(maxsize=64)
+def _observer(network: Observed, augment: AugmentConfig | None):
+    change = make_augment(augment) if augment else lambda key, images: images
+    return jax.jit(lambda leaves, images, key: observe(network, leaves, change(key, images)))
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of the code that makes features of pictures: another version of it may make others."""
+    root, sha = Path(tljax.__file__).parent, hashlib.sha256()
+    names = ("weights/preprocess.py", "train/augment.py", "train/photometric.py", "train/reference.py")
+    for path in [*sorted(root.glob("models/*.py")), *(root / name for name in names)]:
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
