@@ -1,44 +1,25 @@
-"""One framework in a process of its own: it prepares networks and runs them when the driver, models.py, says so.
+"""The networks of each framework, as functions of workers (worker.py) that the driver of models.py starts.
 
-The driver and the workers talk in lines of JSON. A worker sleeps on its standard input while others are timed. What it
-imports stands in its function: the peers' environment need not have tljax or rich.
-
-Each function of a framework takes a task (model, train, dtype, size, batch) and returns {variant: make}; make() returns
-a step, to do one batch and wait for it, and the FLOPs of the step where the framework counts them.
+A function takes a task (model, train, dtype, size, batch; classes, where there is to be a new head) and returns
+{variant: make}; make() is as worker.py says. What it imports stands in the function: the peers' environment need not
+have tljax or rich.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import gc
-import importlib
-import json
 import os
 import sys
-import time
-import types
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
-REPO = Path(__file__).resolve().parents[1]
+from machine import matmul
+from worker import Peer, work
+
 CLASSES = 1000
 VGG_HEAD = {"pool": "flatten", "pool_size": 7, "hidden": (4096, 4096)}
 KERAS = {"vgg16": "VGG16", "resnet50": "ResNet50", "densenet121": "DenseNet121", "inception_v3": "InceptionV3"}
 # Keras' own variants, for a comparison of like with like; torchvision does not have them.
 KERAS |= {"resnet50_v1": "ResNet50", "densenet121_keras": "DenseNet121", "inception_v3_keras": "InceptionV3"}
-
-
-def matmul(task):
-    """The measured peak: a product of large matrices, in the precision that the networks get."""
-    import jax
-    import jax.numpy as jnp
-
-    side = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((side, side), task["dtype"])
-    product = jax.jit(jnp.matmul)
-    return {"jit": lambda: (lambda: product(a, a).block_until_ready(), 2 * side**3)}
 
 
 def tljax(task):
@@ -138,29 +119,19 @@ def keras_model(task, backend):
     if has_dense_layers(task):
         return make(weights=None, input_shape=shape, classes=CLASSES, classifier_activation=None)
     trunk = make(weights=None, input_shape=shape, include_top=False, pooling="avg")
-    return keras.Model(trunk.input, keras.layers.Dense(CLASSES)(trunk.output))
+    return keras.Model(trunk.input, keras.layers.Dense(task.get("classes", CLASSES))(trunk.output))
 
 
 def torch(task):
     """PyTorch with torchvision's architecture, eager in two layouts and compiled."""
     import torch
-    import torchvision
 
-    torch._dynamo.reset()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # JAX multiplies float32 in TF32 there too
-    # No dropout, as in the other frameworks, and no auxiliary classifier.
-    options = {"vgg16": {"dropout": 0.0}, "inception_v3": {"aux_logits": False, "dropout": 0.0, "init_weights": False}}
-    net = getattr(torchvision.models, task["model"])(weights=None, **options.get(task["model"], {}))
-    if task["model"].startswith("vgg") and not has_dense_layers(task):
-        net.avgpool, net.classifier = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(512, CLASSES)
-    images, labels = (torch.from_numpy(array).to(device) for array in batch_of(task))
-    labels = labels.long()
+    net, device = torch_network(task)
+    images, labels = torch_batch(task, device)
 
     def make(layout, compiled=False):
         model = copy.deepcopy(net).to(device, memory_format=layout).train(task["train"])
-        x = images.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        x = images.contiguous(memory_format=layout)
         call = torch.compile(model) if compiled else model
 
         def step():
@@ -176,6 +147,40 @@ def torch(task):
 
         return step, None
 
+    return torch_layouts(make, task)
+
+
+def torch_network(task):
+    """A network of torchvision, with the same head as in the other frameworks, and the device's name."""
+    import torch
+    import torchvision
+
+    torch._dynamo.reset()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # JAX multiplies float32 in TF32 there too
+    # No dropout, as in the other frameworks, and no auxiliary classifier.
+    options = {"vgg16": {"dropout": 0.0}, "inception_v3": {"aux_logits": False, "dropout": 0.0, "init_weights": False}}
+    classes = task.get("classes", CLASSES)
+    make = getattr(torchvision.models, task["model"])
+    net = make(weights=None, num_classes=classes, **options.get(task["model"], {}))
+    if task["model"].startswith("vgg") and not has_dense_layers(task):
+        net.avgpool, net.classifier = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(512, classes)
+    return net, device
+
+
+def torch_batch(task, device):
+    """Pictures [B, 3, H, W] and labels [B] on the device."""
+    import torch
+
+    images, labels = (torch.from_numpy(array).to(device) for array in batch_of(task))
+    return images.permute(0, 3, 1, 2), labels.long()
+
+
+def torch_layouts(make, task):
+    """The variants: both layouts, and both compiled where the task says so; `make(layout, compiled)` makes a step."""
+    import torch
+
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     eager = {name: functools.partial(make, layout) for name, layout in layouts.items()}
     if not task["torch_compile"]:
@@ -189,19 +194,12 @@ def batch_of(task):
 
     rng = np.random.default_rng(0)
     images = rng.standard_normal((task["batch"], task["size"], task["size"], 3), np.float32)
-    return images, rng.integers(0, CLASSES, task["batch"]).astype(np.int32)
+    return images, rng.integers(0, task.get("classes", CLASSES), task["batch"]).astype(np.int32)
 
 
 def has_dense_layers(task) -> bool:
-    """VGG's dense layers fit 224 pixels alone: elsewhere all frameworks average the map and have one dense layer."""
-    return task["model"].startswith("vgg") and task["size"] == 224
-
-
-class Peer(NamedTuple):
-    """A framework: its variants of a task, and the modules it cannot do without."""
-
-    variants: Callable[[dict], dict[str, Callable]]
-    modules: tuple[str, ...]
+    """VGG's dense layers fit 224 pixels and their own classes: else all average the map and have one dense layer."""
+    return task["model"].startswith("vgg") and task["size"] == 224 and "classes" not in task
 
 
 PEERS = {
@@ -213,89 +211,5 @@ PEERS = {
 }
 
 
-def work(peer: str, threads: int) -> None:
-    """A worker: answers each line of standard input with one line."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log
-    if hasattr(os, "sched_setaffinity"):  # the one limit on threads that every framework obeys
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    os.environ["KERAS_BACKEND"] = peer.removeprefix("keras-")  # read at the first import
-    sys.path.insert(0, str(REPO))
-    # The module describes the shapes of torchvision's compiled operators, which the networks do not use, and fails
-    # where these are missing or were built for another PyTorch.
-    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    answer = Worker(peer).answer
-    for line in sys.stdin:
-        try:
-            reply = answer(**json.loads(line))
-        except ModuleNotFoundError as error:
-            reply = {"missing": error.name}
-        except Exception as error:
-            reply = {"error": shortened(error)}
-        print(json.dumps(reply), file=answers, flush=True)
-
-
-class Worker:
-    """What a worker holds: the fastest variant's step of the latest task."""
-
-    def __init__(self, peer: str):
-        self.peer, self.step, self.batch = PEERS[peer], None, 0
-
-    def answer(self, do: str, **request) -> dict:
-        """Answers one request of the driver."""
-        return getattr(self, do)(**request)
-
-    def hello(self) -> dict:
-        """The versions, or ModuleNotFoundError; and the device."""
-        modules = [importlib.import_module(name) for name in self.peer.modules]
-        first = modules[0]
-        device = {
-            "jax": lambda: first.default_backend(),
-            "torch": lambda: "gpu" if first.cuda.is_available() else "cpu",
-            "tensorflow": lambda: "gpu" if first.config.list_physical_devices("GPU") else "cpu",
-        }[first.__name__]()
-        named = [f"{m.__name__} {m.__version__}" for m in modules if hasattr(m, "__version__")]
-        return {"versions": ", ".join(named), "device": device}
-
-    def prepare(self, **task) -> dict:
-        """Compiles every variant, tries each for a moment and keeps the fastest."""
-        self.step, self.batch = None, task["batch"]
-        gc.collect()
-        best, trials, errors = {}, {}, {}
-        for name, make in self.peer.variants(task).items():
-            try:
-                step, flops = make()
-                step()  # compiles
-                step()
-                trials[name] = self.batch * repeat(step, task["trial"])
-            except Exception as error:  # torch.compile wants a C++ compiler, and XLA lacks some of TensorFlow
-                errors[name] = shortened(error)
-                continue
-            if trials[name] == max(trials.values()):
-                self.step, best = step, {"variant": name, "flops": flops and flops / self.batch}
-        if self.step is None:
-            raise RuntimeError("; ".join(errors.values()))
-        return best | {"trials": trials, "errors": errors}
-
-    def run(self, seconds: float) -> dict:
-        """Pictures per second over a while."""
-        return {"rate": self.batch * repeat(self.step, seconds)}
-
-
-def repeat(step: Callable[[], object], seconds: float) -> float:
-    """Steps per second over at least `seconds` and one step."""
-    count, start = 0, time.perf_counter()
-    while True:
-        step()
-        count, passed = count + 1, time.perf_counter() - start
-        if passed >= seconds:
-            return count / passed
-
-
-def shortened(error: Exception) -> str:
-    """An error in one short line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
 if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]))
+    work(sys.argv[1], int(sys.argv[2]), PEERS)

@@ -11,7 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from frameworks import CLASSES, REPO, VGG_HEAD
+from frameworks import CLASSES, VGG_HEAD
+from worker import REPO
 
 
 def load(args) -> dict:

@@ -6,66 +6,19 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from driver import CPU, Failed, Process, environment, in_turns
 from frameworks import KERAS, PEERS
-
-
-class Failed(Exception):
-    """A worker could not do what it was asked."""
-
-
-class Process:
-    """A worker seen from the driver."""
-
-    def __init__(self, peer: str, python: str, env: dict[str, str], threads: int, logs: Path):
-        self.peer, self.log = peer, logs / f"{peer}.log"
-        self.process = subprocess.Popen(
-            [python, str(Path(__file__).with_name("frameworks.py")), peer, str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), env=env, text=True,
-        )  # fmt: skip
-
-    def ask(self, do: str, **request) -> dict:
-        """Sends a request and waits for the answer."""
-        try:
-            print(json.dumps({"do": do} | request), file=self.process.stdin, flush=True)
-            reply = json.loads(self.process.stdout.readline())
-        except (OSError, ValueError):
-            last = (self.log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-            raise Failed(f"the worker died: {last[:200]}") from None
-        if "missing" in reply:
-            raise Failed(f"not installed ({reply['missing']})")
-        if "error" in reply:
-            raise Failed(reply["error"])
-        return reply
-
-    def close(self) -> None:
-        """Ends the worker: at the end of its input, or by force if it is in the middle of something."""
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+from machine import cores
 
 
 def compare(args, console) -> dict:
     """Times every model in every framework, in turns, and returns what goes into the JSON."""
-    threads = str(args.threads)
-    # Whether PyTorch's threads spin while they wait is left as it is: with OMP_WAIT_POLICY=ACTIVE they would through
-    # the others' turns, with PASSIVE they are slower on a quiet machine.
-    env = {"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | {"OMP_NUM_THREADS": threads}
-    # Several frameworks share one GPU: none may take its memory for itself.
-    env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-    cpu = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    env |= cpu if args.devices == "cpu" else {}
+    env = environment(args.threads, args.devices == "cpu")
     cells = list(itertools.product(args.models, args.modes, args.dtypes))
     workers, about, rows = {}, {}, []
     with contextlib.ExitStack() as stack:
@@ -77,7 +30,7 @@ def compare(args, console) -> dict:
         bar = progress.add_task("starting", total=None)
         for peer in ("matmul", "tljax", *args.peers):
             python = sys.executable if peer in ("matmul", "tljax") else args.peer_python
-            worker = Process(peer, python, env, args.threads, logs)
+            worker = Process(peer, python, env, args.threads, logs / f"{peer}.log")
             stack.callback(worker.close)
             try:
                 about[peer] = worker.ask("hello")
@@ -85,34 +38,19 @@ def compare(args, console) -> dict:
             except Failed as error:
                 about[peer] = {"versions": str(error)}
             if peer == "tljax" and about[peer].get("device") == "cpu":
-                env |= cpu  # without a GPU for JAX the peers have none either
+                env |= CPU  # without a GPU for JAX the peers have none either
         progress.update(bar, total=len(cells) * len(workers) * (1 + args.rounds))
         for model, mode, dtype in cells:
+            cell = {"model": model, "mode": mode, "dtype": dtype}
             task = {"model": model, "train": mode == "train", "dtype": dtype, "size": args.size, "batch": args.batch}
             task |= {"trial": min(args.seconds, 0.5), "torch_compile": args.torch_compile}
-            cell, turns = {}, list(workers)
-            for peer in workers:
-                progress.update(bar, description=f"{model} {mode} {dtype}: {peer} compiles")
-                row = {"model": model, "mode": mode, "dtype": dtype, "peer": peer, "rates": []}
-                try:
-                    start = time.perf_counter()
-                    done = workers[peer].ask("prepare", **task | ({"batch": 1} if peer == "matmul" else {}))
-                    cell[peer] = row | done | {"prepare_seconds": time.perf_counter() - start}
-                except Failed as error:
-                    rows.append(row | {"error": str(error)})
-                    turns.remove(peer)
-                progress.advance(bar)
-            for _ in range(args.rounds):
-                for peer in turns:
-                    progress.update(bar, description=f"{model} {mode} {dtype}: {peer} runs")
-                    time.sleep(0.2)  # threads of the one before may spin for a while before they sleep
-                    try:
-                        cell[peer]["rates"].append(workers[peer].ask("run", seconds=args.seconds)["rate"])
-                    except Failed as error:
-                        cell[peer]["error"] = str(error)
-                    progress.advance(bar)
-                turns = turns[1:] + turns[:1]  # nobody always comes after the same one first in a round
-            rows += cell.values()
+            tasks = {peer: task | ({"batch": 1} if peer == "matmul" else {}) for peer in workers}
+
+            def say(what, cell=cell):
+                progress.update(bar, description=f"{' '.join(cell.values())}: {what}", advance=1)
+
+            entrants = {peer: (workers[peer], tasks[peer]) for peer in workers}
+            rows += [cell | row for row in in_turns(entrants, args.rounds, args.seconds, say)]
     return {"settings": vars(args), "about": about, "rows": finish(rows)}
 
 
@@ -185,7 +123,6 @@ def show(found: dict, console) -> None:
 
 def main() -> None:
     """The command line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commas = {"type": lambda text: text.split(",")}
     parser.add_argument("--models", default=["vgg16", "resnet50", "densenet121", "inception_v3"], **commas)
@@ -196,7 +133,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=cores)
+    parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--devices", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--torch-compile", action="store_true", help="try torch.compile too: minutes per network")
     parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has torch and keras")

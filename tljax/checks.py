@@ -81,6 +81,11 @@ def _strategy(config: Any) -> Iterator[tuple[bool, str]]:
         optim.warmup_epochs >= epochs,
         f"optim.warmup_epochs ({optim.warmup_epochs}) must be shorter than train.epochs ({epochs}).",
     )
+    train = config.train
+    yield (
+        train.batch_size % train.accumulate != 0,
+        f"train.batch_size={train.batch_size} cannot be divided into train.accumulate={train.accumulate} equal parts.",
+    )
     yield (
         bool(strategy.phases) != (strategy.name == "custom"),
         "strategy.phases and strategy.name='custom' go together: give both or neither.",

@@ -232,6 +232,12 @@ class TrainConfig:
         None, "a phase ends after so long without a better validation accuracy", unit="epochs", gt=0
     )
     accumulate: int = opt(1, "parts of a batch that go through the network one after another: less memory", ge=1)
+    shard: str = opt(
+        "none",
+        "none: every device has all parameters; parameters: each has a part of the large ones and of the optimizer's "
+        "state (ZeRO-3, FSDP), for models beyond one device's memory",
+        choices=("none", "parameters"),
+    )
     precision: str = opt("float32", "type of the computation; parameters stay float32", choices=("float32", "bfloat16"))
 
 
@@ -252,10 +258,7 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig:
-    """What frozen networks make of a picture is computed once and kept: it changes how long a run takes, not its result.
-
-    Only `views` changes what is learned.
-    """
+    """What is kept of frozen networks, so that it is computed once; only `views` changes what is learned."""
 
     where: str = opt(
         "disk",

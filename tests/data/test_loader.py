@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tljax.data import Split
 from tljax.data.loader import eval_batches, train_batches
 
 

@@ -47,6 +47,7 @@ def result():
         "epochs": 4,
         "seconds": 8.25,
         "frozen_unchanged": True,
+        "features": "training computed once",
     }
     splits = {"train": 50, "valid": 20, "test": 3003}
     return {
@@ -68,6 +69,17 @@ def result():
             **{k: {"fingerprint": f"{k:z<40}", "size": n} for k, n in splits.items()},
             "shared_pictures": {"train/valid": 0, "train/test": 2, "valid/test": 0},
         },
+        "features": [
+            {
+                "what": "head: prefix, training",
+                "pictures": 50,
+                "bytes": 2048,
+                "where": "disk",
+                "seconds": 3.0,
+                "reused": r,
+            }
+            for r in (False, True)
+        ],
         **{"seconds": 8000.0, "peak_memory_bytes": 3 * 2**30},
         **{"config_digest": "c0ffee", "parameters_digest": "deadbeef"},
     }

@@ -24,7 +24,10 @@ def read():
     def rows(*phases):
         model = models.build("resnet8", num_classes=3, image_size=8, rngs=None)
         additions.add_hint(model, "stage1", 5)
-        plans = [plan_phase(schema.Config(), phase, model, Pictures(36, 36, (28, 28, 3)), PRESETS["unit"]) for phase in phases]
+        plans = [
+            plan_phase(schema.Config(), phase, model, Pictures(36, 36, (28, 28, 3)), PRESETS["unit"])
+            for phase in phases
+        ]
         return blocks.rows(plans, model, 0.001)
 
     return rows

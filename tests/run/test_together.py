@@ -9,14 +9,14 @@ import pytest
 from tljax import config as schema
 from tljax.checkpoints import Checkpoints
 from tljax.errors import TrainingStopped
-from tljax.report.log import Bar, read_rows
+from tljax.report.log import read_rows
 from tljax.run import sweep, together
 from tljax.run.train import train, train_together
 from tljax.train.program import make_steps
 
 NUMBERS = (
     {"optim.lr": 0.02, "optim.label_smoothing": 0.1},
-    {"optim.lr": 0.005, "optim.weight_decay": 0.1},
+    {"optim.lr": 0.005, "optim.weight_decay": 0.1, "model.dropout": 0.5},
     {"optim.lr": 0.01, "optim.schedule": "cosine", "optim.b1": 0.5},
 )
 
@@ -53,7 +53,7 @@ def assert_alike(a, b):
         assert a == b
 
 
-@pytest.mark.parametrize("how", ["vmap", "map"])
+@pytest.mark.parametrize("how", ["vmap", pytest.param("map", marks=pytest.mark.deep)])
 def test_each_is_the_run_alone(tiny, tmp_path, console, how, monkeypatch):
     tiny.train.epochs, tiny.train.early_stop_epochs = 6, 1
     monkeypatch.setattr(together, "how", lambda run: how, raising=False)
@@ -85,12 +85,15 @@ def test_each_is_the_run_alone(tiny, tmp_path, console, how, monkeypatch):
 
 def test_one_that_diverges_leaves_the_others_alone(tiny, tmp_path, console):
     tiny.optim.name = "sgd"
-    tiny.strategy.phases = (schema.Phase("all", ((".*", 1.0),)),)
+    tiny.strategy.phases = tiny.strategy.phases[:1]
     numbers = ({"optim.lr": 0.01}, {"optim.lr": 1e30})
     good, bad = together_of(configs_of(tiny, tmp_path, numbers), console)
     assert isinstance(bad, TrainingStopped)
     assert "not finite at step" in str(bad)
-    assert good["valid"]["accuracy"] == train(configs_of(tiny, tmp_path / "alone", numbers)[0], console)["valid"]["accuracy"]
+    assert (
+        good["valid"]["accuracy"]
+        == train(configs_of(tiny, tmp_path / "alone", numbers)[0], console)["valid"]["accuracy"]
+    )
 
 
 def test_what_died_goes_on_wherever_each_stands(tiny, tmp_path, console, monkeypatch):
@@ -130,7 +133,7 @@ def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
         return [len(batch) for batch in together.batches(configs)]
 
     assert sizes({"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.weight_decay": 0.1}) == [2, 1]
-    assert sizes({}, {"optim.name": "adamw"}, {"optim.name": "sgd"}) == [1, 1, 1] or True
+    assert sizes({}, {"optim.name": "momentum"}, {"optim.name": "sgd"}) == [1, 1, 1]
     for change in ({"seed": 1}, {"train.batch_size": 4}, {"data.labels_per_class": 10}, {"augment.flip": True}):
         assert together.alike(schema.override(base, change)) != together.alike(base)
     assert together.alike(schema.override(base, {"strategy.temperature": 2.0})) == together.alike(base)
@@ -148,4 +151,3 @@ def test_a_sweep_over_numbers_compiles_once_opens_test_for_the_winner_and_draws_
     assert sum(cell["test"] is not None for cell in summary["cells"]) == 2
     assert (tmp_path / "sweep" / "figures" / "heat_map.png").stat().st_size > 1000
     assert "figures/heat_map.png" in (tmp_path / "sweep" / "report.md").read_text()
-    assert Bar  # the sweep has one bar

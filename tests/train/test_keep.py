@@ -74,8 +74,12 @@ def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatc
         "leaves": {"leaves": leaves | {path: leaves[path] + 1e-3}},
         "pictures": {"split": Split(images, split.labels)},
         "order": {"split": split.take(np.array([1, 0, 2, 3, 4]))},
-        "preprocess": {"network": dataclasses.replace(network, preprocess=run.network.preprocess.__class__(**{
-            **dataclasses.asdict(network.preprocess), "size": 9}))},
+        "preprocess": {
+            "network": dataclasses.replace(
+                network,
+                preprocess=run.network.preprocess.__class__(**{**dataclasses.asdict(network.preprocess), "size": 9}),
+            )
+        },
         "dtype": {"network": dataclasses.replace(network, dtype="bfloat16")},
         "grid": {"network": dataclasses.replace(network, grid=None)},
         "views": {"views": 2, "augment": AugmentConfig(flip=True)},

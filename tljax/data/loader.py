@@ -9,13 +9,12 @@ import grain.python as grain
 import numpy as np
 
 
-
 class Rows:
     """Element i is which rows batch i takes; a pure function of (seed, stream, i), so any position can be resumed.
 
     With `views`, the rows are those of an array that has all pictures so many times, view after view, and epoch e takes
-    view e mod views. Epochs' permutations are laid end to end and cut into full batches: every row is taken equally often, and no batch
-    is short.
+    view e mod views. Epochs' permutations are laid end to end and cut into full batches: every row is taken equally
+    often, and no batch is short.
     """
 
     def __init__(self, size: int, batch_size: int, seed: Sequence[int], stream: tuple[int, ...] = (), views: int = 1):

@@ -7,7 +7,7 @@ import re
 import numpy as np
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 MISSING = "\u2013"
 RESULT_COLUMNS = ("validation %", "test %", "learned parameters", "seconds")
@@ -30,7 +30,7 @@ def mean_interval(values) -> tuple[float, float | None]:
     if values.size == 1:
         return float(values[0]), None
     error = values.std(ddof=1) / math.sqrt(values.size)
-    return float(values.mean()), float(student_t.ppf(0.975, values.size - 1) * error)
+    return float(values.mean()), float(stdtrit(values.size - 1, 0.975) * error)
 
 
 def summarise(cells: list[dict]) -> list[dict]:

@@ -69,7 +69,7 @@ class Network:
     def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess) -> Network:
         """Builds the config's model, abstract: its leaves are shapes; `preprocess.size` is the side of its input."""
         model = build_model(config, len(classes), preprocess)
-        return cls(config, model, tuple(classes), preprocess, Mesh(config.train.batch_size))
+        return cls(config, model, tuple(classes), preprocess, Mesh(config.train.batch_size, config.train.shard))
 
     def leaves(self) -> Leaves:
         """The leaves of the model as it is now, shapes where they have no value yet."""

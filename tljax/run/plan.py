@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tljax.config import CacheConfig, Config
+from tljax.config import Config
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
 from tljax.report.report import humanise_bytes
@@ -22,7 +22,6 @@ from tljax.run.prepare import Prepared, prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.sweep import cells, one_per_setting
 from tljax.train.optimizer import optimizer_bytes
-from tljax.train.keep import Keeping
 from tljax.train.phases import PhasePlan
 from tljax.train.reference import PREFIX, bytes_of, observe
 from tljax.train.step import Given, init_state, make_train_step
@@ -128,7 +127,6 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
         )
     console.print(table)
     total = sum(x.size for x in leaves_of.split(prepared.network.model).params.values())
-    config = prepared.config
     after = [s for s in prepared.network.model.stage_names if s not in plan.prefix]
     rows = {
         "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {prepared.config.train.batch_size} pictures",
@@ -143,24 +141,11 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
             if plan.prefix
             else "none"
         ),
-        "features": describe(plan.keeping, config.cache) + (f"; saves {_flops(saved)}" if (saved := cost.saved_flops) else ""),
+        "features": plan.keeping.describe() + (f"; saves {_flops(saved)}" if (saved := cost.saved_flops) else ""),
     }
     for name, value in rows.items():
         console.print(f"  {name:<19} {value}", highlight=False, markup=False, soft_wrap=True)
     console.print()
-
-
-def describe(keeping: Keeping, cache: CacheConfig) -> str:
-    """What a phase keeps of its frozen first stages, and why."""
-    names = [network.name for network in keeping.train]
-    train = "recomputed in every step"
-    if PREFIX in names:
-        train = f"{keeping.views} views, computed once" if keeping.views else "computed once"
-    elif keeping.why == Keeping.why:
-        return f"none: {keeping.why}"
-    valid = "computed once" if keeping.valid else "recomputed"
-    size = humanise_bytes(keeping.train_bytes + keeping.valid_bytes)
-    return f"training {train} ({keeping.why}), validation {valid}; {size} ({cache.where})"
 
 
 def _beside(plan: PhasePlan, prepared: Prepared) -> dict[str, str]:

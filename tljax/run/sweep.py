@@ -18,8 +18,7 @@ from rich.console import Console
 from tljax import config as schema
 from tljax.config import Config
 from tljax.errors import TrainingStopped
-from tljax.report import figures, tables
-from tljax.report.heat_map import heat_map
+from tljax.report import tables
 from tljax.run import together
 from tljax.run.prepare import prepare
 from tljax.run.recipes import with_made_weights
@@ -92,8 +91,10 @@ def run(config: Config, console: Console) -> dict:
     }
     workdir.write("result.json", summary)
     if config.report.figures:
+        from tljax.report import figures, heat_map  # Matplotlib takes its time to import
+
         figures.sweep_bars(rows, root / "figures" / "sweep.png")
-        heat_map(summary["cells"], tuning, root / "figures" / "heat_map.png")
+        heat_map.heat_map(summary["cells"], tuning, root / "figures" / "heat_map.png")
     _write_report(root, rows, summary, config)
     console.print(tables.rich_table(rows))
     console.print(f"Report: {root / 'report.md'}", highlight=False, markup=False, soft_wrap=True)

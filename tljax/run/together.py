@@ -17,13 +17,14 @@ from tljax.run.prepare import Prepared, prepare, renumbered
 # Of a device's memory, what the states and maps of runs that train together may take.
 SHARE = 0.3
 # Fields that may differ: where they shape a program after all, `batches` sees it in what they lead to.
-NUMBERS = tuple(f.name for f in dataclasses.fields(StrategyConfig) if f.type == "float") + ("numbers",)
+NUMBERS = ("numbers", *(f.name for f in dataclasses.fields(StrategyConfig) if f.type == "float"))
 
 
 def alike(config: Config) -> str:
     """What runs that may train together have in common; runs of another seed see other pictures in another order."""
     tree = schema.decisive(schema.to_dict(config))
     del tree["optim"]
+    tree["model"]["dropout"] = tree["model"]["dropout"] > 0
     tree["strategy"] = {name: value for name, value in tree["strategy"].items() if name not in NUMBERS}
     return json.dumps(tree, sort_keys=True)
 

@@ -23,8 +23,6 @@ from tljax.config import Config
 from tljax.data import Split
 from tljax.errors import TrainingStopped
 from tljax.models.state import Leaves
-from tljax.report import figures, report
-from tljax.report.blocks import blocks, rows
 from tljax.report.log import Bar, RunLog, read_rows
 from tljax.run import together
 from tljax.run.prepare import Prepared, prepare
@@ -74,7 +72,7 @@ def train_together(
     for run, result in zip(runs, results, strict=True):
         if result is not None and lines:
             console.print(f"{run.config.workdir} is finished; this is its result.", highlight=False)
-    if (todo := [i for i, result in enumerate(results) if result is None]):
+    if todo := [i for i, result in enumerate(results) if result is None]:
         made = _train([runs[i] for i in todo], console, open_test, lines)
         results = [result or made.pop(0) for result in results]
     return results
@@ -85,8 +83,8 @@ def _train(runs: list[Prepared], console: Console, open_test: bool, lines: bool)
     if shared := {pair: n for pair, n in first.data.shared_pictures.items() if n}:
         console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
     network = first.network
-    leaves = network.mesh.put(first.load_weights())
-    observed = {name: network.mesh.put(teacher.read()) for name, teacher in first.observed.items()}
+    leaves = network.mesh.put_leaves(first.load_weights())
+    observed = {name: network.mesh.put_leaves(teacher.read()) for name, teacher in first.observed.items()}
     with contextlib.ExitStack() as stack:
         log, members = stack.enter_context(Bar(console, notes=lines)), []
         for run in runs:
@@ -148,7 +146,7 @@ def _result(run: Prepared, member: Member, keeper: Keeper, leaves: Leaves, secon
         test = run.data.test.open()
         result["test"], probabilities = judge(test, "test")
         result["gap"] = _gap(result["valid"], result["test"])
-    result |= {"features": keeper.record, "seconds": seconds, "peak_memory_bytes": _peak_memory()}
+    result |= {"features": keeper.once(), "seconds": seconds, "peak_memory_bytes": _peak_memory()}
     if open_test:
         checkpoints.write_frozen(best)
         _report(workdir, run, result, test, probabilities)
@@ -182,6 +180,10 @@ def _gap(valid: dict, test: dict) -> dict:
 
 
 def _report(workdir: WorkDir, prepared: Prepared, result: dict, test: Split, probabilities: np.ndarray) -> None:
+    # Matplotlib takes as long to import as a short run takes.
+    from tljax.report import figures, report
+    from tljax.report.blocks import blocks, rows
+
     config, classes, drawn = prepared.config, list(prepared.data.classes), {}
     history, folder = read_rows(workdir.path / "metrics.jsonl"), workdir.path / "figures"
     if config.report.figures:

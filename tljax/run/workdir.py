@@ -62,4 +62,3 @@ class WorkDir:
         partial = self.path / f"{name}.part"
         partial.write_text(json.dumps(value, indent=2) + "\n")
         partial.replace(self.path / name)
-

@@ -12,7 +12,12 @@ from tljax.train.sharding import Mesh
 
 
 def predict_rows(
-    predict: Callable, leaves: Leaves, arrays: Mapping[str, np.ndarray], row: tuple[int, ...], batch_size: int, mesh: Mesh
+    predict: Callable,
+    leaves: Leaves,
+    arrays: Mapping[str, np.ndarray],
+    row: tuple[int, ...],
+    batch_size: int,
+    mesh: Mesh,
 ) -> np.ndarray:
     """Probabilities of every picture, float64 [N, *row], summing to one over the last axis.
 

@@ -21,7 +21,7 @@ from tljax.models.state import Leaves
 from tljax.train.augment import make_augment
 from tljax.train.features import over_rows
 from tljax.train.progress import Log
-from tljax.train.reference import PREFIX, Observed, bytes_of, observe, shapes_of
+from tljax.train.reference import PREFIX, Observed, observe, shapes_of
 from tljax.train.sharding import Mesh
 from tljax.train.store import Entry, Store
 from tljax.weights import parameters_digest
@@ -51,6 +51,18 @@ class Keeping:
     train_bytes: int = 0
     valid_bytes: int = 0
     why: str = "nothing is frozen before the first stage that learns"
+
+    def describe(self) -> str:
+        """What is kept of the frozen first stages, and why."""
+        if self.why == Keeping.why:
+            return f"none: {self.why}"
+        train = "recomputed in every step"
+        if any(network.name == PREFIX for network in self.train):
+            train = f"{self.views} views computed once" if self.views else "computed once"
+        valid = "computed once" if self.valid else "recomputed"
+        return (
+            f"training {train} ({self.why}), validation {valid}; {(self.train_bytes + self.valid_bytes) / 1e6:.3g} MB"
+        )
 
 
 def augments(augment: AugmentConfig) -> bool:
@@ -180,6 +192,10 @@ class Keeper:
         self._tell(what, entry, count)
         return entry.arrays
 
+    def once(self) -> list[dict]:
+        """The record, without what was asked for again."""
+        return list({row["what"]: row for row in reversed(self.record)}.values())[::-1]
+
     def _tell(self, what: str, entry: Entry, pictures: int) -> None:
         size = sum(x.nbytes for x in entry.arrays.values())
         self.record.append(
@@ -197,7 +213,7 @@ class Keeper:
 
 
 def rows_at_once(side: int, mesh: Mesh) -> int:
-    """Pictures of a batch in inference mode, by the input's side: as if the first map had 64 channels for each pixel."""
+    """Pictures of a batch in inference mode, by the input's side: as if the first map had 64 channels a pixel."""
     return mesh.multiple(max(8, min(512, BATCH_BYTES // (4 * 64 * side**2))))
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tljax.data import Data
@@ -21,17 +20,17 @@ from tljax.data.loader import train_batches
 from tljax.errors import Interrupted, TrainingStopped
 from tljax.models.state import Leaves
 from tljax.strategies import neurons
-from tljax.train import criteria
+from tljax.train import criteria, stacks
 from tljax.train.evaluate import predict_rows
 from tljax.train.feed import Feed
 from tljax.train.keep import Keeper, rows_at_once
 from tljax.train.member import Member, digests
 from tljax.train.optimizer import learning_rate
 from tljax.train.phases import PhasePlan
-from tljax.train.program import make_predicts, make_steps, over_runs
+from tljax.train.program import make_predicts, make_steps
 from tljax.train.progress import Log, Progress
 from tljax.train.sharding import Mesh
-from tljax.train.step import Given, State, init_state
+from tljax.train.step import Given, State
 
 # A program runs for about so long before the host looks again, whether to stop and what to show.
 GLANCE = 0.3
@@ -85,16 +84,16 @@ class Fit:
         plans = [member.plans[place] for member in self.members]
         plan, progress = plans[0], self._running(place)[0].progress
         step = progress.step
-        leaves = shared | _one(own, 0)
+        leaves = shared | stacks.one(own, 0)
         index = self._index(plan, leaves)
-        own = own | _copies({p: shared[p] for p in plan.changing if p not in own}, len(plans))
+        own = own | stacks.copies({p: shared[p] for p in plan.changing if p not in own}, len(plans))
         learned, moving, rest = plan.take(shared | own, index)
         frozen, still = ({p: x for p, x in rest.items() if (p in own) == changed} for changed in (False, True))
         hyper = jax.tree.map(lambda *x: np.stack(x), *(p.hyper for p in plans))
-        state = state or self.mesh.put(_begun(plan, learned, moving, hyper))
+        state = state or self.mesh.put_leaves(stacks.begun(plan.spec, learned, moving, hyper))
         feed, valid = self._feed(plan, progress, leaves), self._valid(plan, leaves)
         given, key, pace = self._given(plan, leaves, index), self._key(place), Pace()
-        steps = make_steps(plan.spec, len(plans), self.how, feed.resident)
+        steps = make_steps(plan.spec, len(plans), self.how, feed.resident, self.mesh.shard)
         self.log.phase(plan.phase.name, plan.steps, step)
         self._begin(place, frozen, still, index)
         pending = None
@@ -120,7 +119,11 @@ class Fit:
                 for member in self.members:
                     member.checkpoints.wait()
                 raise Interrupted(f"step {progress.total} is saved; the same command goes on from here.")
-        return own if len(plans) == 1 else _stacked([m.held or _one(own, i) for i, m in enumerate(self.members)])
+        return (
+            own
+            if len(plans) == 1
+            else stacks.stacked([m.held or stacks.one(own, i) for i, m in enumerate(self.members)])
+        )
 
     def _running(self, place: int) -> list[Member]:
         return [member for member in self.members if member.runs(place)]
@@ -194,7 +197,7 @@ class Fit:
         same = digests(frozen, index)
         for i, member in enumerate(self.members):
             if member.runs(place):
-                member.begin(same | digests(_one(still, i), index))
+                member.begin(same | digests(stacks.one(still, i), index))
 
     def _collect(self, place: int, pending: tuple | None) -> None:
         if pending is None:
@@ -218,7 +221,7 @@ class Fit:
         classes, runs = len(self.data.classes), len(self.members)
         size = rows_at_once(plan.spec.preprocess.size, self.mesh)
         if runs == 1:  # the program that the result is judged with, too
-            leaves = frozen | _one(own, 0)
+            leaves = frozen | stacks.one(own, 0)
             return predict_rows(self.predict, leaves, arrays, (classes,), size, self.mesh)[:, None]
         predicts = make_predicts(self.predict, runs, self.how)
         return predict_rows(predicts, (own, frozen), arrays, (runs, classes), size, self.mesh)
@@ -231,7 +234,7 @@ class Fit:
             if not member.runs(place):
                 continue
             still = {p for p in member.plan.frozen if p not in frozen}
-            arrays = _one({"params": own, **_besides(state)}, i)
+            arrays = stacks.one({"params": own, **_besides(state)}, i)
             scores = None
             if probabilities is not None:
                 scores = member.validated(self.data.valid.labels, probabilities[:, i])
@@ -247,20 +250,20 @@ class Fit:
         """What the last checkpoints hold: changed leaves, and the state unless they lie at a phase's end."""
         place, step = self.members[0].progress.phase, self.members[0].progress.step
         latest = [(member.checkpoints, member.checkpoints.latest) for member in self.members]
-        own = _stacked([kept.changed(at, shared) for kept, at in latest])
+        own = stacks.stacked([kept.changed(at, shared) for kept, at in latest])
         if step == 0:
             return own, None
         plan = self.members[0].plans[place]
-        index = self._index(plan, shared | _one(own, 0))
+        index = self._index(plan, shared | stacks.one(own, 0))
         learned, moving, _ = plan.take(shared | own, index)
         hyper = jax.tree.map(lambda *x: np.stack(x), *(m.plans[place].hyper for m in self.members))
-        fresh = self.mesh.put(_begun(plan, learned, moving, hyper))
-        like = _one(_besides(fresh), 0)
-        saved = _stacked([kept.restore(at, like) for kept, at in latest])
+        fresh = self.mesh.put_leaves(stacks.begun(plan.spec, learned, moving, hyper))
+        like = stacks.one(_besides(fresh), 0)
+        saved = stacks.stacked([kept.restore(at, like) for kept, at in latest])
         state = State(learned, moving, saved["opt"], saved["step"], {})
         if fresh.average:  # what was kept as the model is the average
             state = state._replace(learned=saved["learned"], moving=saved["moving"], average=learned | moving)
-        return own, self.mesh.put(state)
+        return own, self.mesh.put_leaves(state)
 
 
 class Pace:
@@ -286,37 +289,6 @@ def _numbers(plans: Sequence[PhasePlan], step: int, room: int) -> dict[str, np.n
         lr[: len(steps), run] = [learning_rate(plan.optim, s, plan.steps, plan.steps_per_epoch) for s in steps]
     progress[: len(steps)] = [s / plans[0].steps for s in steps]
     return {"lr": lr, "progress": progress}
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _copies(leaves: Leaves, runs: int) -> Leaves:
-    """As many copies, on a leading axis."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), leaves)
-
-
-@jax.jit
-def _one(tree, run):
-    """What one run has of a tree with a leading axis."""
-    return jax.tree.map(lambda x: x[run], tree)
-
-
-@jax.jit
-def _stacked(trees):
-    """The trees of several runs as one with a leading axis."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
-
-
-def _begun(plan: PhasePlan, learned: Leaves, moving: Leaves, hyper) -> State:
-    """The states before the first step."""
-    return _compiled_begun(plan.spec, len(hyper["eps"]))(learned, moving, hyper)
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled_begun(spec, runs: int):
-    def begun(learned: Leaves, moving: Leaves, hyper) -> State:
-        return over_runs(runs, "vmap")(lambda x: init_state(spec, *x), (learned, moving, hyper))
-
-    return jax.jit(begun)
 
 
 def _besides(state: State) -> dict:

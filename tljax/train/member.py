@@ -83,8 +83,9 @@ class Member:
             bad = int(np.argmin(metrics["finite"]))
             self.checkpoints.wait()
             kept = self.checkpoints.latest
+            step, loss = self._counted + bad + 1, metrics["loss"][bad]
             raise TrainingStopped(
-                f"The loss or its update is not finite at step {self._counted + bad + 1} (loss {metrics['loss'][bad]}); "
+                f"The loss or its update is not finite at step {step} (loss {loss}); "
                 + (f"the last good checkpoint is step {kept}." if kept is not None else "no checkpoint was made yet.")
                 + " Try a smaller optim.lr, optim.clip_norm, or optim.warmup_epochs."
             )
@@ -168,6 +169,7 @@ class Member:
                 "learned_parameters": learned,
                 "optimizer_bytes": optimizer_bytes(opt),
                 "frozen_unchanged": True,
+                "features": plan.keeping.describe() if plan.prefix else "",
             }
         )
         progress.phase, progress.step, progress.epoch = progress.phase + 1, 0, progress.epoch + epochs

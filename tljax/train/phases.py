@@ -205,6 +205,7 @@ def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str
         "ramp": strategy.ramp,
         "prior": np.ones(1, np.float32) if prior is None else prior.astype(np.float32),
         "average": phase.average or 0.0,
+        "dropout": config.model.dropout,
     }
     taken = {*own, *optimizer.hyper_of(config.optim), "lr", "progress"}
     for name, number in strategy.numbers.items():
@@ -222,15 +223,20 @@ def _marks(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset
 
 
 def _with_frozen_modules(model: Model, groups: dict[str, Group]) -> tuple[nnx.GraphDef, list[str]]:
-    """The graph definition with the frozen modules marked, and the stages in which dropout stays on."""
+    """The graph definition with frozen modules marked and no number in it, and the stages in which dropout stays on."""
     modules = {
         "/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, (BatchNorm, Dropout))
     }
-    frozen = frozen_modules(list(modules), groups)
+    frozen, drop = frozen_modules(list(modules), groups), getattr(model.head, "drop", None)
+    rate = drop.rate if drop is not None else 0.0
     for path, module in modules.items():
         module.frozen = path in frozen
+    if rate:
+        drop.rate = 0.5  # any: the step has the run's own among its numbers
     graphdef = leaves_of.split(model).graphdef
     for module in modules.values():
         module.frozen = False
+    if rate:
+        drop.rate = rate
     drawing = {p.split("/")[0] for p, m in modules.items() if isinstance(m, Dropout) and m.rate > 0 and p not in frozen}
     return graphdef, sorted(drawing)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from tljax.models.state import Leaves
+from tljax.train.sharding import stay
 from tljax.train.step import Given, Spec, State, step_of
 
 
 @functools.lru_cache(maxsize=64)
-def make_steps(spec: Spec, runs: int, how: str, resident: bool):
+def make_steps(spec: Spec, runs: int, how: str, resident: bool, shard: str = "none"):
     """Compiles `steps(states, frozen, own, data, block, now, hyper, key, given, count) → (states, metrics)`.
 
     Runs share their batches and random keys, and differ in numbers and in the leaves that these have changed; arrays of
@@ -29,6 +30,7 @@ def make_steps(spec: Spec, runs: int, how: str, resident: bool):
       runs: how many.
       how: "vmap" computes all runs at once, "map" one after another within each step.
       resident: whether `data` are the arrays and `block` rows of them, or `block` the batches.
+      shard: how leaves live on the devices, as in `tljax.train.sharding.Mesh`.
     """
     # Compiled on its own, it is traced once, for the shapes of its metrics and for the loop.
     step, each = jax.jit(step_of(spec)), over_runs(runs, how)
@@ -49,9 +51,12 @@ def make_steps(spec: Spec, runs: int, how: str, resident: bool):
             states, seen = carry
             batch, lr, progress = batch_of(i), now["lr"][i], now["progress"][i]
             states, metrics = each(functools.partial(one, batch, progress), (states, own, lr, hyper))
+            states = stay(states, shard)
             return states, jax.tree.map(lambda all_, new: all_.at[i].set(new), seen, metrics)
 
-        shapes = jax.eval_shape(lambda: each(functools.partial(one, batch_of(0), 0.0), (states, own, now["lr"][0], hyper)))
+        shapes = jax.eval_shape(
+            lambda: each(functools.partial(one, batch_of(0), 0.0), (states, own, now["lr"][0], hyper))
+        )
         room = jax.tree.map(lambda x: jnp.zeros((len(now["lr"]), *x.shape), x.dtype), shapes[1])
         return jax.lax.fori_loop(0, count, body, (states, room))
 

@@ -94,7 +94,7 @@ def observe(observed: Observed, leaves: Leaves, images: jax.Array) -> dict[str, 
 
 
 def nested(named: Mapping[str, jax.Array]) -> dict:
-    """The outputs as objectives take them: `teachers`, a tuple, `source` and `prefix`, each with `logits` and `maps`."""
+    """The outputs as objectives take them: `teachers`, a tuple, `source`, and `PREFIX`, with `logits` and `maps`."""
     networks: dict[str, dict] = {}
     for name, value in named.items():
         network, kind, *stage = name.split("/", 2)
@@ -119,4 +119,3 @@ def bytes_of(observed: Observed, leaves: Mapping, picture: Sequence[int]) -> int
     """What the outputs for one picture take."""
     shapes = shapes_of(observed, leaves, picture).values()
     return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)
-

@@ -1,30 +1,41 @@
-"""One mesh over all devices: batches are split over it, everything else is copied to all of it."""
+"""One mesh over all devices: batches are split over it; leaves are copied to all of it, or each device has a part."""
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tljax.errors import UserError
 
+# Leaves with fewer numbers are copied: to gather them takes longer than to read them.
+LEAST_SHARDED = 1 << 14
+
 
 class Mesh:
-    """The data mesh; the same code runs on one device and on eight."""
+    """The data mesh; the same code runs on one device and on eight.
 
-    def __init__(self, batch_size: int):
-        self.count = jax.device_count()
+    Args:
+      batch_size: of training, which all devices share equally.
+      shard: "none": every device has all leaves; "parameters": each has a part of the large ones, of their gradients
+        and of the optimizer's state, and gathers them where they are used (ZeRO-3, Rajbhandari et al. 2020,
+        arXiv:1910.02054; FSDP).
+    """
+
+    def __init__(self, batch_size: int, shard: str = "none"):
+        self.count, self.shard = jax.device_count(), shard
         if batch_size % self.count:
             raise UserError(
                 f"train.batch_size={batch_size} cannot be split over {self.count} devices: take a multiple."
             )
-        # Auto axes: under Explicit ones, scatter and permutation fail.
-        mesh = jax.make_mesh((self.count,), ("data",), axis_types=(AxisType.Auto,))
-        self.batch_sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self.block_sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
-        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.batch_sharding = NamedSharding(_devices(), PartitionSpec("data"))
+        self.block_sharding = NamedSharding(_devices(), PartitionSpec(None, "data"))
+        self.replicated = NamedSharding(_devices(), PartitionSpec())
 
     def multiple(self, rows: int) -> int:
         """As many rows, or a few more, that all devices get equally many."""
@@ -32,22 +43,56 @@ class Mesh:
 
     def put_batch(self, batch: Any) -> Any:
         """Splits the leading axis over the devices."""
-        return jax.device_put(batch, self.batch_sharding)
+        return _put(batch, self.batch_sharding)
 
     def put_block(self, block: Any) -> Any:
         """Splits the second axis, that of the pictures within each batch, over the devices."""
-        return jax.device_put(block, self.block_sharding)
+        return _put(block, self.block_sharding)
 
     def put(self, tree: Any) -> Any:
         """Copies to all devices."""
-        return jax.device_put(tree, self.replicated)
+        return _put(tree, self.replicated)
 
-    def like(self, tree: Any) -> Any:
-        """The shapes and types of what `put` would give."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
+    def put_leaves(self, tree: Any) -> Any:
+        """Brings leaves, or a state made of them, to where they live."""
+        return jax.tree.map(lambda x: _put(x, leaf_sharding(x.shape, self.shard)), tree)
 
     def memory(self) -> int:
         """Bytes of one device's memory; devices that keep no count are processors, which share the host's."""
         stats = jax.local_devices()[0].memory_stats() or {}
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return stats.get("bytes_limit", host // len(jax.local_devices()))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """`jax.device_put`, also where other processes have some of the devices; each process has all that is put."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def parts(x):
+        return jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+
+    return jax.tree.map(parts, tree)
+
+
+def leaf_sharding(shape: tuple[int, ...], shard: str) -> NamedSharding:
+    """Where a leaf lives: under "parameters", its longest axis that the devices can share equally is split."""
+    count = jax.device_count()
+    axes = [axis for axis, length in enumerate(shape) if length % count == 0]
+    if shard == "none" or count == 1 or not axes or math.prod(shape) < LEAST_SHARDED:
+        return NamedSharding(_devices(), PartitionSpec())
+    longest = max(axes, key=lambda axis: shape[axis])
+    return NamedSharding(_devices(), PartitionSpec(*[None] * longest, "data"))
+
+
+def stay(tree: Any, shard: str) -> Any:
+    """Inside a program: leaves that were computed live where those live that they replace."""
+    if shard == "none":
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, leaf_sharding(x.shape, shard)), tree)
+
+
+@functools.cache
+def _devices() -> jax.sharding.Mesh:
+    # Auto axes: under Explicit ones, scatter and permutation fail.
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

@@ -142,6 +142,8 @@ def step_of(spec: Spec):
 
         def loss_fn(learned: Leaves):
             model = assemble(spec.graphdef, learned | state.moving, frozen, given.neurons)
+            if (drop := getattr(model.head, "drop", None)) is not None and drop.rate:
+                drop.asked = nnx.data(hyper["dropout"])
             together = jnp.concatenate(list(inputs.values())) if len(inputs) > 1 else inputs.get("labelled")
             outputs = model.outputs(together, train=True, rngs=nnx.Rngs(dropout=dropout_key), known=known)
             outputs = _by_view(outputs, inputs) | {"leaves": learned}

@@ -1,0 +1,125 @@
+"""One training step on one device, on several virtual ones, and on those of two processes: the same losses.
+
+    python benchmarks/devices.py STEPS [PROCESS PROCESSES PORT]
+
+is what the item runs: a ResNet on digits in batches of 64, whose losses and seconds per step it prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+from bench import REPO, Bench, row
+
+BATCH = 64
+GLOO = "jax_cpu_collectives_implementation"
+
+
+def devices(bench: Bench) -> list[dict]:
+    """The same steps on 1, 2, 4 and 8 virtual devices of the processor, and on two devices of two processes."""
+    steps = 3 if bench.quick else 20
+    rows, losses = [], None
+    for count, processes in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2)):
+        who = f"tljax, {count} device{'s' * (count > 1)}" + (f" of {processes} processes" if processes > 1 else "")
+        bench.say(f"devices: {who}")
+        printed, error = _run(bench, steps, count // processes, processes)
+        if error:
+            rows.append(row("devices", who, [], "s/step", error=error))
+            continue
+        losses = losses or printed["losses"]
+        difference = max(abs(a - b) for a, b in zip(losses, printed["losses"], strict=True))
+        note = f"{steps} losses, {losses[0]:.4f} to {losses[-1]:.4f}; largest difference to one device {difference:.1e}"
+        rows.append(row("devices", who, printed["seconds"], "s/step", note=note, losses=printed["losses"]))
+    return rows
+
+
+def _run(bench: Bench, steps: int, count: int, processes: int) -> tuple[dict, str]:
+    """What the first process printed, and why not."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    env = bench.env | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, __file__, str(steps)]
+    started = [
+        subprocess.Popen(
+            [*command, str(process), str(processes), str(port)],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        )
+        for process in range(processes)
+    ]  # fmt: skip
+    try:
+        outputs = [process.communicate(timeout=600) for process in started]
+    except subprocess.TimeoutExpired:
+        return {}, "did not end within ten minutes"
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, outputs, strict=True):
+        if process.returncode:
+            return {}, (errors.strip().splitlines() or ["no output"])[-1][:200]
+    return json.loads(outputs[0][0].strip().splitlines()[-1]), ""
+
+
+class AllProcesses:
+    """The mesh over the devices of all processes, each of which knows the whole arrays and places its own parts."""
+
+    def __init__(self, mesh):
+        self.mesh = mesh
+
+    def put(self, tree):
+        """Copies to all devices."""
+        return self._place(tree, self.mesh.replicated)
+
+    def put_batch(self, batch):
+        """Splits the leading axis over the devices."""
+        return self._place(batch, self.mesh.batch_sharding)
+
+    def _place(self, tree, sharding):
+        import jax
+        import numpy as np
+
+        def place(x):
+            if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(place(jax.random.key_data(x)))
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+
+        return jax.tree.map(place, tree)
+
+
+def work(steps: int, process: int = 0, processes: int = 1, port: int = 0) -> None:
+    """Runs the steps and prints their losses and seconds; the first step, which compiles, is not among the seconds."""
+    sys.path.insert(0, str(REPO))
+    import jax
+
+    if processes > 1:
+        jax.config.update(GLOO, "gloo")
+        jax.distributed.initialize(f"localhost:{port}", processes, process)
+    from ours import LEARNS, OurStep
+
+    from tljax import config
+    from tljax.data.loader import train_batches
+
+    c = config.default()
+    c.data.image_size, c.train.batch_size, c.optim.name = 32, BATCH, "momentum"
+    c.optim.lr = 0.02
+    c.strategy.name, c.strategy.phases = "custom", (config.Phase("all", LEARNS["all"]),)
+    step = OurStep(config.parse(c), AllProcesses if processes > 1 else lambda mesh: mesh)
+    train = step.prepared.data.train
+    arrays = {"image": train.images, "label": train.labels}
+    losses, seconds = [], []
+    for batch in train_batches(arrays, BATCH, (0, 0), steps):
+        start = time.perf_counter()
+        losses.append(float(step(step.batch(batch["image"], batch["label"]))["loss"]))
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"losses": losses, "seconds": seconds[1:], "devices": jax.device_count()}))
+
+
+if __name__ == "__main__":
+    work(*map(int, sys.argv[1:]))
