@@ -1,52 +1,96 @@
-"""Convolution in the form that the backend does best."""
+"""Convolution in the form that the backend does best: XLA's own, or products of matrices on a processor.
+
+On a GPU or TPU, it is `jax.lax.conv_general_dilated`. On a CPU `rule` chooses a form by shape, for the value and for
+each gradient. GFLOP/s, two cores of a Zen 4 shared with other work, jaxlib 0.10.2, XLA's form → the form chosen, when
+a product of large matrices reached 150 to 190 (`benchmarks/convolutions.py` measures it on another machine):
+
+- 1×1 kernels are products. On [16, 16, 16, 64] → 256 channels: 87 → 159; the kernel's gradient 48 → 109, and by
+  `columns`, where XLA's form is a convolution over the batch, 26 → 65 and 53 → 129 ([16, 8, 8, 512] → 128).
+- Maps of at most 4 × 4 places are `patches` and a product. XLA has no fast path for a kernel larger than the map:
+  3×3, 512 → 512 channels on 2 × 2 places: 1 → 105, its input's gradient by the transpose of `patches` 1 → 116; at
+  stride 2 from 4 × 4 places 1 → 63 to 119. Larger patches outgrow the caches: 98 → 17 on [8, 56, 56, 64] float32.
+- The input's gradient at stride 2 on a result of 8 × 8 places and less: `patches`, 69 → 82, 97 → 136.
+- Products of bfloat16 are up to 2.5 times as fast as those of float32, XLA's convolutions of bfloat16 are not. Results
+  of up to 32 × 32 places are `rows`: 83 → 134 on [32, 16, 16, 256], 86 → 159 on [32, 8, 8, 512], 88 → 164 on
+  [32, 4, 4, 512].
+- Depthwise kernels are sums of shifted maps, `taps`: 8 to 29 times as fast for ConvNeXt's 7×7.
+
+No faster on the shapes of ResNet-50, or slower: one product for each place of a kernel, patches picture by picture,
+gradients by stride-phases, three-dimensional convolutions of unit depth.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Shape = tuple[int, ...]
+NO_PADDING = ((0, 0), (0, 0))
 
 
 class Window(NamedTuple):
     """All of a convolution but its arrays.
 
     Attributes:
-      strides, padding, dilation: along H and W.
+      strides: along H and W.
+      padding: zeros before and after, along H and W.
+      dilation: distance of the kernel's places along H and W.
       groups: of channels that do not see each other.
       precision: of products, as in `jax.lax`.
     """
 
     strides: tuple[int, int] = (1, 1)
-    padding: Pads = ((0, 0), (0, 0))
+    padding: tuple[tuple[int, int], tuple[int, int]] = NO_PADDING
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
-    precision: object = None
+    precision: jax.lax.PrecisionLike = None
 
 
 class Forms(NamedTuple):
-    """Names of the forms that compute the convolution, and of those whose transposes compute its gradients."""
+    """Names in `FORMS`: what computes the value, and whose transposes compute the gradients."""
 
     value: str
     to_input: str
     to_kernel: str
 
 
+NATIVE = Forms("native", "native", "native")
+# How many places of the result one step of `rows` computes, about: what it reads and writes then stays in the caches.
+PLACES = 1024
+
+
 def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """[B, H, W, in], [kh, kw, in / groups, out] → [B, H', W', out]."""
-    if jax.default_backend() != "cpu":
-        return native(x, kernel, window)
-    return _convolve(window, x, kernel)
+    forms = rule(x.shape, kernel.shape, window, x.dtype)
+    return (
+        native(x, kernel, window) if forms == NATIVE else _convolve((forms, window, x.shape, kernel.shape), x, kernel)
+    )
 
 
-def convolve_in_kernel(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """The same in the form for `jax.linear_transpose` with respect to the kernel."""
-    if jax.default_backend() != "cpu":
-        return native(x, kernel, window)
+def linear_in_kernel(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """The same, for `jax.linear_transpose` with respect to the kernel."""
     return FORMS[rule(x.shape, kernel.shape, window, x.dtype).to_kernel](x, kernel, window)
+
+
+def rule(x: Shape, kernel: Shape, window: Window, dtype) -> Forms:
+    """The forms for arrays of these shapes and of this dtype."""
+    side = max(_lengths(x, kernel, window))
+    if jax.default_backend() != "cpu" or min(_lengths(x, kernel, window)) < 1:
+        return NATIVE
+    if window.groups > 1:
+        return Forms("taps", "taps", "taps") if window.groups == x[-1] == kernel[-1] else NATIVE
+    if kernel[:2] == (1, 1):
+        return Forms("patches", "patches", "columns")
+    strided, wide = max(window.strides) > 1, min(x[-1], kernel[-1]) >= 64
+    if dtype == jnp.bfloat16 and side <= 32 and wide:
+        return Forms("rows", "patches" if strided else "rows", "columns" if side <= 4 else "native")
+    if side <= 4:
+        return Forms("patches", "patches", "columns")
+    return Forms("native", "patches" if strided and side <= 8 else "native", "native")
 
 
 def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -64,95 +108,109 @@ def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 
 def patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """One product of all that the window sees, [B, H', W', kh · kw · in], and the kernel."""
-    seen = jnp.concatenate(list(shifted(x, kernel.shape, window)), -1)
-    return _product(seen, kernel.reshape(-1, kernel.shape[-1]), window)
+    """All that the window sees, [B, H', W', kh · kw · in], times the kernel as a matrix."""
+    seen = jnp.concatenate(list(_seen(_padded(x, window), kernel.shape, window)), -1)
+    return _product(seen, kernel.reshape(-1, kernel.shape[-1]), window).astype(x.dtype)
+
+
+def columns(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """The same with patches as columns, [kh · kw · in, B · H' · W']: its transpose in the kernel is a plain product.
+
+    The library behind XLA's products has no kernel for one that contracts the rows of both its factors.
+    """
+    # The barriers keep the compiler from making x again for it, across its order in memory, and from putting the
+    # transposition back into the product.
+    x = jax.lax.optimization_barrier(x)
+    seen = jnp.concatenate(list(_seen(_padded(x, window), kernel.shape, window)), -1)
+    matrix = jax.lax.optimization_barrier(seen.reshape(-1, seen.shape[-1]).T)
+    y = _product(matrix, kernel.reshape(-1, kernel.shape[-1]), window, axis=0)
+    return y.reshape(*seen.shape[:-1], -1).astype(x.dtype)
+
+
+def rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """A product for each row of the kernel and what that row sees, a few pictures at a time."""
+    x, down = _padded(x, window), window.strides[0]
+    height, width = _lengths(x.shape, kernel.shape, window._replace(padding=NO_PADDING))
+
+    def convolved(x):
+        across = window._replace(strides=(1, window.strides[1]))
+        row = jnp.concatenate(list(_seen(x, (1, *kernel.shape[1:]), across)), -1)
+        total = 0
+        for i, matrix in enumerate(kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])):
+            start = i * window.dilation[0]
+            total += _product(row[:, start : start + (height - 1) * down + 1 : down], matrix, window)
+        return total.astype(x.dtype)
+
+    pictures = max(1, PLACES // (height * width))
+    if x.shape[0] % pictures or x.shape[0] == pictures:
+        return convolved(x)
+    y = jax.lax.map(convolved, x.reshape(-1, pictures, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
 
 
 def taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Depthwise: a sum over the kernel's places of shifted maps times a number for each channel."""
-    numbers = kernel.reshape(-1, kernel.shape[-1])
-    total = sum(map(jnp.multiply, shifted(x.astype(_accumulator(x)), kernel.shape, window), numbers))
-    return total.astype(x.dtype)
+    """Depthwise: the sum over the kernel's places of shifted maps times a number for each channel."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    numbers = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
+    maps = _seen(_padded(x, window).astype(wide), kernel.shape, window)
+    return sum(m * n for m, n in zip(maps, numbers, strict=True)).astype(x.dtype)
 
 
-FORMS = {"native": native, "patches": patches, "taps": taps}
-
-
-def shifted(x: jax.Array, kernel: tuple[int, ...], window: Window):
-    """For each place of the kernel, row by row, what it meets: [B, H', W', in]."""
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in window.padding), (0, 0, 0)))
-    lengths = _lengths(x.shape[1:3], kernel, window._replace(padding=((0, 0), (0, 0))))
-    (height, width), (down, right) = lengths, window.strides
-    for i in range(0, kernel[0] * window.dilation[0], window.dilation[0]):
-        for j in range(0, kernel[1] * window.dilation[1], window.dilation[1]):
-            yield x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
-
-
-def rule(x: tuple[int, ...], kernel: tuple[int, ...], window: Window, dtype) -> Forms:
-    """The forms for arrays of these shapes."""
-    height, width = _lengths(x[1:3], kernel, window)
-    if not (height > 0 and width > 0 and jnp.issubdtype(dtype, jnp.floating)):
-        return Forms("native", "native", "native")
-    if window.groups > 1:
-        depthwise = window.groups == x[-1] == kernel[-1]
-        return Forms(*("taps" if depthwise else "native",) * 3)
-    if kernel[:2] == (1, 1):
-        return Forms("patches", "patches", "patches")
-    if max(height, width) <= 8 or (max(window.strides) > 1 and max(height, width) <= 14):
-        return Forms("patches", "patches", "patches")
-    return Forms("native", "native", "native")
-
-
-def _lengths(sides: tuple[int, int], kernel: tuple[int, ...], window: Window) -> list[int]:
-    # Of the result, along H and W.
-    parts = zip(sides, kernel, *window[:3], strict=False)
-    return [(side + sum(pads) - dilation * (size - 1) - 1) // stride + 1 for side, size, stride, pads, dilation in parts]
-
-
-def _accumulator(x: jax.Array):
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def _product(a: jax.Array, b: jax.Array, window: Window) -> jax.Array:
-    return jnp.matmul(a, b, precision=window.precision, preferred_element_type=_accumulator(a)).astype(a.dtype)
+FORMS = {form.__name__: form for form in (native, patches, columns, rows, taps)}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(window: Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return FORMS[rule(x.shape, kernel.shape, window, x.dtype).value](x, kernel, window)
+def _convolve(static, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    forms, window, *_ = static
+    return FORMS[forms.value](x, kernel, window)
 
 
-def _forward(window: Window, x, kernel):
-    # What nobody differentiates with respect to needs nothing kept, and no gradient computed.
-    saved = (x.value if kernel.perturbed else None, kernel.value if x.perturbed else None)
-    shapes = jax.ShapeDtypeStruct(x.value.shape, x.value.dtype), jax.ShapeDtypeStruct(kernel.value.shape, x.value.dtype)
-    return _convolve(window, x.value, kernel.value), (saved, _Static(shapes))
+def _forward(static, x, kernel):
+    # Where one of the two needs no gradient, nothing is kept or computed for it.
+    saved = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return _convolve(static, x.value, kernel.value), saved
 
 
-def _backward(window: Window, residuals, dy: jax.Array):
-    (x, kernel), (like_x, like_kernel) = residuals[0], residuals[1].value
-    forms = rule(like_x.shape, like_kernel.shape, window, dy.dtype)
+def _backward(static, saved, dy: jax.Array):
+    (forms, window, *shapes), (x, kernel) = static, saved
+    x_like, kernel_like = (jax.ShapeDtypeStruct(shape, dy.dtype) for shape in shapes)
     dx = dkernel = None
-    if kernel is not None:
-        (dx,) = jax.linear_transpose(lambda x: FORMS[forms.to_input](x, kernel, window), like_x)(dy)
+    if kernel is not None and forms.to_input == "rows":
+        # At stride 1 the gradient is itself the convolution with the kernel turned around.
+        ends = zip(window.dilation, kernel.shape, window.padding, strict=False)
+        padding = tuple((d * (k - 1) - before, d * (k - 1) - after) for d, k, (before, after) in ends)
+        dx = rows(dy, kernel[::-1, ::-1].swapaxes(2, 3), window._replace(padding=padding))
+    elif kernel is not None:
+        (dx,) = jax.linear_transpose(lambda x: FORMS[forms.to_input](x, kernel, window), x_like)(dy)
     if x is not None:
-        (dkernel,) = jax.linear_transpose(lambda k: FORMS[forms.to_kernel](x, k, window), like_kernel)(dy)
+        (dkernel,) = jax.linear_transpose(lambda k: FORMS[forms.to_kernel](x, k, window), kernel_like)(dy)
     return dx, dkernel
 
 
-@jax.tree_util.register_static
-class _Static:
-    # Shapes among the residuals.
-
-    def __init__(self, value):
-        self.value = value
-
-    def __eq__(self, other):
-        return self.value == other.value
-
-    def __hash__(self):
-        return hash(self.value)
-
-
 _convolve.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _padded(x: jax.Array, window: Window) -> jax.Array:
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in window.padding), (0, 0, 0)))
+
+
+def _seen(x: jax.Array, kernel: Shape, window: Window) -> Iterator[jax.Array]:
+    """For each place of the kernel, row by row, what it meets on a padded map: [B, H', W', in]."""
+    height, width = _lengths(x.shape, kernel, window._replace(padding=NO_PADDING))
+    (down, right), (i_step, j_step) = window.strides, window.dilation
+    for i in range(0, kernel[0] * i_step, i_step):
+        for j in range(0, kernel[1] * j_step, j_step):
+            yield x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
+
+
+def _lengths(x: Shape, kernel: Shape, window: Window) -> list[int]:
+    """Of the result, along H and W."""
+    axes = zip(x[1:3], kernel[:2], window.strides, window.padding, window.dilation, strict=True)
+    return [(side + sum(pads) - dilation * (size - 1) - 1) // stride + 1 for side, size, stride, pads, dilation in axes]
+
+
+def _product(a: jax.Array, b: jax.Array, window: Window, axis: int = -1) -> jax.Array:
+    # Sums are at least float32, as XLA's convolutions have them.
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    contracted = ((axis % a.ndim,), (0,)), ((), ())
+    return jax.lax.dot_general(a, b, contracted, precision=window.precision, preferred_element_type=wide)

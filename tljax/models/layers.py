@@ -8,6 +8,7 @@ come from `tljax.models.init`.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tljax.models.convolution import Window, convolve, convolve_in_kernel
+from tljax.models.convolution import Window, convolve, linear_in_kernel
 from tljax.models.linear import Layer
 
 Side = int | tuple[int, int]
@@ -92,7 +93,7 @@ class Conv(Layer, nnx.Conv):
     def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[B, H, W, in], [kh, kw, in, any] → [B, H / stride, W / stride, any]; for one group."""
         window = Window((self.strides,) * 2, self.padding, (self.kernel_dilation,) * 2, precision=self.precision)
-        return convolve_in_kernel(*self.promote_dtype((x, kernel), dtype=self.dtype), window)
+        return linear_in_kernel(*self.promote_dtype((x, kernel), dtype=self.dtype), window)
 
 
 def _convolve(x, kernel, strides, padding, *, rhs_dilation, feature_group_count, precision, **_):
@@ -170,7 +171,14 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class Dropout(nnx.Module):
-    """Inverted dropout (Srivastava et al. 2014); the key comes with the call, so no random state is kept."""
+    """Inverted dropout (Srivastava et al. 2014); the key comes with the call, so no random state is kept.
+
+    Attributes:
+      rate: 0 leaves the layer out of the program.
+      asked: a rate above 0 that takes its place, a number of the step that the program does not depend on.
+    """
+
+    asked: jax.Array | None = None
 
     def __init__(self, rate: float):
         self.rate = rate
@@ -182,8 +190,9 @@ class Dropout(nnx.Module):
             return x
         if rngs is None:
             raise ValueError("dropout in training needs rngs")
-        keep = jax.random.bernoulli(rngs.dropout(), 1 - self.rate, self.units(x.shape))
-        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+        kept = 1 - (self.rate if self.asked is None else self.asked)
+        keep = jax.random.bernoulli(rngs.dropout(), kept, self.units(x.shape))
+        return jnp.where(keep, x / kept, 0).astype(x.dtype)
 
     def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of what is kept or dropped as one."""
@@ -206,8 +215,43 @@ def drop_path_rates(last: float, depths: tuple[int, ...]) -> list[list[float]]:
 
 def max_pool(x: jax.Array, size: int = 2, stride: int = 2, padding: int = 0, ceil: bool = False) -> jax.Array:
     """Max pooling [B, H, W, C]; what does not fill a window is dropped, or with `ceil` a window of its own."""
-    pads = [(padding, _ceil_padding(length, size, stride, padding) if ceil else padding) for length in x.shape[1:3]]
-    return nnx.max_pool(x, (size, size), strides=(stride, stride), padding=pads)
+    ends = (_ceil_padding(length, size, stride, padding) if ceil else padding for length in x.shape[1:3])
+    return _max_pool(size, stride, tuple((padding, end) for end in ends), tuple(x.shape[1:3]), x)
+
+
+# XLA scatters the gradient number by number on a processor, which takes ten times as long as these maps.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _max_pool(size: int, stride: int, pads: tuple, sides: tuple, x: jax.Array) -> jax.Array:
+    return functools.reduce(jnp.maximum, _seen_by_pool(size, stride, pads, x))
+
+
+def _seen_by_pool(size: int, stride: int, pads: tuple, x: jax.Array) -> list[jax.Array]:
+    """For each place of the window, row by row, what it meets."""
+    x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
+    height, width = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
+    return [x[:, i : i + height : stride, j : j + width : stride] for i, j in np.ndindex(size, size)]
+
+
+def _max_pool_forward(size: int, stride: int, pads: tuple, sides: tuple, x: jax.Array):
+    seen = _seen_by_pool(size, stride, pads, x)
+    y, first = functools.reduce(jnp.maximum, seen), jnp.zeros((), jnp.uint8)
+    for place, here in reversed(list(enumerate(seen))):
+        first = jnp.where(here == y, jnp.uint8(place), first)
+    return y, first
+
+
+def _max_pool_backward(size: int, stride: int, pads: tuple, sides: tuple, first: jax.Array, dy: jax.Array):
+    zero, dx = jnp.zeros((), dy.dtype), 0
+    for place, starts in enumerate(np.ndindex(size, size)):
+        ends = zip(starts, pads, sides, dy.shape[1:3], strict=True)
+        spread = [(i - low, side + low - i - (n - 1) * stride - 1, stride - 1) for i, (low, _), side, n in ends]
+        # Of equal maxima the first has all, as in PyTorch.
+        part = jnp.where(first == place, dy, zero)
+        dx += jax.lax.pad(part, zero, ((0, 0, 0), *spread, (0, 0, 0)))
+    return (dx,)
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def average_pool(x: jax.Array, size: int, stride: int = 1, padding: int = 0, count_padding: bool = True) -> jax.Array:

@@ -95,16 +95,17 @@ def choose(
     """
     keep, limit, drawn = config.cache, config.cache.gigabytes * 1e9, augments(config.augment)
     networks = ([prefix] if prefix is not None and not unlabelled else []) + list(others)
-    if drawn and keep.views and networks:
-        needed = sum(sizes[n.name] for n in networks) * pictures[0] * keep.views
+    # Others see the student's own pictures: kept views are for all of them, or for none.
+    views = keep.views if drawn and prefix is not None and not unlabelled else 0
+    if views:
+        needed = sum(sizes[n.name] for n in networks) * pictures[0] * views
         if keep.where == "none" or needed > limit:
             asked = "cache.where='none' keeps nothing" if keep.where == "none" else f"that is more than {limit:.3g}"
             raise UserError(
-                f'Phase "{phase}": cache.views={keep.views} takes {needed:.3g} bytes, but {asked}: lower it, or raise '
+                f'Phase "{phase}": cache.views={views} takes {needed:.3g} bytes, but {asked}: lower it, or raise '
                 "cache.gigabytes."
             )
-    views, left = keep.views if drawn else 0, limit
-    kept, in_step, why = [], [], Keeping.why
+    kept, in_step, why, left = [], [], Keeping.why, limit
     for network in networks:
         size = sizes[network.name] * pictures[0] * max(1, views)
         against = _against(keep.where, drawn and not views, size, left)
@@ -145,7 +146,9 @@ class Keeper:
         self.config, self.mesh, self.log, self.record = config, mesh, log, []
         self.store = Store(config.cache, cache.folder("features"))
 
-    def get(self, network: Observed, leaves: Leaves, split: Split, what: str, views: int = 0) -> dict[str, np.ndarray]:
+    def get(
+        self, network: Observed, leaves: Leaves, split: Split, what: str, views: int = 0, passes: float = 1.0
+    ) -> dict[str, np.ndarray]:
         """What a network says of all pictures, by name as in `observe`, in their order; with `views`, view after view.
 
         Args:
@@ -154,6 +157,7 @@ class Keeper:
           split: pictures.
           what: name of the work for the log.
           views: how many times each picture is drawn; 0: as it is.
+          passes: how often all of that would be computed if it were not kept.
         """
         images = split.images
         count, drawn = max(1, views) * len(images), None
@@ -189,27 +193,31 @@ class Keeper:
             "versions": [tljax.__version__, jax.__version__, _code()],
         }
         entry = self.store.get(key, shapes, fill)
-        self._tell(what, entry, count)
+        self._tell(what, entry, count, passes)
         return entry.arrays
 
     def once(self) -> list[dict]:
         """The record, without what was asked for again."""
         return list({row["what"]: row for row in reversed(self.record)}.values())[::-1]
 
-    def _tell(self, what: str, entry: Entry, pictures: int) -> None:
+    def _tell(self, what: str, entry: Entry, pictures: int, passes: float) -> None:
         size = sum(x.nbytes for x in entry.arrays.values())
+        saved = entry.seconds * max(0.0, passes - (not entry.reused))
         self.record.append(
             {
                 "what": what,
                 "pictures": pictures,
                 "bytes": size,
                 "where": entry.where,
-                "seconds": entry.seconds,
-                "reused": entry.reused,
+                "seconds": 0.0 if entry.reused else entry.seconds,
+                "saved": saved,
             }
         )
-        how = "kept before, which saves" if entry.reused else f"computed and kept ({entry.where}) in"
-        self.log.note(f"{what}: features of {pictures:,} pictures, {size / 1e6:.3g} MB, {how} {entry.seconds:.1f} s")
+        how = "were kept" if entry.reused else f"kept in {'memory' if entry.where == 'memory' else 'a file'} after"
+        took = "" if entry.reused else f" {entry.seconds:.1f} s"
+        self.log.note(
+            f"{what}: features of {pictures:,} pictures, {size / 1e6:.3g} MB, {how}{took}; saves about {saved:.1f} s"
+        )
 
 
 def rows_at_once(side: int, mesh: Mesh) -> int:

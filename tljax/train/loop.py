@@ -165,14 +165,14 @@ class Fit:
         """The phase's batches, with what frozen networks say of their pictures where that is computed once."""
         config, train = self.members[0].config, self.data.train
         arrays = {"label": train.labels} | ({"image": train.images} if plan.reads_pictures else {})
+        views = plan.keeping.views
         for network in plan.keeping.train:
             theirs, what = network.leaves(self.observed, leaves), f"{plan.phase.name}: {network.name}, training"
-            arrays |= self.keeper.get(network, theirs, train, what, plan.keeping.views)
+            arrays |= self.keeper.get(network, theirs, train, what, views, plan.phase.epochs / max(1, views))
         unlabelled = None
         if plan.spec.views:
             unlabelled = self.data.unlabelled.images, config.train.batch_size * config.strategy.unlabelled_ratio
         seed = config.seed, progress.phase
-        views = plan.keeping.views if plan.keeping.train else 0
         feed = Feed(arrays, unlabelled, config.train.batch_size, seed, plan.steps, views, self.mesh)
         if progress.data is not None:
             feed.seek(progress.data)
@@ -183,7 +183,7 @@ class Fit:
         if (prefix := plan.keeping.valid) is None:
             return {"image": self.data.valid.images}
         theirs, what = prefix.leaves(self.observed, leaves), f"{plan.phase.name}: {prefix.name}, validation"
-        return self.keeper.get(prefix, theirs, self.data.valid, what)
+        return self.keeper.get(prefix, theirs, self.data.valid, what, passes=len(plan.evaluations))
 
     def _given(self, plan: PhasePlan, leaves: Leaves, index: Mapping[str, jax.Array]) -> Given:
         """What the steps are given; source values only where an objective asks for them."""
