@@ -10,9 +10,9 @@ a product of large matrices reached 150 to 190 (`benchmarks/convolutions.py` mea
   3×3, 512 → 512 channels on 2 × 2 places: 1 → 105, its input's gradient by the transpose of `patches` 1 → 116; at
   stride 2 from 4 × 4 places 1 → 63 to 119. Larger patches outgrow the caches: 98 → 17 on [8, 56, 56, 64] float32.
 - The input's gradient at stride 2 on a result of 8 × 8 places and less: `patches`, 69 → 82, 97 → 136.
-- Products of bfloat16 are up to 2.5 times as fast as those of float32, XLA's convolutions of bfloat16 are not. Results
-  of up to 32 × 32 places are `rows`: 83 → 134 on [32, 16, 16, 256], 86 → 159 on [32, 8, 8, 512], 88 → 164 on
-  [32, 4, 4, 512].
+- Products of bfloat16 are up to 2.2 times as fast as those of float32, XLA's convolutions of bfloat16 are not. Results
+  of up to 16 × 16 places are `rows`: 181 → 284 on [32, 16, 16, 256], 176 → 310 on [32, 8, 8, 512], 173 → 287 on
+  [32, 4, 4, 512]; of up to 32 × 32 places a `sheet`: 146 → 221 on [32, 32, 32, 128], where `rows` reach 162.
 - Depthwise kernels are sums of shifted maps, `taps`: 8 to 29 times as fast for ConvNeXt's 7×7.
 
 No faster on the shapes of ResNet-50, or slower: one product for each place of a kernel, patches picture by picture,
@@ -87,10 +87,29 @@ def rule(x: Shape, kernel: Shape, window: Window, dtype) -> Forms:
         return Forms("patches", "patches", "columns")
     strided, wide = max(window.strides) > 1, min(x[-1], kernel[-1]) >= 64
     if dtype == jnp.bfloat16 and side <= 32 and wide:
-        return Forms("rows", "patches" if strided else "rows", "columns" if side <= 4 else "native")
+        value = "sheet" if side > 16 and not strided else "rows"
+        return Forms(value, "patches" if strided else "rows", "columns" if side <= 4 else "native")
     if side <= 4:
         return Forms("patches", "patches", "columns")
     return Forms("native", "patches" if strided and side <= 8 else "native", "native")
+
+
+@functools.cache
+def inference_options() -> dict[str, str]:
+    """Options of the compiler for programs without gradients.
+
+    On a processor, jaxlib 0.10 gives convolutions in float32 to YNNPACK, which is the faster one for gradients, and for
+    a network's forward pass the slower one: Eigen's are 1.34 times as fast in VGG-16 (64×64), 1.28 in DenseNet-121
+    (64×64), 1.8 in Inception v3 (128×128), 1.35 in ResNet-8 (28×28), 1.04 to 1.09 in ResNet-50.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # a compiler that has no such option
+        return {}
+    return options
 
 
 def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -129,23 +148,24 @@ def columns(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
 
 def rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """A product for each row of the kernel and what that row sees, a few pictures at a time."""
-    x, down = _padded(x, window), window.strides[0]
-    height, width = _lengths(x.shape, kernel.shape, window._replace(padding=NO_PADDING))
+    matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
 
-    def convolved(x):
-        across = window._replace(strides=(1, window.strides[1]))
-        row = jnp.concatenate(list(_seen(x, (1, *kernel.shape[1:]), across)), -1)
-        total = 0
-        for i, matrix in enumerate(kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])):
-            start = i * window.dilation[0]
-            total += _product(row[:, start : start + (height - 1) * down + 1 : down], matrix, window)
-        return total.astype(x.dtype)
+    def convolved(seen: jax.Array, meets: list[slice]) -> jax.Array:
+        return sum(_product(seen[:, where], matrix, window) for where, matrix in zip(meets, matrices, strict=True))
 
-    pictures = max(1, PLACES // (height * width))
-    if x.shape[0] % pictures or x.shape[0] == pictures:
-        return convolved(x)
-    y = jax.lax.map(convolved, x.reshape(-1, pictures, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
+    return _by_row(convolved, x, kernel, window, PLACES)
+
+
+def sheet(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+    """One product of what a row of the kernel sees and all rows side by side, of which the right parts are summed."""
+    side_by_side = jnp.moveaxis(kernel.reshape(kernel.shape[0], -1, kernel.shape[-1]), 0, 1)
+
+    def convolved(seen: jax.Array, meets: list[slice]) -> jax.Array:
+        y = _product(seen, side_by_side.reshape(seen.shape[-1], -1), window)
+        y = y.reshape(*seen.shape[:3], kernel.shape[0], -1)
+        return sum(y[:, where, :, i] for i, where in enumerate(meets))
+
+    return _by_row(convolved, x, kernel, window, 4 * PLACES)
 
 
 def taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
@@ -156,7 +176,7 @@ def taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return sum(m * n for m, n in zip(maps, numbers, strict=True)).astype(x.dtype)
 
 
-FORMS = {form.__name__: form for form in (native, patches, columns, rows, taps)}
+FORMS = {form.__name__: form for form in (native, patches, columns, rows, sheet, taps)}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -201,6 +221,28 @@ def _seen(x: jax.Array, kernel: Shape, window: Window) -> Iterator[jax.Array]:
     for i in range(0, kernel[0] * i_step, i_step):
         for j in range(0, kernel[1] * j_step, j_step):
             yield x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
+
+
+def _by_row(convolved, x: jax.Array, kernel: jax.Array, window: Window, places: int) -> jax.Array:
+    """Calls `convolved(seen, meets)` for a few pictures at a time, about so many places of the result.
+
+    `seen` [b, H, W', kw · in] is what a row of the kernel sees of each row of the map, `meets` which rows of the map
+    each row of the kernel meets.
+    """
+    x, (down, right) = _padded(x, window), window.strides
+    height, width = _lengths(x.shape, kernel.shape, window._replace(padding=NO_PADDING))
+    starts = range(0, kernel.shape[0] * window.dilation[0], window.dilation[0])
+    meets = [slice(start, start + (height - 1) * down + 1, down) for start in starts]
+
+    def of(x: jax.Array) -> jax.Array:
+        seen = _seen(x, (1, *kernel.shape[1:]), window._replace(strides=(1, right)))
+        return convolved(jnp.concatenate(list(seen), -1), meets).astype(x.dtype)
+
+    pictures = max(1, places // (height * width))
+    if x.shape[0] % pictures or x.shape[0] == pictures:
+        return of(x)
+    y = jax.lax.map(of, x.reshape(-1, pictures, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
 
 
 def _lengths(x: Shape, kernel: Shape, window: Window) -> list[int]:

@@ -13,6 +13,7 @@ from flax import nnx
 from tljax.data import Split
 from tljax.data.loader import eval_batches
 from tljax.models import state as leaves_of
+from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
 from tljax.train.sharding import Mesh
 from tljax.weights import Preprocess, make_preprocess
@@ -32,7 +33,7 @@ def make_features(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, st
         taken = {stage: maps[stage].astype(jnp.float32) for stage in stages}
         return taken if pool == "none" else {stage: x.mean((1, 2)) for stage, x in taken.items()}
 
-    return jax.jit(features)
+    return jax.jit(features, compiler_options=inference_options())
 
 
 def shapes_of(features: Callable, leaves: Leaves, split: Split) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,7 @@ from tljax import cache
 from tljax.config import AugmentConfig, Config
 from tljax.data import Split
 from tljax.errors import UserError
+from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
 from tljax.train.augment import make_augment
 from tljax.train.features import over_rows
@@ -228,7 +229,9 @@ def rows_at_once(side: int, mesh: Mesh) -> int:
 @functools.lru_cache(maxsize=64)
 def _observer(network: Observed, augment: AugmentConfig | None):
     change = make_augment(augment) if augment else lambda key, images: images
-    return jax.jit(lambda leaves, images, key: observe(network, leaves, change(key, images)))
+    return jax.jit(
+        lambda leaves, images, key: observe(network, leaves, change(key, images)), compiler_options=inference_options()
+    )
 
 
 def _without_addresses(text: str) -> str:

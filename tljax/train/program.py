@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
 from tljax.train.sharding import stay
 from tljax.train.step import Given, Spec, State, step_of
@@ -70,9 +71,9 @@ def make_predicts(predict: Callable, runs: int, how: str):
 
     def predicts(leaves: tuple[Leaves, Leaves], batch: Mapping[str, jax.Array]) -> jax.Array:
         own, frozen = leaves
-        return jnp.moveaxis(each(lambda changed: predict(frozen | changed, batch), own), 0, 1)
+        return jnp.moveaxis(each(lambda changed: predict.__wrapped__(frozen | changed, batch), own), 0, 1)
 
-    return jax.jit(predicts)
+    return jax.jit(predicts, compiler_options=inference_options())
 
 
 def over_runs(runs: int, how: str) -> Callable:

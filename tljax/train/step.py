@@ -14,6 +14,7 @@ from flax import nnx
 
 from tljax.config import AugmentConfig
 from tljax.models import state as leaves_of
+from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
 from tljax.objectives import Objective
 from tljax.strategies import Group, neurons
@@ -199,7 +200,7 @@ def make_predict(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str):
         images = None if known else prepare(batch["image"])
         return jax.nn.softmax(leaves_of.merge(graphdef, leaves).outputs(images, known=known)["logits"])
 
-    return jax.jit(predict)
+    return jax.jit(predict, compiler_options=inference_options())
 
 
 def assemble(graphdef: nnx.GraphDef, changing: Leaves, frozen: Leaves, index: Mapping[str, jax.Array]) -> nnx.Module:
