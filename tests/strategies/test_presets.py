@@ -6,16 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from tests.conftest import Silent
 from tests.strategies.case import NETS, TEACHER, Case, config_of, recipe
 from tljax import config as schema
 from tljax.errors import UserError
 from tljax.run import plan as planning
 from tljax.run.prepare import prepare
 from tljax.strategies import PRESETS
-from tljax.train.keep import Keeper
-
-TEACHERS = ("distillation", "attention_transfer", "fitnets", "delta", "lwf")
 
 
 def half_squares(leaves):
@@ -65,26 +61,6 @@ def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
         _, (other,) = own.run(plan, key=1)
         drops = any(plan.groups[p].learns for p in plan.groups if p.startswith("head/"))
         assert (other["terms"][place] != before["terms"][place]) == drops
-
-
-@pytest.mark.parametrize("preset", TEACHERS)
-def test_what_others_say_is_the_same_computed_once_or_in_every_step(tmp_path, preset):
-    settings = {"optim.lr": 0.01}
-    once = Case.make(config_of(tmp_path, preset, "resnet", **settings, **{"cache.where": "memory"}))
-    inside = Case.make(config_of(tmp_path, preset, "resnet", **settings))
-    train, rows = once.prepared.data.train, [np.arange(12) + 12 * i for i in range(3)]
-    keeper = Keeper(once.prepared.config, once.prepared.network.mesh, Silent())
-    for first, second in zip(once.plans, inside.plans, strict=True):
-        assert first.once == second.spec.observed != ()
-        assert first.spec.observed == second.once == ()
-        said = {}
-        for network in first.once:
-            said |= keeper.get(network, network.leaves(once.observed, once.leaves), train, "")
-        pictures = [{"image": train.images[r], "label": train.labels[r]} for r in rows]
-        ready = [batch | {name: x[r] for name, x in said.items()} for batch, r in zip(pictures, rows, strict=True)]
-        once.batch, inside.batch = (lambda plan, i=0, b=b: b[i] for b in (ready, pictures))
-        (_, a), (_, b) = once.run(first, 3), inside.run(second, 3)
-        np.testing.assert_allclose([m["terms"] for m in a], [m["terms"] for m in b], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

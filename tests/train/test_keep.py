@@ -20,7 +20,7 @@ from tljax.run.prepare import prepare
 from tljax.strategies import PRESETS
 from tljax.train import store as storing
 from tljax.train.keep import Keeper, Keeping
-from tljax.train.reference import PREFIX
+from tljax.train.reference import PREFIX, observe
 from tljax.train.sharding import Mesh
 from tljax.train.store import Store
 
@@ -36,6 +36,9 @@ def test_every_preset_learns_the_same_with_and_without(tmp_path, preset):
         assert {n.name for n in every.spec.observed} == {n.name for n in (*once.once, *once.spec.observed)}
         assert bool(once.prefix) == (every.keeping.why != Keeping.why)
         assert once.keeping.in_step == every.keeping.train == ()
+        if not once.once:  # the same program, to the letter
+            assert once.spec == every.spec
+            continue
         (_, a), (_, b) = kept.run(once, 2), again.run(every, 2)
         for name in ("loss", "terms"):
             np.testing.assert_allclose([m[name] for m in a], [m[name] for m in b], rtol=1e-5, atol=1e-6)
@@ -90,6 +93,15 @@ def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatc
         assert not reused(**change), name
         assert reused(**change), name
     assert reused()
+
+
+def test_rows_are_those_of_the_pictures_in_their_order(frozen):
+    run, leaves, network = frozen
+    split = run.data.valid.take(np.arange(11))
+    (kept,) = keeper_of(run, cache=CacheConfig(where="none")).get(network, leaves, split, "").values()
+    for i in (0, 4, 10):
+        (expected,) = observe(network, leaves, split.images[i : i + 1]).values()
+        np.testing.assert_allclose(kept[i], expected[0], rtol=1e-5, atol=1e-6)
 
 
 def test_views_are_drawn_apart_and_stand_one_after_another(frozen):

@@ -47,14 +47,18 @@ def heat_map(cells: Sequence[Mapping], tuned: Sequence[str], path: str | Path) -
             text = "–" if math.isnan(value) else f"{100 * value:.1f}"
             weight = "bold" if value == np.nanmax(grid) else "normal"
             place.text(x, y, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
-        place.set_yticks(range(len(values[0])), [short(f"{v:g}", 12) for v in values[0]])
-        place.set_xticks(range(len(values[1])), [short(f"{v:g}", 12) for v in values[1]])
+        place.set_yticks(range(len(values[0])), [_name(v) for v in values[0]])
+        place.set_xticks(range(len(values[1])), [_name(v) for v in values[1]])
         place.set(ylabel=tables.headers(axes)[0], xlabel=tables.headers(axes)[1])
         place.set_title(short(name or "validation accuracy, %", 50), fontsize=9, loc="left")
     for place in places[len(grids) :]:
         place.axis("off")
     figure.colorbar(image, ax=places.tolist(), label="validation accuracy", shrink=0.8)
     return save(figure, path)
+
+
+def _name(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else short(value, 12)
 
 
 def _grid(panel: Mapping[tuple, list], values: Sequence[Sequence]) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from tljax.config import Config
 from tljax.errors import TrainingStopped
 from tljax.report import tables
 from tljax.run import together
-from tljax.run.prepare import prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.train import train_together
 from tljax.run.workdir import WorkDir
@@ -58,8 +57,11 @@ def run(config: Config, console: Console) -> dict:
       UserError: before anything is written.
     """
     root, made = Path(config.workdir), cells(config)
-    for single in with_made_weights([c.config for c in one_per_setting(made).values()], root.parent, None):
-        prepare(single)
+    # What is wrong with any of them is said before the first one starts.
+    planned = with_made_weights([c.config for c in one_per_setting(made).values()], root.parent, None)
+    for group in _alike(planned).values():
+        for _ in together.batches([planned[i] for i in group]):
+            pass
     workdir = WorkDir(root)
     workdir.check(config, {})
     workdir.claim(config, {})
@@ -129,18 +131,22 @@ def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int
 
 def _run_cells(made: list[Cell], console: Console, *, open_test: bool) -> list[dict | TrainingStopped]:
     """Runs cells, those that differ in numbers alone together; the results in the order of the cells."""
-    results: list = [None] * len(made)
-    groups: dict[str, list[int]] = {}
-    for i, cell in enumerate(made):
-        groups.setdefault(together.alike(cell.config), []).append(i)
-    done = 0
-    for group in groups.values():
+    results, done = [None] * len(made), 0
+    for group in _alike([cell.config for cell in made]).values():
         for batch in together.batches([made[i].config for i in group]):
             outcomes = train_together([run for _, run in batch], console, open_test=open_test, lines=False)
             for (place, _), result in zip(batch, outcomes, strict=True):
                 results[group[place]], done = result, done + 1
                 _tell(made[group[place]], result, f"[{done}/{len(made)}]", console)
     return results
+
+
+def _alike(configs: Sequence[Config]) -> dict[str, list[int]]:
+    """Places of the configs that may train together."""
+    groups: dict[str, list[int]] = {}
+    for place, config in enumerate(configs):
+        groups.setdefault(together.alike(config), []).append(place)
+    return groups
 
 
 def _tested(result: dict | TrainingStopped) -> bool:

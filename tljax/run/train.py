@@ -95,6 +95,7 @@ def _train(runs: list[Prepared], console: Console, open_test: bool, lines: bool)
             events = run.config.report.tensorboard
             rows = stack.enter_context(RunLog(workdir.path, console, tensorboard=events, lines=lines))
             members.append(Member(run.config, run.plans, checkpoints, rows))
+        before = [member.seconds_before() for member in members]
         stop_asked, keeper = stack.enter_context(_stop_on_signal()), Keeper(first.config, network.mesh, log)
         for group in _at_one_place(members):
             fit = Fit(
@@ -109,11 +110,15 @@ def _train(runs: list[Prepared], console: Console, open_test: bool, lines: bool)
                 stop_asked=stop_asked,
                 how=together.how(first),
             )
-            fit.run(leaves)
+            try:
+                fit.run(leaves)
+            except TrainingStopped as failure:  # of one that is alone
+                group[0].failure = failure
         results = []
-        for run, member in zip(runs, members, strict=True):
-            seconds = member.progress.seconds + (time.monotonic() - started) / len(runs)
-            results.append(member.failure or _result(run, member, keeper, leaves, seconds, open_test))
+        for run, member, seconds in zip(runs, members, before, strict=True):
+            # Of what runs took together, each has its share.
+            share = (time.monotonic() - started) / len(runs)
+            results.append(member.failure or _result(run, member, keeper, leaves, seconds + share, open_test))
     return results
 
 
@@ -180,13 +185,14 @@ def _gap(valid: dict, test: dict) -> dict:
 
 
 def _report(workdir: WorkDir, prepared: Prepared, result: dict, test: Split, probabilities: np.ndarray) -> None:
-    # Matplotlib takes as long to import as a short run takes.
-    from tljax.report import figures, report
-    from tljax.report.blocks import blocks, rows
+    from tljax.report import report
 
     config, classes, drawn = prepared.config, list(prepared.data.classes), {}
     history, folder = read_rows(workdir.path / "metrics.jsonl"), workdir.path / "figures"
     if config.report.figures:
+        from tljax.report import figures  # Matplotlib takes a second to import
+        from tljax.report.blocks import blocks, rows
+
         count = config.report.most_wrong
         drawn = {
             "blocks": blocks(rows(prepared.plans, prepared.network.model, config.optim.lr), folder / "blocks.png"),

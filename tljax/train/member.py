@@ -53,6 +53,11 @@ class Member:
         self.log.rewind(self.progress.rows)
         return True
 
+    def seconds_before(self) -> float:
+        """Spent in sittings before this one."""
+        latest = self.checkpoints.latest
+        return 0.0 if latest is None else self.checkpoints.progress(latest)["seconds"]
+
     @property
     def plan(self) -> PhasePlan:
         """Of the phase that it is in."""

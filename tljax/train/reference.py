@@ -117,5 +117,11 @@ def shapes_of(observed: Observed, leaves: Mapping, picture: Sequence[int]) -> di
 
 def bytes_of(observed: Observed, leaves: Mapping, picture: Sequence[int]) -> int:
     """What the outputs for one picture take."""
-    shapes = shapes_of(observed, leaves, picture).values()
-    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)
+    # The shapes of the leaves follow from the graph: runs of a sweep that observe alike ask once.
+    if (key := (observed, tuple(picture))) not in _bytes:
+        shapes = shapes_of(observed, leaves, picture).values()
+        _bytes[key] = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)
+    return _bytes[key]
+
+
+_bytes: dict[tuple, int] = {}
