@@ -179,8 +179,9 @@ def test_what_is_kept_of_averaged_weights_is_the_average(start, tmp_path, consol
     config, result = start("fixmatch", **{"strategy.average": 0.9, "data.unlabelled": -1, "optim.lr": 0.05})
     with Checkpoints(tmp_path / "run") as checkpoints:
         kept, network = checkpoints.read_params(checkpoints.latest), prepare(config).network
-        like = {p: leaf for p, leaf in network.leaves().items() if p.endswith(("kernel", "bias", "scale"))}
-        last = checkpoints.restore(checkpoints.latest, {"learned": network.mesh.like(like)})["learned"]
+        leaves = {p: x for p, x in network.leaves().items() if p.endswith(("kernel", "bias", "scale"))}
+        like = {p: np.zeros(x.shape, x.dtype) for p, x in leaves.items()}
+        last = checkpoints.restore(checkpoints.latest, {"learned": network.mesh.put(like)})["learned"]
     assert all((np.asarray(last[p]) != kept[p]).any() for p in like)
     again = evaluate.evaluate(config, console)
     assert again["parameters_digest"] == result["parameters_digest"]

@@ -55,7 +55,7 @@ def assert_alike(a, b):
 
 @pytest.mark.parametrize("how", ["vmap", pytest.param("map", marks=pytest.mark.deep)])
 def test_each_is_the_run_alone(tiny, tmp_path, console, how, monkeypatch):
-    tiny.train.epochs, tiny.train.early_stop_epochs = 6, 1
+    tiny.train.epochs, tiny.train.early_stop_epochs, tiny.cache.where = 6, 1, "memory"
     monkeypatch.setattr(together, "how", lambda run: how, raising=False)
     both, alone = (configs_of(tiny, tmp_path / name, NUMBERS) for name in ("both", "alone"))
     programs = make_steps.cache_info().misses
@@ -96,6 +96,7 @@ def test_one_that_diverges_leaves_the_others_alone(tiny, tmp_path, console):
     )
 
 
+@pytest.mark.deep
 def test_what_died_goes_on_wherever_each_stands(tiny, tmp_path, console, monkeypatch):
     tiny.train.checkpoint_epochs = 0.4
     whole = together_of(configs_of(tiny, tmp_path / "whole", NUMBERS[:2]), console)
