@@ -31,6 +31,7 @@ class Feed:
       seed: of the order.
       steps: length of the phase.
       views: how many times the longest arrays have every picture.
+      most: steps of a block.
       mesh: the devices.
     """
 
@@ -43,6 +44,7 @@ class Feed:
         steps: int,
         views: int,
         mesh: Mesh,
+        most: int = MOST_STEPS,
     ):
         views = max(1, views)
         size = max(map(len, arrays.values()))
@@ -54,7 +56,7 @@ class Feed:
         self.resident = total <= SHARE * mesh.memory()
         each = sum(x.nbytes // len(x) for x in self._arrays.values()) * batch_size
         fit = MOST_STEPS if self.resident else max(2, BLOCK_BYTES // each)
-        self.steps = min(fit, steps)
+        self.steps = min(fit, steps, most)
         self.data = mesh.put(self._arrays) if self.resident else {}
 
     def take(self, steps: int) -> dict[str, jax.Array]:

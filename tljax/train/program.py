@@ -55,6 +55,10 @@ def make_steps(spec: Spec, runs: int, how: str, resident: bool, shard: str = "no
             states = stay(states, shard)
             return states, jax.tree.map(lambda all_, new: all_.at[i].set(new), seen, metrics)
 
+        if len(now["lr"]) == 1:  # no loop around a single step
+            only = functools.partial(one, batch_of(0), now["progress"][0])
+            states, metrics = each(only, (states, own, now["lr"][0], hyper))
+            return stay(states, shard), jax.tree.map(lambda x: x[None], metrics)
         shapes = jax.eval_shape(
             lambda: each(functools.partial(one, batch_of(0), 0.0), (states, own, now["lr"][0], hyper))
         )
