@@ -1,4 +1,4 @@
-"""The tutorial's script as a config: ImageNet's VGG-16, frozen, under Flatten and Dense on Fashion-MNIST, by RMSprop.
+"""The tutorial's script as a config: `configs/vgg16_fashion.py:classic` in either precision.
 
     python run.py --config=benchmarks/tutorial.py:float32 --config.data.path=FOLDER
 
@@ -7,7 +7,7 @@ benchmarks/run.py writes the folder, whose test files have few pictures more tha
 no test split.
 """
 
-from tljax import config
+from configs import vgg16_fashion
 
 RATES = (3e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3)
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -16,18 +16,7 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 def get_config(variant="float32"):
     """The recipe; `variant` is float32 or bfloat16, or either with -8x4."""
     precision, _, sweep = variant.partition("-")
-    c = config.default()
-    c.data.name = "fashion-mnist"
-    c.data.split = "first_per_class"
-    c.data.labels_per_class = 200
-    c.data.image_size = 64
-    c.model.backbone = "vgg16"
-    c.model.weights = "vgg16_imagenet_notop"
-    c.model.pool = "flatten"
-    c.strategy.name = "feature_extraction"
-    c.optim.name = "rmsprop"
-    c.train.batch_size = 32
-    c.train.epochs = 10
+    c = vgg16_fashion.get_config("classic")
     c.train.precision = precision
     c.report.figures = False
     c.report.tensorboard = False

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +20,12 @@ NUMBERS = (
     {"optim.lr": 0.005, "optim.weight_decay": 0.1, "model.dropout": 0.5},
     {"optim.lr": 0.01, "optim.schedule": "cosine", "optim.b1": 0.5},
 )
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Small networks: a loop over their runs may be slow here, and must be right."""
+    monkeypatch.setattr(together, "in_turn", lambda run: False)
 
 
 def configs_of(tiny, folder, numbers):
@@ -138,6 +145,16 @@ def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
     for change in ({"seed": 1}, {"train.batch_size": 4}, {"data.labels_per_class": 10}, {"augment.flip": True}):
         assert together.alike(schema.override(base, change)) != together.alike(base)
     assert together.alike(schema.override(base, {"strategy.temperature": 2.0})) == together.alike(base)
+
+
+def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny, monkeypatch):
+    monkeypatch.undo()
+    for phases, expected in ((tiny.strategy.phases, True), (tiny.strategy.phases[:1], False)):
+        tiny.strategy.phases = phases
+        config = schema.parse(tiny)
+        both = [config, schema.override(config, {"optim.lr": 0.5})]
+        sizes = [len(batch) for batch in together.batches(both)]
+        assert sizes == ([1, 1] if expected and jax.default_backend() == "cpu" else [2])
 
 
 def test_a_sweep_over_numbers_compiles_once_opens_test_for_the_winner_and_draws_a_map(tiny, tmp_path, console):

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from tljax import config as schema
@@ -53,6 +54,8 @@ def _most(run: Prepared) -> int:
     Where single neurons learn, each run may have chosen others; where first stages are frozen that an earlier phase has
     changed, each has others: such runs train alone.
     """
+    if in_turn(run):
+        return 1
     changed: set[str] = set()
     for plan in run.plans:
         if plan.layers or any(path.startswith(tuple(f"{stage}/" for stage in plan.prefix)) for path in changed):
@@ -67,9 +70,20 @@ def how(run: Prepared) -> str:
     Products with small dense layers become one product for all. Convolutions with kernels of each run's own become
     grouped ones, which gain nothing.
     """
+    return "vmap" if _dense(run) else "map"
+
+
+def in_turn(run: Prepared) -> bool:
+    """Whether runs like this train one after another, each by the same program, instead of together.
+
+    On a processor, what is inside a loop is many times slower, and convolutions of several runs would be in one.
+    """
+    return jax.default_backend() == "cpu" and not _dense(run)
+
+
+def _dense(run: Prepared) -> bool:
     leaves = run.network.leaves()
-    dense = all(len(leaves[path].shape) <= 2 for plan in run.plans for path in plan.learned)
-    return "vmap" if dense else "map"
+    return all(len(leaves[path].shape) <= 2 for plan in run.plans for path in plan.changing)
 
 
 def _bytes(run: Prepared, plan) -> int:

@@ -31,8 +31,8 @@ class Feed:
       seed: of the order.
       steps: length of the phase.
       views: how many times the longest arrays have every picture.
-      most: steps of a block.
       mesh: the devices.
+      most: steps of a block.
     """
 
     def __init__(

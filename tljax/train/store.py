@@ -116,7 +116,6 @@ class Store:
             if oldest != keep:
                 # A process that reads it keeps its pages until it lets go.
                 shutil.rmtree(oldest, ignore_errors=True)
-                Path(f"{oldest}.lock").unlink(missing_ok=True)
                 del sizes[oldest]
 
 
