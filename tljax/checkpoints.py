@@ -1,9 +1,9 @@
 """Orbax checkpoints of a run: the latest state and the best validation model, both kept, saved asynchronously.
 
 A checkpoint is one step folder with the items `state`, a tree with `params` (leaves of the model by path), `opt` and
-`step`, and `progress`, the host's side of the loop as JSON. Its metrics say how good the model is. Leaves that no phase
-has changed so far stand in no checkpoint: while a run goes on they are those that it began with, and a finished run has
-them once, in frozen.safetensors.
+`step`, and `progress`, the host's side of the loop as JSON, with the paths in `params`. Its metrics say how good the
+model is. Leaves that no phase has changed so far stand in no checkpoint: while a run goes on they are those that it
+began with, and a finished run has them once, in frozen.safetensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Checkpoints:
     """The checkpoints of one work directory."""
 
     def __init__(self, workdir: Path):
-        self._frozen = workdir / "frozen.safetensors"
+        self._frozen, self._held = workdir / "frozen.safetensors", {}
         best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
@@ -57,12 +57,15 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any], progress: dict, metrics: dict[str, float] | None) -> None:
         """Starts to write a checkpoint; `metrics` (accuracy, loss, epoch) only after a validation."""
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
+        # Orbax takes its time to say which leaves a checkpoint holds.
+        self._held[step] = sorted(state["params"])
+        told = {"loop": progress, "held": self._held[step]}
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(told))
         self._manager.save(step, args=items, metrics=metrics)
 
     def progress(self, step: int) -> dict:
         """The host's side of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        return self._told(step)["loop"]
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Restores the parts of the state that `like` has, with its shapes, types and shardings."""
@@ -74,12 +77,11 @@ class Checkpoints:
 
     def changed(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Those of the leaves `like` that a checkpoint holds, with their shapes, types and shardings."""
-        held = self._manager.item_metadata(step)["state"].tree["params"]
-        return self.restore(step, {"params": {path: x for path, x in like.items() if path in held}})["params"]
+        return self.restore(step, {"params": {path: like[path] for path in self._paths(step)}})["params"]
 
     def write_frozen(self, leaves: dict[str, Any]) -> None:
         """Writes what the best checkpoint does not hold of a model's leaves, so that the folder has them all."""
-        held = self._manager.item_metadata(self.best)["state"].tree["params"]
+        held = self._paths(self.best)
         frozen = {path: np.asarray(x) for path, x in leaves.items() if path not in held}
         partial = self._frozen.with_suffix(".part")
         safetensors.numpy.save_file(frozen, partial)
@@ -92,6 +94,15 @@ class Checkpoints:
         args = ocp.args.PyTreeRestore({"params": params}, restore_args=restore, partial_restore=True)
         frozen = safetensors.numpy.load_file(self._frozen) if self._frozen.exists() else {}
         return frozen | self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
+
+    def _told(self, step: int) -> dict:
+        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+
+    def _paths(self, step: int) -> list[str]:
+        """Of the leaves that a checkpoint holds."""
+        if step not in self._held:
+            self._held[step] = self._told(step)["held"]
+        return self._held[step]
 
     def wait(self) -> None:
         """Returns when every checkpoint is finished on disk."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tljax.models.layers import KERAS, TORCH, BatchNorm, Conv, Dropout, Norm, average_pool, max_pool
+from tljax.models.once import once
 from tljax.models.resnet import Stem
 
 
@@ -107,7 +108,7 @@ class Stage(nnx.Module):
         """[B, H, W, in] → [B, H / 2, W / 2, width + depth · growth]."""
         x = self.transition(x, train) if self.transition is not None else max_pool(x, 3, 2, padding=1)
         for name in self.names:
-            x = jnp.concatenate([x, getattr(self, name)(x, train, rngs)], axis=-1)
+            x = once(jnp.concatenate([x, getattr(self, name)(x, train, rngs)], axis=-1))
         return x if self.norm is None else nnx.relu(self.norm(x, train))
 
 

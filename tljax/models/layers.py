@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tljax.models import batch_norm
 from tljax.models.convolution import Window, convolve, linear_in_kernel
 from tljax.models.linear import Layer
 
@@ -122,8 +123,6 @@ class BatchNorm(nnx.BatchNorm):
             epsilon=norm.epsilon,
             use_scale=affine and norm.scale,
             use_bias=affine,
-            # The textbook variance: E[x²]-E[x]² cancels badly where the mean is large beside the spread.
-            use_fast_variance=False,
             dtype=dtype,
             rngs=rngs,
         )
@@ -132,11 +131,17 @@ class BatchNorm(nnx.BatchNorm):
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalises by the batch when `train` and not frozen, else by the running statistics."""
-        before = self.momentum * self.var.get_value()
-        y = super().__call__(x, use_running_average=self.frozen or not train)
-        if train and self.unbiased and not self.frozen:
+        rows = [row if row is None else row.get_value() for row in (self.scale, self.bias)]
+        before = [statistic.get_value() for statistic in (self.mean, self.var)]
+        how = {"epsilon": self.epsilon, "dtype": self.dtype or x.dtype}
+        if self.frozen or not train:
+            return batch_norm.by_running(x, *before, *rows, **how)
+        y, *now = batch_norm.by_batch(x, *rows, **how)
+        if self.unbiased:
             n = x.size // x.shape[-1]
-            self.var.set_value(before + (self.var.get_value() - before) * (n / max(1, n - 1)))
+            now[1] *= n / max(1, n - 1)
+        for statistic, was, is_ in zip((self.mean, self.var), before, now, strict=True):
+            statistic.set_value(self.momentum * was + (1 - self.momentum) * is_)
         return y
 
 

@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from tljax.models.layers import KERAS, TORCH, ConvNorm, DropPath, Norm, drop_path_rates, max_pool
+from tljax.models.once import once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Block(nnx.Module):
             y = getattr(self, name)(y, train)
             y = nnx.relu(y) if name != self.names[-1] else y
         shortcut = x if self.shortcut is None else self.shortcut(x, train)
-        return nnx.relu(self.drop(y, train, rngs) + shortcut)
+        return once(nnx.relu(self.drop(y, train, rngs) + shortcut))
 
 
 class Stem(nnx.Module):

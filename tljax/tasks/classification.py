@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn import metrics
 
 SCALARS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece", "loss")
 
@@ -20,6 +19,8 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | N
       classes; ROC-AUC one against rest averaged over classes (None where a class has no picture); expected
       calibration error; mean negative log-likelihood in nats.
     """
+    from sklearn import metrics  # takes a second, for which no first step should wait
+
     classes = np.arange(probabilities.shape[1])
     predicted = probabilities.argmax(1)
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
@@ -41,6 +42,8 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | N
 
 def details(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> dict:
     """Precision, recall, F1 and support of every class, and the confusion matrix (rows are true classes)."""
+    from sklearn import metrics
+
     index, predicted = np.arange(len(classes)), probabilities.argmax(1)
     table = metrics.precision_recall_fscore_support(labels, predicted, labels=index, zero_division=0)
     rows = zip(classes, *(column.tolist() for column in table), strict=True)
@@ -52,6 +55,8 @@ def details(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, .
 
 def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """Area under the ROC curve, one against rest, macro average; None where a class has no or every picture."""
+    from sklearn import metrics
+
     classes = np.arange(probabilities.shape[1])
     if len(np.unique(labels)) < len(classes):
         return None
