@@ -25,13 +25,11 @@ from tljax.schema import (
     DataConfig,
     FeaturesConfig,
     ModelConfig,
-    NeuronsConfig,
     OptimConfig,
-    Phase,
     ReportConfig,
-    StrategyConfig,
     TrainConfig,
 )
+from tljax.schema_strategy import NeuronsConfig, Phase, StrategyConfig
 
 __all__ = [
     "AugmentConfig",

@@ -73,13 +73,13 @@ def long_run(tmp_path):
         "    c.model.dropout = 0.2\n"
         "    c.strategy.name = 'custom'\n"
         "    c.strategy.phases = (\n"
-        "        config.Phase('head', (('head/.*', 1.0), ('.*', 0.0)), epochs=8),\n"
+        "        config.Phase('head', (('head/.*', 1.0), ('.*', 0.0)), epochs=4),\n"
         "        config.Phase('all', (('.*', 1.0),)),\n"
         "    )\n"
         "    c.augment.flip = True\n"
         "    c.train.batch_size = 8\n"
-        "    c.train.epochs = 16\n"
-        "    c.train.checkpoint_epochs = 0.3\n"
+        "    c.train.epochs = 8\n"
+        "    c.train.checkpoint_epochs = 0.4\n"
         "    c.report.figures = False\n"
         "    return c\n"
     )
@@ -107,7 +107,7 @@ def wait_for_rows(process, workdir, count):
 def test_ctrl_c_and_kill_9_of_real_processes(long_run, tmp_path):
     whole = start(long_run, tmp_path / "whole")
     rng, workdir = np.random.default_rng(1), tmp_path / "killed"
-    for kill, rows in ((signal.SIGINT, 2), (signal.SIGKILL, 5), (signal.SIGKILL, 10)):
+    for kill, rows in ((signal.SIGINT, 1), (signal.SIGKILL, 3), (signal.SIGKILL, 5)):
         process = start(long_run, workdir)
         wait_for_rows(process, workdir, rows)
         time.sleep(rng.uniform(0, 0.15))

@@ -173,8 +173,7 @@ def test_early_stopping_ends_a_phase_and_the_next_one_runs(tiny, console):
 
 
 def test_a_sweep_compares_strategies_and_tunes_numbers_on_validation(tiny, console, tmp_path):
-    tiny.strategy.phases = ()
-    tiny.strategy.name = "scratch"
+    tiny.strategy.phases = tiny.strategy.phases[:1]
     tiny.train.epochs = 2
     tiny.sweep = {"optim.lr": [1e-6, 0.03], "data.labels_per_class": [8, 16], "seed": [0, 1]}
     summary = sweep.run(schema.parse(tiny), console)

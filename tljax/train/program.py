@@ -65,7 +65,7 @@ def make_steps(spec: Spec, runs: int, how: str, resident: bool, shard: str = "no
         room = jax.tree.map(lambda x: jnp.zeros((len(now["lr"]), *x.shape), x.dtype), shapes[1])
         return jax.lax.fori_loop(0, count, body, (states, room))
 
-    return jax.jit(steps, donate_argnums=0)
+    return jax.jit(steps, donate_argnums=0, compiler_options=spec.compiler_options)
 
 
 @functools.lru_cache(maxsize=64)

@@ -75,6 +75,7 @@ class Spec:
       averaged: whether a running average of the weights is kept.
       observed: networks that the step itself runs.
       accumulate: parts of a batch that go through the network one after another.
+      dense: whether only dense layers of the head learn, so that maps are computed forwards and never backwards.
     """
 
     graphdef: nnx.GraphDef
@@ -88,6 +89,12 @@ class Spec:
     averaged: bool = False
     observed: tuple[Observed, ...] = ()
     accumulate: int = 1
+    dense: bool = False
+
+    @property
+    def compiler_options(self) -> dict[str, str]:
+        """For programs of this step."""
+        return inference_options() if self.dense else {}
 
     @property
     def needs(self) -> frozenset[str]:
@@ -105,7 +112,7 @@ def init_state(spec: Spec, learned: Leaves, moving: Leaves, hyper: dict) -> Stat
 @functools.lru_cache(maxsize=64)
 def make_train_step(spec: Spec):
     """Compiles `step_of(spec)`; the state is donated."""
-    return jax.jit(step_of(spec), donate_argnums=0)
+    return jax.jit(step_of(spec), donate_argnums=0, compiler_options=spec.compiler_options)
 
 
 @functools.lru_cache(maxsize=64)
