@@ -1,0 +1,99 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tljax.objectives.pixels import IGNORED
+from tljax.train import geometry
+
+ALL = geometry.Ranges(flip=0.5, scale=(0.5, 2.0), rotate=40.0, translate=0.2)
+SIDES = 48, 64
+warped = jax.jit(lambda mask, warp: geometry.mask(mask, warp))
+moved = jax.jit(lambda boxes, warp: geometry.boxes(boxes, warp, *SIDES, 0.25))
+
+
+def around(mask):
+    rows, columns = np.nonzero(mask)
+    return [rows.min(), columns.min(), rows.max() + 1, columns.max() + 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**31 - 1), st.tuples(st.integers(0, 40), st.integers(0, 50)), st.tuples(*[st.integers(8, 30)] * 2)
+)
+def test_a_box_and_the_box_of_its_warped_mask_agree_within_a_pixel(seed, corner, sides):
+    (y, x), (height, width) = corner, sides
+    box = np.array([y, x, min(y + height, SIDES[0]), min(x + width, SIDES[1])])
+    mask = np.zeros(SIDES, np.uint8)
+    mask[box[0] : box[2], box[1] : box[3]] = 1
+    warp = geometry.draw(jax.random.key(seed), ALL, *SIDES)
+    seen = np.asarray(warped(jnp.asarray(mask), warp)) == 1
+    (found,), (valid,) = moved(jnp.asarray(box[None], jnp.float32), warp)
+    if valid and seen.any() and not _cut(found):
+        np.testing.assert_allclose(found, around(seen), atol=1.0)
+    if not seen.any():
+        assert not valid or min(found[2] - found[0], found[3] - found[1]) <= 1.5
+
+
+def _cut(box):
+    """Whether the edge of the picture cuts the box: then its corners say more than what is left of it."""
+    return min(box[0], box[1]) <= 0 or box[2] >= SIDES[0] or box[3] >= SIDES[1]
+
+
+def test_nothing_drawn_is_nothing_changed():
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (*SIDES, 3), np.uint8), rng.integers(0, 5, SIDES, np.uint8)
+    warp = geometry.draw(jax.random.key(3), geometry.Ranges(), *SIDES)
+    np.testing.assert_array_equal(geometry.picture(jnp.asarray(image), warp), image)
+    np.testing.assert_array_equal(geometry.mask(jnp.asarray(mask), warp), mask)
+    boxes, valid = geometry.boxes(jnp.array([[1.0, 2.0, 30.0, 40.0]]), warp, *SIDES, 0.25)
+    np.testing.assert_allclose(boxes, [[1, 2, 30, 40]], atol=1e-5)
+    assert valid.all()
+
+
+def test_a_mirrored_picture_is_the_mirrored_picture():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*SIDES, 3), np.uint8)
+    warp = geometry.draw(jax.random.key(3), geometry.Ranges(flip=1.0), *SIDES)
+    np.testing.assert_array_equal(geometry.picture(jnp.asarray(image), warp), image[:, ::-1])
+    boxes, _ = geometry.boxes(jnp.array([[1.0, 2.0, 30.0, 40.0]]), warp, *SIDES, 0.25)
+    np.testing.assert_allclose(boxes, [[1, SIDES[1] - 40, 30, SIDES[1] - 2]], atol=1e-5)
+
+
+def test_a_turn_is_scipys():
+    from scipy import ndimage
+
+    image = np.zeros((33, 33, 1), np.uint8)
+    image[4:20, 8:14] = 200
+    angle = np.deg2rad(25.0)
+    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    warp = geometry.Warp(jnp.asarray(matrix, jnp.float32), jnp.array([1.5, -2.0]))
+    offset = np.array([16, 16]) - matrix @ [16, 16] + [1.5, -2.0]
+    expected = ndimage.affine_transform(image[..., 0].astype(float), matrix, offset, order=1, cval=128.0)
+    ours = np.asarray(geometry.picture(jnp.asarray(image), warp))[..., 0]
+    # Where the input's edge runs through, SciPy does not mix with what is beyond it.
+    inside = ndimage.affine_transform(np.ones((33, 33)), matrix, offset, order=1) > 0.999
+    assert np.abs(ours - expected)[inside].max() <= 0.51
+
+
+def test_what_is_beyond_the_edge_is_grey_and_ignored_and_boxes_there_are_dropped():
+    warp = geometry.Warp(jnp.eye(2), jnp.array([0.0, 40.0]))  # everything moves 40 columns to the left
+    image, mask = jnp.zeros((*SIDES, 3), jnp.uint8), jnp.ones(SIDES, jnp.uint8)
+    assert (geometry.picture(image, warp)[:, 25:] == 128).all()
+    assert (geometry.mask(mask, warp)[:, 24:] == IGNORED).all()
+    boxes, valid = geometry.boxes(
+        jnp.array([[0.0, 0, 20, 20], [0.0, 30, 20, 60], [0.0, 38, 20, 41], [5.0, 5, 5, 5]]), warp, *SIDES, 0.5
+    )
+    assert valid.tolist() == [False, True, False, False]
+    np.testing.assert_allclose(boxes[1], [0, 0, 20, 20])
+
+
+@pytest.mark.parametrize("ranges", [ALL, geometry.Ranges()])
+def test_a_batch_is_warped_picture_by_picture(ranges):
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, *SIDES, 3), np.uint8))
+    keys = jax.random.split(jax.random.key(0), 3)
+    every = jax.vmap(lambda k, x: geometry.picture(x, geometry.draw(k, ranges, *SIDES)))(keys, images)
+    one = geometry.picture(images[1], geometry.draw(keys[1], ranges, *SIDES))
+    assert np.abs(np.asarray(every[1], int) - np.asarray(one, int)).max() <= 1
