@@ -17,6 +17,8 @@ import orbax.checkpoint as ocp
 import safetensors.numpy
 from orbax.checkpoint import checkpoint_managers as policies
 
+from tljax.errors import UserError
+
 
 def goodness(metrics: dict[str, float]) -> tuple[float, float, float]:
     """Higher validation accuracy, then lower loss, then the earlier epoch."""
@@ -96,7 +98,10 @@ class Checkpoints:
         return frozen | self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
 
     def _told(self, step: int) -> dict:
-        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        told = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        if "held" not in told:
+            raise UserError(f"{self._frozen.parent} was begun by an earlier tljax: remove the folder and start again.")
+        return told
 
     def _paths(self, step: int) -> list[str]:
         """Of the leaves that a checkpoint holds."""

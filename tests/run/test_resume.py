@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tljax import config as schema
+from tljax.checkpoints import Checkpoints
 from tljax.errors import UserError
 from tljax.report.log import Bar, read_rows
 from tljax.run.train import train
@@ -150,3 +151,15 @@ def test_two_processes_cannot_share_a_workdir(tiny, console, tmp_path):
     owner.claim(config, {})
     with owner, pytest.raises(UserError, match="Another process is running"), WorkDir(config.workdir):
         pass
+
+
+def test_checkpoints_of_an_earlier_version_are_named_as_such(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"params": {"a": np.ones(2)}}, {"phase": 1}, None)
+        checkpoints.wait()
+        assert checkpoints.progress(1) == {"phase": 1}
+    written = next(p for p in (tmp_path / "checkpoints" / "1" / "progress").iterdir() if "held" in p.read_text())
+    written.write_text(json.dumps({"phase": 1}))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="was begun by an earlier tljax"):
+        checkpoints.progress(1)

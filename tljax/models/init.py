@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
 import jax
@@ -72,15 +71,10 @@ def fill(model: nnx.Module, key: jax.Array, own: Mapping[tuple[str, int | None],
       own: the family's own rows of the table, which come first.
     """
     words, table = np.asarray(jax.random.key_data(key)).ravel().tolist(), INITIALISERS | own
-
-    def drawn(item: tuple[str, nnx.Variable]) -> np.ndarray:
-        path, variable = item
+    for path, variable in flat(nnx.state(model)).items():
+        if not isinstance(variable.get_value(), jax.ShapeDtypeStruct):
+            continue
         name, shape = path.split("/")[-1], variable.shape
         draw = table.get((name, len(shape))) or table[name, None]
         rng = np.random.default_rng([*words, zlib.crc32(path.encode())])
-        return draw(rng, shape).astype(variable.dtype)
-
-    empty = [i for i in flat(nnx.state(model)).items() if isinstance(i[1].get_value(), jax.ShapeDtypeStruct)]
-    with ThreadPoolExecutor() as pool:  # NumPy draws without holding the interpreter
-        for (_, variable), value in zip(empty, pool.map(drawn, empty), strict=True):
-            variable.set_value(jax.numpy.asarray(value))
+        variable.set_value(jax.numpy.asarray(draw(rng, shape).astype(variable.dtype)))
