@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,9 @@ CACHE = Path(os.environ.get("TLJAX_TEST_CACHE", ROOT / ".cache" / "xla"))
 # Small networks compile again and again over a suite: keep what was compiled, here and in subprocesses.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# A test runs a program a few times: on a processor, LLVM's optimisations take longer than they save.
+if not shutil.which("nvidia-smi"):
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Features of one session are of no use to another.
 os.environ.setdefault("TLJAX_CACHE", tempfile.mkdtemp(prefix="tljax-tests-"))
 # Golden values are compared to seven digits: on a GPU, float32 must not be TF32.
