@@ -19,7 +19,7 @@ def test_overlaps_equal_torchvisions():
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
-def test_suppression_equals_torchvisions(threshold):
+def test_suppression_equals_tensorflows(threshold):
     every, scores, classes = (jnp.asarray(GOLDEN[name]) for name in ("boxes", "scores", "classes"))
     kept = boxes.suppress(every, scores, classes, threshold, least=-1.0, most=60)
     assert kept.index[kept.valid].tolist() == GOLDEN[f"nms{threshold}"].tolist()

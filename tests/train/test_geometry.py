@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import affine_transform
 
 from tljax.objectives.pixels import IGNORED
 from tljax.train import geometry
@@ -62,20 +63,31 @@ def test_a_mirrored_picture_is_the_mirrored_picture():
     np.testing.assert_allclose(boxes, [[1, SIDES[1] - 40, 30, SIDES[1] - 2]], atol=1e-5)
 
 
-def test_a_turn_is_scipys():
-    from scipy import ndimage
+def smooth():
+    y, x, c = np.meshgrid(*map(np.arange, (20, 24, 3)), indexing="ij")
+    return np.round(127 + 60 * np.sin(y / 4 + c) + 60 * np.cos(x / 5)).astype(np.uint8)
 
-    image = np.zeros((33, 33, 1), np.uint8)
-    image[4:20, 8:14] = 200
-    angle = np.deg2rad(25.0)
-    matrix = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    warp = geometry.Warp(jnp.asarray(matrix, jnp.float32), jnp.array([1.5, -2.0]))
-    offset = np.array([16, 16]) - matrix @ [16, 16] + [1.5, -2.0]
-    expected = ndimage.affine_transform(image[..., 0].astype(float), matrix, offset, order=1, cval=128.0)
-    ours = np.asarray(geometry.picture(jnp.asarray(image), warp))[..., 0]
-    # Where the input's edge runs through, SciPy does not mix with what is beyond it.
-    inside = ndimage.affine_transform(np.ones((33, 33)), matrix, offset, order=1) > 0.999
-    assert np.abs(ours - expected)[inside].max() <= 0.51
+
+@pytest.mark.parametrize("fill", [None, geometry.GREY])
+@pytest.mark.parametrize(
+    ("matrix", "shift"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], [3.0, -2.0]),
+        ([[0.8, 0.5], [-0.6, 0.9]], [0.0, 0.0]),
+        ([[1.0, -0.3], [0.2, 0.94]], [-4.3, 5.6]),
+    ],
+)
+def test_the_warp_is_that_of_scipy(matrix, shift, fill):
+    image, matrix, shift = smooth(), np.float32(matrix), np.float32(shift)
+    centre = (np.array(image.shape[:2]) - 1) / 2
+    # SciPy's "grid-constant" mixes with what is beyond the edge.
+    mode = {"mode": "nearest"} if fill is None else {"mode": "grid-constant", "cval": fill}
+    expected = [
+        affine_transform(image[..., c].astype(float), matrix, centre - matrix @ centre + shift, order=1, **mode)
+        for c in range(3)
+    ]
+    ours = geometry.picture(jnp.asarray(image), geometry.Warp(matrix, shift), fill)
+    assert abs(np.asarray(ours) - np.stack(expected, -1)).max() < 0.51
 
 
 def test_what_is_beyond_the_edge_is_grey_and_ignored_and_boxes_there_are_dropped():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from tljax.objectives.objective import widen
 
@@ -23,10 +24,8 @@ def cross_entropy(
     weights of the labels.
     """
     counted, targets = _targets(logits, labels)
-    logs = jax.nn.log_softmax(widen(logits))
-    weights = jnp.ones(logits.shape[-1], logs.dtype) if weights is None else weights
-    shares = targets * (1 - smoothing) + smoothing / logits.shape[-1]
-    losses = -(shares * weights * logs).sum(-1)
+    weights = jnp.ones(logits.shape[-1], targets.dtype) if weights is None else weights
+    losses = optax.softmax_cross_entropy(widen(logits), optax.smooth_labels(targets, smoothing) * weights)
     return _mean(jnp.where(counted, losses, 0), targets @ weights)
 
 

@@ -84,8 +84,7 @@ def in_turn(run: Prepared) -> bool:
 
 
 def _dense(run: Prepared) -> bool:
-    leaves = run.network.leaves()
-    return all(len(leaves[path].shape) <= 2 for plan in run.plans for path in plan.changing)
+    return all(plan.spec.dense for plan in run.plans)
 
 
 def _bytes(run: Prepared, plan) -> int:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.ndimage import map_coordinates
 
 from tljax.config import AugmentConfig
+from tljax.train import geometry
+from tljax.train.geometry import GREY
 from tljax.train.photometric import photometric
 
-GREY = 128
 # Largest magnitudes at strength 1 (Sohn et al. 2020, arXiv:2001.07685, table 12): degrees; pixels per pixel; shares of
 # the picture's side.
 ROTATION, SHEAR, TRANSLATION, CUTOUT = 30.0, 0.3, 0.3, 0.5
@@ -74,28 +74,6 @@ def strong_view(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Arra
     return random_cutout(image, for_cutout, strength)
 
 
-def warp(image: jax.Array, matrix: jax.Array, shift: jax.Array) -> jax.Array:
-    """An affine warp of one picture about its centre, bilinear; outside is as the nearest pixel of its edge.
-
-    A fill of one colour would bring in values that the picture does not have, and shift the statistics that contrast
-    and equalisation go by.
-
-    Args:
-      image: uint8 [H, W, C].
-      matrix: [2, 2]; the output at place p, (row, column) from the centre, is read from the input at matrix p + shift.
-      shift: [2], in pixels.
-    """
-    centre = (jnp.array(image.shape[:2], jnp.float32) - 1) / 2
-    y, x = (jnp.arange(n, dtype=jnp.float32) - c for n, c in zip(image.shape[:2], centre, strict=True))
-    # Sums, not a product of matrices, which some devices compute in few digits.
-    places = [m[0] * y[:, None] + m[1] * x + s + c for m, s, c in zip(matrix, shift, centre, strict=True)]
-
-    def channel(values: jax.Array) -> jax.Array:
-        return map_coordinates(values.astype(jnp.float32), places, order=1, mode="nearest")
-
-    return jnp.round(jax.vmap(channel, -1, -1)(image)).astype(jnp.uint8)
-
-
 def random_warp(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
     """Rotates, shears along both axes and translates one picture [H, W, C] by five numbers `drawn` in [0, 1)."""
     turn, along_y, along_x, *move = strength * (2 * drawn - 1)
@@ -103,7 +81,9 @@ def random_warp(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Arra
     a, b = SHEAR * along_y, SHEAR * along_x
     # Rotation times the shears [[1, a], [0, 1]] and [[1, 0], [b, 1]], which leaves areas as they are.
     matrix = jnp.array([[cos * (1 + a * b) - sin * b, cos * a - sin], [sin * (1 + a * b) + cos * b, sin * a + cos]])
-    return warp(image, matrix, TRANSLATION * jnp.array(move) * jnp.array(image.shape[:2]))
+    # Beyond the edge a colour of its own would shift the statistics that contrast and equalisation go by.
+    warp = geometry.Warp(matrix, TRANSLATION * jnp.array(move) * jnp.array(image.shape[:2]))
+    return geometry.picture(image, warp, fill=None)
 
 
 def random_cutout(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:

@@ -16,7 +16,7 @@ from tljax.objectives.pixels import IGNORED
 from tljax.tasks import boxes as boxes_of
 
 # What a picture has where the warp looks beyond its edge.
-GREY = 128.0
+GREY = 128
 
 
 class Ranges(NamedTuple):
@@ -62,12 +62,13 @@ def draw(key: jax.Array, ranges: Ranges, height: int, width: int) -> Warp:
     return Warp(matrix, -(matrix * back).sum(-1))
 
 
-def picture(image: jax.Array, warp: Warp) -> jax.Array:
-    """uint8 [H, W, C] → the same, bilinear; grey beyond the edge."""
+def picture(image: jax.Array, warp: Warp, fill: int | None = GREY) -> jax.Array:
+    """uint8 [H, W, C] → the same, bilinear; beyond the edge `fill`, or with None what is nearest on it."""
     places = _seen(image.shape[:2], warp)
 
     def channel(values: jax.Array) -> jax.Array:
-        return map_coordinates(values.astype(jnp.float32), places, order=1, mode="constant", cval=GREY)
+        mode = {"mode": "nearest"} if fill is None else {"mode": "constant", "cval": fill}
+        return map_coordinates(values.astype(jnp.float32), places, order=1, **mode)
 
     return jnp.round(jax.vmap(channel, -1, -1)(image)).astype(jnp.uint8)
 
@@ -90,7 +91,6 @@ def boxes(given: jax.Array, warp: Warp, height: int, width: int, least: float) -
     y0, x0, y1, x1 = jnp.moveaxis(given, -1, 0)
     corners = jnp.stack([jnp.stack(corner, -1) for corner in ((y0, x0), (y0, x1), (y1, x0), (y1, x1))], -2)
     there = jnp.linalg.inv(warp.matrix)
-    # Sums, not products of matrices, which some devices compute in few digits.
     moved = ((corners - centre - warp.shift)[..., None, :] * there).sum(-1) + centre
     around = jnp.concatenate([moved.min(-2), moved.max(-2)], -1)
     clipped, whole = boxes_of.clip(around, height, width), boxes_of.area(around)
@@ -102,4 +102,5 @@ def _seen(shape: tuple[int, int], warp: Warp) -> list[jax.Array]:
     """Rows and columns of the pixels that each pixel of the output shows, [H, W] each, with fractions."""
     centre = [(n - 1) / 2 for n in shape]
     y, x = (jnp.arange(n, dtype=jnp.float32) - c for n, c in zip(shape, centre, strict=True))
+    # Sums, not products of matrices, which some devices compute in few digits.
     return [m[0] * y[:, None] + m[1] * x + s + c for m, s, c in zip(warp.matrix, warp.shift, centre, strict=True)]

@@ -174,7 +174,7 @@ class Fit:
             unlabelled = self.data.unlabelled.images, config.train.batch_size * config.strategy.unlabelled_ratio
         seed = config.seed, progress.phase
         # On a processor, XLA computes maps inside a loop many times slower: ResNet-8 takes 26 ms a step, not 4.
-        maps = plan.reads_pictures or any(len(leaves[path].shape) > 2 for path in plan.learned)
+        maps = plan.reads_pictures or not plan.spec.dense
         most = 1 if maps and jax.default_backend() == "cpu" else MOST_STEPS
         feed = Feed(arrays, unlabelled, config.train.batch_size, seed, plan.steps, views, self.mesh, most)
         if progress.data is not None:
