@@ -16,11 +16,19 @@ from tljax.schema_strategy import StrategyConfig
 class DataConfig:
     """What is learned from, and how it is split."""
 
-    name: str = opt("digits", "source: digits, idx, fashion-mnist, or tfds:NAME")
+    name: str = opt(
+        "digits",
+        "source: digits, idx, fashion-mnist, or tfds:NAME; with masks or boxes scenes, coco, voc, masks, yolo, or "
+        "tfds:NAME",
+    )
     path: str | None = opt(None, "folder of the files; for tfds:, its data_dir")
+    options: Mapping = opt({}, "what is particular to the source, e.g. {'train': 2000} for scenes (docs/data.md)")
     classes: tuple[int, ...] = opt((), "classes to keep, relabelled 0.. in this order; empty keeps all")
     labels_per_class: int | None = opt(
         None, "training pictures of each class, nested across budgets for one seed; None: all", ge=1
+    )
+    pictures: int | None = opt(
+        None, "training pictures, where they have no class of their own; nested likewise; None: all", ge=1
     )
     valid_fraction: float = opt(0.2, "share of the training pictures held out for validation, per class", gt=0, lt=1)
     split: str = opt(
@@ -60,7 +68,12 @@ class ModelConfig:
     )
     in_channels: int = opt(3, "channels of the input; the first convolution of RGB weights is adapted to them", ge=1)
     tap: str | None = opt(None, "stage whose map feeds the head; later stages are not built; None: the last")
-    head: str = opt("classifier", "what stands on the backbone", choices=("classifier",))
+    head: str = opt(
+        "classifier",
+        "what stands on the backbone, and with it the task: classifier; unet or fcn, segmentation; detector, detection",
+        choices=("classifier", "unet", "fcn", "detector"),
+    )
+    head_options: Mapping = opt({}, "what is particular to the head, e.g. {'upsample': 'bilinear'} (docs/models.md)")
     num_classes: int | None = opt(None, "outputs of the head; None: the classes of the data", ge=2)
     pool: str = opt(
         "gap", "what the classifier does with the map: global average, or flatten", choices=("gap", "flatten")
@@ -144,6 +157,11 @@ class TrainConfig:
         "none: every device has all parameters; parameters: each has a part of the large ones and of the optimizer's "
         "state (ZeRO-3, FSDP), for models beyond one device's memory",
         choices=("none", "parameters"),
+    )
+    on_bad_file: str = opt(
+        "error",
+        "what a file that cannot be read, or does not fit its annotation, means: error, or skip, and count it",
+        choices=("error", "skip"),
     )
     precision: str = opt("float32", "type of the computation; parameters stay float32", choices=("float32", "bfloat16"))
 

@@ -13,26 +13,60 @@ from tljax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Pictures as uint8 [N, H, W, C] (C is 1 or 3) and labels as int32 [N]."""
+    """Pictures with what is known of them.
+
+    Attributes:
+      images: uint8 [N, H, W, C], C is 1 or 3.
+      labels: int32 [N], the class of each picture; or uint8 [N, H, W], that of each of its pixels, 255 where it does
+        not count; or int32 [N, M], that of each of its boxes, -1 behind the last one.
+      boxes: float32 [N, M, 4], [y0, x0, y1, x1] in pixels of the picture, zeros behind the last one; None: there are
+        none.
+      crowd: bool [N, M], boxes around many objects or unclear ones, which nothing is learned from and whose detection
+        counts neither way; None: there are none.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    boxes: np.ndarray | None = None
+    crowd: np.ndarray | None = None
 
     def __post_init__(self):
-        if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) != len(self.labels):
+        n, *sides = self.images.shape[:3]
+        fits = {1: True, 2: self.boxes is not None, 3: list(self.labels.shape[1:]) == sides}
+        shapes = [*self.labels.shape, 4]
+        if (
+            (self.images.dtype != np.uint8 or self.images.ndim != 4 or n != len(self.labels))
+            or not fits.get(self.labels.ndim)
+            or (self.boxes is not None and list(self.boxes.shape) != shapes)
+            or (self.crowd is not None and list(self.crowd.shape) != shapes[:-1])
+        ):
             raise ValueError(f"not a split: {self.images.dtype}{self.images.shape}, {self.labels.shape}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def targets(self) -> dict[str, np.ndarray]:
+        """What a batch has of it besides its pictures, by the batch's names; of crowds nothing is learned."""
+        if self.boxes is None:
+            return {"label": self.labels}
+        known = self.labels if self.crowd is None else np.where(self.crowd, -1, self.labels)
+        return {"label": known, "boxes": self.boxes}
+
     def take(self, indices: np.ndarray) -> Split:
         """The split with only these rows, in this order."""
-        return Split(np.ascontiguousarray(self.images[indices]), self.labels[indices].astype(np.int32))
+        rows = (None if x is None else np.ascontiguousarray(x[indices]) for x in self._arrays)
+        return Split(*rows)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pictures and labels in their order."""
-        return _fingerprint(self.images, self.labels.astype("<i4"))
+        """SHA-256 over shape, pictures and all that is known of them, in their order."""
+        return _fingerprint(*(x for x in self._arrays if x is not None))
+
+    @property
+    def _arrays(self) -> tuple[np.ndarray | None, ...]:
+        labels = self.labels if self.labels.ndim == 3 else self.labels.astype("<i4")
+        return self.images, labels, self.boxes, self.crowd
 
     @functools.cached_property
     def picture_hashes(self) -> list[bytes]:
@@ -88,16 +122,27 @@ class SealedSplit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """A data set as it is published: training and test pictures and the names of the classes."""
+    """A data set as it is published.
+
+    Attributes:
+      train: training pictures.
+      test: test pictures.
+      classes: their names.
+      skipped: files that could not be read and were left out, as `train.on_bad_file` has it.
+    """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Data:
-    """The splits of a run and what they know about themselves; `unlabelled` is None where none were asked for."""
+    """The splits of a run and what they know about themselves; `unlabelled` is None where none were asked for.
+
+    `skipped` are the files that were left out, because they could not be read.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -106,6 +151,7 @@ class Data:
     test: SealedSplit
     shared_pictures: dict[str, int]
     unlabelled: Unlabelled | None = None
+    skipped: tuple[str, ...] = ()
 
     def describe(self) -> dict:
         """Name, classes, [H, W, C] of a picture, size and fingerprint per split, and pictures in two splits."""
@@ -117,6 +163,7 @@ class Data:
             **{k: {"fingerprint": s.fingerprint, "size": len(s)} for k, s in splits.items() if s is not None},
             "test": {"fingerprint": self.test.fingerprint, "size": self.test.size},
             "shared_pictures": dict(self.shared_pictures),
+            **({"skipped": list(self.skipped)} if self.skipped else {}),
         }
 
 

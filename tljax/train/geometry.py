@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
+from tljax import boxes as boxes_of
 from tljax.objectives.pixels import IGNORED
-from tljax.tasks import boxes as boxes_of
 
 # What a picture has where the warp looks beyond its edge.
 GREY = 128

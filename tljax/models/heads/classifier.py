@@ -1,4 +1,4 @@
-"""What stands on a backbone: takes every stage's map, returns what its task needs."""
+"""The head of classification."""
 
 from __future__ import annotations
 
@@ -83,4 +83,3 @@ NORMS = {
     "batch": lambda channels, dtype, rngs: BatchNorm(channels, affine=False, dtype=dtype, rngs=rngs),
     "layer": lambda channels, dtype, rngs: LayerNorm(channels, dtype=dtype, rngs=rngs),
 }
-HEADS = {"classifier": Classifier}

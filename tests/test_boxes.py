@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tljax.tasks import boxes
+from tljax import boxes
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "boxes.npz")
+GOLDEN = np.load(Path(__file__).parents[0] / "golden" / "boxes.npz")
 A, B = (jnp.asarray(GOLDEN["boxes"][part], jnp.float32) for part in (slice(20), slice(20, None)))
 
 
