@@ -21,8 +21,9 @@ from tljax.errors import UserError
 
 
 def goodness(metrics: dict[str, float]) -> tuple[float, float, float]:
-    """Higher validation accuracy, then lower loss, then the earlier epoch."""
-    return metrics["accuracy"], -metrics["loss"], -metrics["epoch"]
+    """A higher score on validation, by whatever name, then a lower loss, then the earlier epoch."""
+    (score,) = (value for name, value in metrics.items() if name not in ("loss", "epoch"))
+    return score, -metrics["loss"], -metrics["epoch"]
 
 
 class Checkpoints:
@@ -58,7 +59,7 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(self, step: int, state: dict[str, Any], progress: dict, metrics: dict[str, float] | None) -> None:
-        """Starts to write a checkpoint; `metrics` (accuracy, loss, epoch) only after a validation."""
+        """Starts to write a checkpoint; `metrics` (the score, loss, epoch) only after a validation."""
         # Orbax takes its time to say which leaves a checkpoint holds.
         self._held[step] = sorted(state["params"])
         told = {"loop": progress, "held": self._held[step]}

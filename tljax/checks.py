@@ -58,11 +58,15 @@ def _data_and_model(config: Any) -> Iterator[tuple[bool, str]]:
         "data.split='first_per_class' needs data.labels_per_class, how many of each class.",
     )
     yield (
-        data.unlabelled != 0 and data.labels_per_class is None and "data.labels_per_class" not in config.sweep,
-        "data.unlabelled needs data.labels_per_class: without it every training picture keeps its label.",
+        data.unlabelled != 0
+        and data.labels_per_class is None
+        and data.pictures is None
+        and not {"data.labels_per_class", "data.pictures"} & set(config.sweep),
+        "data.unlabelled needs data.labels_per_class, or of masks and boxes data.pictures: without it every training "
+        "picture keeps its label.",
     )
     yield (
-        len(set(data.classes)) != len(data.classes) or len(data.classes) == 1,
+        len(set(data.classes)) != len(data.classes) or (len(data.classes) == 1 and model.head != "detector"),
         f"data.classes must name two or more different classes, got {data.classes}.",
     )
     yield (
@@ -72,6 +76,21 @@ def _data_and_model(config: Any) -> Iterator[tuple[bool, str]]:
     yield (
         model.pool_size is not None and model.pool != "flatten",
         "model.pool_size has a meaning for model.pool='flatten' only: gap averages over the whole map.",
+    )
+    low, high = config.augment.scale
+    yield not 0 < low <= high, f"augment.scale must be two factors above 0, the smaller one first, got {(low, high)}."
+    weights = config.optim.class_weights
+    yield (
+        any(weight < 0 for weight in weights) or (bool(weights) and sum(weights) == 0),
+        f"optim.class_weights must not be negative, nor all 0, got {weights}.",
+    )
+    of_classifier = [
+        f for f in ("pool", "pool_size", "hidden", "norm") if getattr(model, f) != getattr(type(model)(), f)
+    ]
+    yield (
+        model.head != "classifier" and bool(of_classifier),
+        f"model.{''.join(of_classifier[:1])} is for model.head='classifier': what {model.head} can be asked for stands "
+        "in model.head_options.",
     )
 
 

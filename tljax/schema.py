@@ -74,7 +74,7 @@ class ModelConfig:
         choices=("classifier", "unet", "fcn", "detector"),
     )
     head_options: Mapping = opt({}, "what is particular to the head, e.g. {'upsample': 'bilinear'} (docs/models.md)")
-    num_classes: int | None = opt(None, "outputs of the head; None: the classes of the data", ge=2)
+    num_classes: int | None = opt(None, "outputs of the head; None: the classes of the data", ge=1)
     pool: str = opt(
         "gap", "what the classifier does with the map: global average, or flatten", choices=("gap", "flatten")
     )
@@ -124,6 +124,9 @@ class OptimConfig:
         None, "largest global norm of the learning parameters' gradient; None: no clipping", gt=0
     )
     label_smoothing: float = opt(0.0, "share of the target spread evenly over the classes", ge=0, lt=1)
+    class_weights: tuple[float, ...] = opt(
+        (), "weight of each class in the cross-entropy, a weighted mean; empty: all alike"
+    )
     l2: float = opt(
         0.0,
         "weight of half the squared norm of the learning kernels in the loss (L2 regularisation, coupled); with l2_sp, "
@@ -172,6 +175,15 @@ class AugmentConfig:
 
     flip: bool = opt(False, "mirror left and right with probability one half")
     crop_padding: int = opt(0, "pad by so much and crop back at a random place", unit="pixels", ge=0)
+    scale: tuple[float, float] = opt((1.0, 1.0), "least and largest factor of a picture's size")
+    rotate: float = opt(0.0, "largest rotation either way", unit="degrees", ge=0, le=180)
+    translate: float = opt(0.0, "largest shift either way, as a share of the side", ge=0, lt=1)
+    mosaic: float = opt(
+        0.0, "segmentation and detection: chance that a picture is put together from four of the batch", ge=0, le=1
+    )
+    colour: float = opt(
+        0.0, "strength of two changes of colour or sharpness, as a share of FixMatch's ranges; 0: none", ge=0, le=1
+    )
     strength: float = opt(
         1.0,
         "of the strong views of unlabelled pictures, as a share of FixMatch's ranges: an affine warp, two changes of "

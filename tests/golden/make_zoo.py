@@ -1,10 +1,10 @@
 """Run the reference implementations of the model zoo and store what they answer as golden values.
 
-Writes zoo_{torchvision,timm,keras,unet}.npz next to this file. No weights are stored: every tensor is `zoo_rule.draw`
-of its name and shape, the input is `zoo_rule.photos`, and arrays are thinned by `zoo_rule.sample`. All is computed in
-float64 and stored in float32. Images and maps are NHWC; gradients are in the reference's own layout. Names of Keras'
-tensors are "layer/variable", where InceptionV3's layers are numbered from one in the order of their creation, as in its
-published file.
+Writes zoo_{torchvision,timm,keras,unet,segmentation}.npz next to this file. No weights are stored: every tensor is
+`zoo_rule.draw` of its name and shape, the input is `zoo_rule.photos`, and arrays are thinned by `zoo_rule.sample`. All
+is computed in float64 and stored in float32. Images and maps are NHWC; gradients are in the reference's own layout.
+Names of Keras' tensors are "layer/variable", where InceptionV3's layers are numbered from one in the order of their
+creation, as in its published file.
 
 Keys are "{variant}:{what}":
     tensors             JSON [[name, shape], ...] in the order of the reference's state dict
@@ -14,7 +14,7 @@ Keys are "{variant}:{what}":
     map:STAGE           inner maps in evaluation mode. STAGE is ours, but encoder0... of segmentation_models_pytorch
     logits              in evaluation mode
     train_logits        in training mode with nothing dropped, from the same weights
-    aux1, aux2          the auxiliary heads' logits in training mode
+    aux1, aux2          the auxiliary heads' logits in training mode; those of FCN in evaluation mode
     loss                mean cross-entropy against zoo_rule.LABELS in training mode, auxiliary heads included
     grad:NAME           the loss's gradient, for the first convolution and the classifier
     stats               JSON [[name, values], ...]: running statistics after one step in training mode, up to 4 of each
@@ -26,7 +26,7 @@ Which of these a case has depends on the reference: see CASES.
 Run with (torchvision's compiled operators are not needed, so that any of its builds will do):
     pip install torch timm keras tensorflow numpy scikit-learn pillow
     pip install --no-deps torchvision segmentation_models_pytorch
-    python tests/golden/make_zoo.py [torchvision timm keras unet]
+    python tests/golden/make_zoo.py [torchvision timm keras unet segmentation]
 """
 
 import json
@@ -188,11 +188,11 @@ def run_torch(make, maps, size, dtype, train):
 
 
 class DoubleConv(nn.Module):
-    def __init__(self, inputs, width):
+    def __init__(self, inputs, width, inner=None):
         super().__init__()
-        layers = []
-        for channels in (inputs, width):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers, inner = [], inner or width
+        for channels, outputs in ((inputs, inner), (inner, width)):
+            layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.double_conv = nn.Sequential(*layers)
 
     def forward(self, x):
@@ -215,19 +215,33 @@ class Up(nn.Module):
         self.conv = DoubleConv(inputs, width)
 
     def forward(self, x, skip):
-        return self.conv(torch.cat([skip, self.up(x)], 1))
+        x = self.up(x)
+        down, right = (b - a for a, b in zip(x.shape[2:], skip.shape[2:], strict=True))
+        x = F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        return self.conv(torch.cat([skip, x], 1))
+
+
+class UpBilinear(Up):
+    """`inputs` counts the skip's channels as well."""
+
+    def __init__(self, inputs, width):
+        nn.Module.__init__(self)
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.conv = DoubleConv(inputs, width, inputs // 2)
 
 
 class UNet(nn.Module):
-    """The state dict of milesial's Pytorch-UNet (bilinear=False), for sizes that 16 divides."""
+    """The state dict of milesial's Pytorch-UNet."""
 
-    def __init__(self, widths=(64, 128, 256, 512, 1024), classes=2):
+    def __init__(self, bilinear=False, widths=(64, 128, 256, 512, 1024), classes=2):
         super().__init__()
+        down = (*widths[:-1], widths[-1] // 2) if bilinear else widths
+        up = (*(width // 2 for width in widths[3:0:-1]), widths[0]) if bilinear else widths[3::-1]
         self.inc = DoubleConv(3, widths[0])
         for i in range(1, 5):
-            self.add_module(f"down{i}", Down(widths[i - 1], widths[i]))
+            self.add_module(f"down{i}", Down(down[i - 1], down[i]))
         for i in range(1, 5):
-            self.add_module(f"up{i}", Up(widths[5 - i], widths[4 - i]))
+            self.add_module(f"up{i}", (UpBilinear if bilinear else Up)(widths[5 - i], up[i - 1]))
         self.outc = nn.ModuleDict({"conv": nn.Conv2d(widths[0], classes, 1)})
 
     def forward(self, x):
@@ -238,6 +252,14 @@ class UNet(nn.Module):
         for i in range(1, 5):
             x = self.get_submodule(f"up{i}")(x, maps.pop())
         return self.outc["conv"](x)
+
+
+def run_fcn(make, maps, size, dtype, train):
+    """Torchvision's FCN with its outputs in evaluation mode."""
+    net, tensors = load_torch(make, dtype)
+    output, arrays = evaluate_torch(net, maps, pictures(size, dtype).permute(0, 3, 1, 2).contiguous())
+    arrays |= {"logits": nhwc(output["out"]), "aux1": nhwc(output["aux"])}
+    return Answer(tensors, sum(p.numel() for p in net.parameters()), arrays, {})
 
 
 # ---- Keras
@@ -327,6 +349,16 @@ CASES = {
     | {
         f"smp_{n}": Case(run_torch, partial(smp.Unet, n, encoder_weights=None), {})
         for n in ("resnet18", "resnet50", "vgg11", "vgg16_bn")
+    },
+    # Of an odd size, so that maps are padded on their way up.
+    "segmentation": {
+        "milesial_bilinear": Case(run_torch, partial(UNet, bilinear=True), {"stem": "inc"}, 61),
+        "fcn_resnet50": Case(
+            run_fcn,
+            partial(torchvision.models.get_model, "fcn_resnet50", weights=None, weights_backbone=None, aux_loss=True),
+            {},
+            61,
+        ),
     },
 }
 

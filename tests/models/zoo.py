@@ -27,7 +27,7 @@ from tljax.weights.rules import Layout, detect, layouts
 from tljax.weights.rules.table import TRANSFORMS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-REFERENCES = ("torchvision", "timm", "keras", "unet")
+REFERENCES = ("torchvision", "timm", "keras", "unet", "segmentation")
 KERAS = {
     "VGG": "vgg{}",
     "ResNet": "resnet{}_v1",
@@ -52,7 +52,8 @@ class Case(NamedTuple):
         if self.reference == "keras":
             family = self.variant.rstrip("0123456789")
             return KERAS[family].format(self.variant.removeprefix(family))
-        return "unet" if self.variant == "milesial" else self.variant.removeprefix("fcn_").removeprefix("smp_")
+        name = self.variant.removeprefix("fcn_").removeprefix("smp_")
+        return name.replace("milesial", "unet")
 
     def golden(self, what: str) -> np.ndarray:
         """An array of the golden file."""
@@ -61,11 +62,6 @@ class Case(NamedTuple):
     def has(self, what: str) -> bool:
         """Whether the golden file has it."""
         return f"{self.variant}:{what}" in _golden(self.reference)
-
-    @property
-    def whole(self) -> bool:
-        """Whether the network ends in our classifier; those for segmentation lend us their trunk alone."""
-        return self.reference != "unet" and not self.variant.startswith("fcn_")
 
     @property
     def stages(self) -> dict[str, str]:
@@ -158,10 +154,11 @@ def inference_errors(case: Case) -> dict[str, float]:
     def run(leaves, images):
         model = leaves_of.merge(graphdef, leaves)
         maps = model.features(images)
-        logits = {"logits": model.head(maps)} if case.whole else {}
-        return logits | {what: maps[stage] for stage, what in case.stages.items()}
+        made = {"logits": model.head(maps)} | model.head.auxiliary(maps)
+        made |= {what: maps[stage] for stage, what in case.stages.items()}
+        return {what: value for what, value in made.items() if case.has(what)}
 
-    out = _compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
+    out = compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
     return {what: _error(case, what, value) for what, value in out.items()}
 
 
@@ -173,9 +170,9 @@ def training_errors(case: Case) -> dict[str, float]:
     def run(leaves, images):
         model = _without_dropout(leaves_of.merge(graphdef, leaves))
         outputs = _classified(model, images)
-        return outputs if case.whole else {}, leaves_of.stats_of(model)
+        return outputs, leaves_of.stats_of(model)
 
-    outputs, moved = _compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
+    outputs, moved = compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
     names = {"logits": "train_logits"}
     errors = {name: _error(case, names.get(name, name), value) for name, value in outputs.items()}
     return errors | ({"stats": _stats_error(case, layout, moved)} if moved else {})
@@ -208,7 +205,7 @@ def gradient_errors(case: Case) -> dict[str, float]:
         leaves = {path: jnp.asarray(x, jnp.float64) for path, x in (params | stats).items()}
         learned = {path: leaves.pop(path) for path in watched}
         images = zoo_rule.photos(int(case.golden("size"))).astype(np.float64)
-        loss, grads = _compiled(jax.value_and_grad(loss_fn))(learned, leaves, images)
+        loss, grads = compiled(jax.value_and_grad(loss_fn))(learned, leaves, images)
     errors = {"loss": abs(float(loss) / float(case.golden("loss")) - 1)}
     for path, rule in watched.items():
         ours, theirs = TRANSFORMS[rule.transform].theirs(np.asarray(grads[path])), case.golden(f"grad:{rule.name}")
@@ -246,5 +243,6 @@ def _text(value: np.ndarray) -> str:
     return value.item().decode()
 
 
-def _compiled(function):
+def compiled(function):
+    """Compiled in the least time."""
     return jax.jit(function, compiler_options=QUICK if jax.default_backend() == "cpu" else None)

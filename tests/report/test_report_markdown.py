@@ -6,6 +6,7 @@ import pytest
 
 from tljax.report import figures as draw
 from tljax.report import report
+from tljax.tasks import TASKS
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def written(tmp_path, result, config, history, classes):
     def write(**changes):
         arguments = {
             **{"result": result, "config": config, "history": rows, "figures": {}},
-            **{"classes": classes, **changes},
+            **{"task": TASKS["classifier"], "classes": classes, **changes},
         }
         path = report.write(tmp_path, **arguments)
         assert path == tmp_path / "report.md"

@@ -205,7 +205,7 @@ def test_probes_are_judged_once_on_the_features_that_are_exported(ready, tmp_pat
     assert result["features"] == 8 * 8 * 16 + 2 * 2 * 64
     assert list(result["probes"]) == ["logistic", "ridge", "knn"]
     for one in result["probes"].values():
-        assert set(one["valid"]) == set(one["test"]) == set(classification.SCALARS)
+        assert set(one["valid"]) == set(one["test"]) == set({*dict(classification.METRICS), "loss"})
         assert one["test"]["accuracy"] > 0.6  # three digits
     best = max(result["probes"].values(), key=lambda one: (one["valid"]["accuracy"], -one["valid"]["loss"]))
     assert result["probes"][result["best"]] is best

@@ -11,7 +11,7 @@ from tljax import weights
 from tljax.checkpoints import Checkpoints
 from tljax.data import SealedSplit
 from tljax.errors import TrainingStopped, UserError
-from tljax.run import evaluate, sweep
+from tljax.run import evaluate, predict, sweep
 from tljax.run.prepare import prepare
 from tljax.run.train import train
 from tljax.tasks import classification
@@ -85,21 +85,25 @@ def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
     for i in range(6):
         Image.fromarray(valid.images[i, ..., 0]).save(folder / f"{i}.png")
     (folder / "notes.txt").write_text("not a picture")
-    rows = evaluate.predict(config, folder, console)
+    rows = predict.predict(config, folder, console)
     assert [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()] == rows
     assert len(rows) == 6
     for row in rows:
         assert sum(c["probability"] for c in row["top"]) == pytest.approx(1)
         assert row["top"] == sorted(row["top"], key=lambda c: -c["probability"])
     network, best, _ = evaluate.finished(config)
-    _, probabilities = network.judge(best, valid.labels, {"image": valid.images})
+    _, answers = network.judge(best, valid)
+    probabilities = classification.probabilities(answers)
     assert [row["top"][0]["class"] for row in rows] == [str(1 + p) for p in probabilities[:6].argmax(1)]
     # A colour picture of another size is brought to what the data look like.
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "black.jpg")
-    assert len(evaluate.predict(config, tmp_path / "black.jpg", console)) == 1
-    for bad, words in ((folder / "notes.txt", "not a readable picture"), (tmp_path / "no", "no picture or folder")):
+    assert len(predict.predict(config, tmp_path / "black.jpg", console)) == 1
+    for bad, words in (
+        (folder / "notes.txt", "cannot be read as a picture"),
+        (tmp_path / "no", "no picture or folder"),
+    ):
         with pytest.raises(UserError, match=words):
-            evaluate.predict(config, bad, console)
+            predict.predict(config, bad, console)
 
 
 def test_a_finished_run_predicts_without_its_data_and_source_weights(finished, console, tmp_path, monkeypatch):
@@ -112,7 +116,7 @@ def test_a_finished_run_predicts_without_its_data_and_source_weights(finished, c
     (tmp_path / "run").rename(tmp_path / "gone")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     monkeypatch.setattr("tljax.data.load", lambda *_: pytest.fail("the data were read"))
-    (row,) = evaluate.predict(schema.parse(tiny), tmp_path / "black.png", console)
+    (row,) = predict.predict(schema.parse(tiny), tmp_path / "black.png", console)
     assert {c["class"] for c in row["top"]} == {"1", "2", "3"}
 
 

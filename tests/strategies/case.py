@@ -99,7 +99,7 @@ class Case:
         if not plan.layers:
             return {}
         asked = plan.phase.neurons
-        scores = criteria.score(plan.spec.graphdef, self.leaves, plan.layers, (), asked, None, "", jax.random.key(3))
+        scores = criteria.score(plan.spec, self.leaves, plan.layers, (), asked, jax.random.key(3))
         return neurons.indices(neurons.choose(scores, asked), plan.layers)
 
     def given(self, plan: PhasePlan) -> Given:

@@ -12,7 +12,8 @@ from tljax.models import inception, vgg
 from tljax.models import state as leaves_of
 from tljax.models.layers import TORCH
 from tljax.strategies import neurons
-from tljax.train.criteria import score
+from tljax.tasks import TASKS
+from tljax.train.criteria import Network, score
 from tljax.weights import PRESETS as PREPROCESS
 from tljax.weights import make_preprocess
 
@@ -33,12 +34,17 @@ def case():
     return graphdef, leaves, layers, images, labels
 
 
+def network(graphdef):
+    """What is measured."""
+    return Network(graphdef, TASKS["classifier"], UNIT, "float32")
+
+
 def scores_of(case, criterion, key=0, cut=3):
     """Scores by two batches, of which the first has `cut` pictures."""
     graphdef, leaves, layers, images, labels = case
     batches = [{"image": images[part], "label": labels[part]} for part in (slice(cut), slice(cut, None))]
     config = NeuronsConfig(criterion=criterion)
-    return score(graphdef, leaves, layers, batches, config, UNIT, "float32", jax.random.key(key))
+    return score(network(graphdef), leaves, layers, batches, config, jax.random.key(key))
 
 
 def per_picture_gradients(case):
@@ -104,7 +110,7 @@ def test_chance_depends_on_the_key_and_the_layer_alone(case):
     first, again, other = (scores_of(case, "random", key) for key in (0, 0, 1))
     one = dict([list(layers.items())[1]])
     config = NeuronsConfig(criterion="random")
-    alone = score(graphdef, leaves, one, (), config, UNIT, "float32", jax.random.key(0))
+    alone = score(network(graphdef), leaves, one, (), config, jax.random.key(0))
     for layer, values in first.items():
         assert ((values >= 0) & (values < 1)).all()
         np.testing.assert_array_equal(again[layer], values)
@@ -124,7 +130,7 @@ def test_what_inference_does_not_pass_through_scores_nothing():
     batch = {"image": images, "label": np.array([0, 1])}
     for criterion in ("gradient_weight", "activation_variance"):
         config = NeuronsConfig(criterion=criterion)
-        found = score(graphdef, params | stats, layers, [batch], config, UNIT, "float32", jax.random.key(0))
+        found = score(network(graphdef), params | stats, layers, [batch], config, jax.random.key(0))
         assert found.keys() == layers.keys()
         for layer, values in found.items():
             assert (values > 0).any() == layer.startswith("stem/"), (criterion, layer)

@@ -8,6 +8,13 @@ from tljax.data.types import Data, SealedSplit, Source, Split, Unlabelled
 __all__ = ["Data", "SealedSplit", "Source", "Split", "Unlabelled", "load"]
 
 
-def load(config: DataConfig, seed: int) -> Data:
-    """Reads the source and cuts it into splits; `seed` draws the labelled training pictures."""
-    return make_data(sources.load(config), config, seed)
+def load(config: DataConfig, seed: int, task: str = "classification", on_bad_file: str = "error") -> Data:
+    """Reads the source, with what the task wants of it, and cuts it into splits.
+
+    Args:
+      config: of the data.
+      seed: draws the labelled training pictures.
+      task: "classification", "segmentation" or "detection".
+      on_bad_file: "error" or "skip".
+    """
+    return make_data(sources.load(config, task, on_bad_file), config, seed)

@@ -1,4 +1,7 @@
-"""Data sets by name: scikit-learn's digits, IDX folders, and prepared TensorFlow Datasets."""
+"""Data sets by name, and which of them have masks or boxes.
+
+Here are those that have classes of pictures: scikit-learn's digits, IDX folders, and prepared TensorFlow Datasets.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data import idx
+from tljax.data import idx, options, scenes
+from tljax.data.annotated import coco, folders, tfds, voc, yolo
+from tljax.data.annotated.pictures import resize as resize_picture
 from tljax.data.splits import per_class
 from tljax.data.types import Source, Split
 from tljax.errors import UserError, nearest
@@ -28,14 +33,28 @@ FASHION_CLASSES = (
 )
 
 
-def load(config: DataConfig) -> Source:
-    """Reads the source that `config.name` names. Raises UserError with the nearest name."""
-    if config.name.startswith("tfds:"):
-        return tfds_source(config.name.removeprefix("tfds:"), config.path, config.image_size)
-    sources = {"digits": digits_source, "idx": idx_source, "fashion-mnist": fashion_source}
-    if config.name not in sources:
-        raise UserError(f'There is no data.name "{config.name}"{nearest(config.name, [*sources, "tfds:NAME"])}')
-    return sources[config.name](config)
+def load(config: DataConfig, task: str = "classification", on_bad_file: str = "error") -> Source:
+    """Reads the source that `config.name` names, with what a task learns from.
+
+    Args:
+      config: of the data.
+      task: "classification": labels [N]; "segmentation": masks; "detection": boxes.
+      on_bad_file: what becomes of a picture with masks or boxes that cannot be used: "error", or "skip", which leaves
+        it out and names its file in `Source.skipped`.
+
+    Raises:
+      UserError: no such source, with the nearest name, or none that fits the task; what the source raises.
+    """
+    known = {name: reader for by_name in READERS.values() for name, reader in by_name.items()}
+    name = "tfds:NAME" if config.name.startswith("tfds:") else config.name
+    if name not in known:
+        raise UserError(f'There is no data.name "{name}"{nearest(name, known)}')
+    if name not in READERS[task]:
+        raise UserError(f'data.name="{name}" has nothing for the task {task}; what has: {", ".join(READERS[task])}.')
+    if task == "classification":
+        options.read(config, options.NoOptions)
+        return READERS[task][name](config)
+    return READERS[task][name](config, task, on_bad_file)
 
 
 def digits_source(config: DataConfig) -> Source:
@@ -74,55 +93,40 @@ def fashion_source(config: DataConfig) -> Source:
     return idx.read_source(folder, FASHION_CLASSES)
 
 
-def tfds_source(name: str, data_dir: str | None, size: int | None) -> Source:
+def tfds_source(config: DataConfig) -> Source:
     """A prepared TensorFlow Datasets set, read through its random-access data source, without TensorFlow.
 
     Its features need `image` and `label`. Where there is no split `test`, `validation` serves as the test split.
-
-    Args:
-      name: as `tfds.builder` takes it, e.g. "cifar10" or "my_set/config:1.0.0".
-      data_dir: the folder of prepared sets; None: TFDS's own default.
-      size: side to which pictures of unequal size are brought, in pixels.
+    Pictures of unequal size are brought to `data.image_size`.
     """
-    import tensorflow_datasets as tfds  # late: two seconds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        splits = dict(builder.info.splits)
-        test = next((s for s in ("test", "validation") if s in splits), None)
-        if "train" not in splits or test is None:
-            raise UserError(f"tfds:{name} needs splits train and test or validation; it has {list(splits)}.")
-        arrays = {s: builder.as_data_source(split=s) for s in ("train", test)}
-    except (tfds.core.DatasetNotFoundError, ValueError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"tfds:{name} cannot be read from {data_dir or 'the default data_dir'}: {reason} "
-            "Prepare it with download_and_prepare(file_format='array_record')."
-        ) from error
-    features = dict(builder.info.features.items())
+    features, rows = tfds.open_set(config)
     if not {"image", "label"} <= set(features):
-        raise UserError(f"tfds:{name} has no image and label; it has {list(features)}.")
-    label = features["label"]
-    names = tuple(label.names) if label.names else tuple(map(str, range(label.num_classes)))
-    return Source(_collect(arrays["train"], name, size), _collect(arrays[test], name, size), names)
+        raise UserError(f"{config.name} has no image and label; it has {list(features)}.")
+    splits = {split: _collect(rows[split], config) for split in ("train", "test")}
+    return Source(**splits, classes=tfds.label_names(features["label"]))
 
 
-def _collect(rows, name: str, size: int | None) -> Split:
-    images, labels = [], []
+def _collect(rows, config: DataConfig) -> Split:
+    images, labels, size = [], [], config.image_size
     for row in rows:
         images.append(np.atleast_3d(np.asarray(row["image"], np.uint8)))
         labels.append(int(row["label"]))
     if len({i.shape for i in images}) > 1:
         if size is None:
-            raise UserError(f"The pictures of tfds:{name} differ in size: set data.image_size.")
+            raise UserError(f"The pictures of {config.name} differ in size: set data.image_size.")
         images = [resize_picture(i, (size, size)) for i in images]
     return Split(np.stack(images), np.asarray(labels, np.int32))
 
 
-def resize_picture(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One uint8 picture [H, W, C] brought to `size`, (height, width), by PIL's antialiased bilinear filter."""
-    from PIL import Image
-
-    grey = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if grey else image)
-    return np.atleast_3d(np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR)))
+_MASKS = {"scenes": scenes.source, "coco": coco.source, "voc": voc.source, "masks": folders.source}
+_BOXES = {"scenes": scenes.source, "coco": coco.source, "voc": voc.source, "yolo": yolo.source}
+READERS = {
+    "classification": {
+        "digits": digits_source,
+        "idx": idx_source,
+        "fashion-mnist": fashion_source,
+        "tfds:NAME": tfds_source,
+    },
+    "segmentation": _MASKS | {"tfds:NAME": tfds.source},
+    "detection": _BOXES | {"tfds:NAME": tfds.source},
+}

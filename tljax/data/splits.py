@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 
@@ -26,6 +27,10 @@ def make_data(source: Source, config: DataConfig, seed: int) -> Data:
     unknown = [c for c in keep if not 0 <= c < len(source.classes)]
     if unknown:
         raise UserError(f"data.classes names {unknown[0]}, but the classes are 0..{len(source.classes) - 1}.")
+    if source.train.labels.ndim > 1:
+        return _make_scenes(source, config, seed, keep)
+    if config.pictures is not None:
+        raise UserError("data.pictures is for masks and boxes: of pictures with a class set data.labels_per_class.")
     # Rows are drawn by the source's own labels, so that leaving a class out does not move the others.
     train, test = (s.take(np.flatnonzero(np.isin(s.labels, keep))) for s in (source.train, source.test))
     if config.split == "first_per_class":
@@ -44,12 +49,44 @@ def make_data(source: Source, config: DataConfig, seed: int) -> Data:
             _check_budget(budget, train, keep, source.classes)
             labelled = label_budget(train.labels, budget, seed)
     unlabelled = _without_labels(train.images, labelled, config, seed)
-    train = train.take(labelled)
-    train, valid, test = (_relabel(split, keep) for split in (train, valid, test))
+    train, valid, test = (_relabel(split, keep) for split in (train.take(labelled), valid, test))
+    return _data(source, config, keep, train, valid, test, unlabelled)
+
+
+def _make_scenes(source: Source, config: DataConfig, seed: int, keep: tuple[int, ...]) -> Data:
+    """`make_data` of pictures that have no class of their own, drawn as if all were of one."""
+    if config.labels_per_class is not None or config.split != "fraction":
+        raise UserError("data.labels_per_class and data.split are for classification: here set data.pictures.")
+    train, valid, test = source.train, source.valid, source.test
+    if valid is None:
+        one = np.zeros(len(train), np.int32)
+        held_out, rest = per_class(one, lambda n: max(1, round(n * config.valid_fraction)), key="validation")
+        train, valid = train.take(rest), train.take(held_out)
+    if config.pictures is not None and config.pictures > len(train):
+        raise UserError(f"data.pictures={config.pictures}, but there are only {len(train)} training pictures.")
+    labelled = label_budget(np.zeros(len(train), np.int32), config.pictures or len(train), seed)
+    unlabelled = _without_labels(train.images, labelled, config, seed)
+    train, valid, test = (_keep_objects(split, keep, source) for split in (train.take(labelled), valid, test))
+    return _data(source, config, keep, train, valid, test, unlabelled)
+
+
+def _data(source: Source, config: DataConfig, keep: tuple[int, ...], train, valid, test, unlabelled) -> Data:
     splits = {"train": train, "unlabelled": unlabelled, "valid": valid, "test": test}
     shared = shared_pictures({name: split for name, split in splits.items() if split is not None})
     names = tuple(source.classes[c] for c in keep)
-    return Data(config.name, names, train, valid, SealedSplit(test), shared, unlabelled)
+    return Data(config.name, names, train, valid, SealedSplit(test), shared, unlabelled, source.skipped)
+
+
+def _keep_objects(split: Split, keep: tuple[int, ...], source: Source) -> Split:
+    """A split with the boxes of some classes alone, in their new numbers."""
+    if keep == tuple(range(len(source.classes))):
+        return split
+    if split.boxes is None:
+        raise UserError("data.classes is for classification and detection: every pixel of a mask has some class.")
+    # Behind the last class stands -1, where labels of -1 find it, too.
+    new = np.full(len(source.classes) + 1, -1, np.int32)
+    new[list(keep)] = np.arange(len(keep))
+    return dataclasses.replace(split, labels=new[split.labels])
 
 
 def per_class(labels: np.ndarray, count: Callable[[int], int], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,8 +125,9 @@ def _without_labels(images: np.ndarray, labelled: np.ndarray, config: DataConfig
     rest = np.setdiff1d(np.arange(len(images)), labelled)
     wanted = len(rest) if config.unlabelled == -1 else config.unlabelled
     if not 0 < wanted <= len(rest):
+        field = "labels_per_class" if config.pictures is None else "pictures"
         raise UserError(
-            f"data.unlabelled={config.unlabelled}, but data.labels_per_class={config.labels_per_class} leaves "
+            f"data.unlabelled={config.unlabelled}, but data.{field}={getattr(config, field)} leaves "
             f"{len(rest)} training pictures without a label."
         )
     return Unlabelled(images[_generator(f"unlabelled {seed}").permutation(rest)[:wanted]])

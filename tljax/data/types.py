@@ -18,10 +18,9 @@ class Split:
     Attributes:
       images: uint8 [N, H, W, C], C is 1 or 3.
       labels: int32 [N], the class of each picture; or uint8 [N, H, W], that of each of its pixels, 255 where it does
-        not count; or int32 [N, M], that of each of its boxes, -1 behind the last one.
-      boxes: float32 [N, M, 4], [y0, x0, y1, x1] in pixels of the picture, zeros behind the last one; None: there are
-        none.
-      crowd: bool [N, M], boxes around many objects or unclear ones, which nothing is learned from and whose detection
+        not count; or int32 [N, M], that of each of its boxes, -1 where there is none.
+      boxes: float32 [N, M, 4], [y0, x0, y1, x1] in pixels of the picture, zeros where there is none; None: nowhere.
+      crowd: bool [N, M], boxes around many objects or unclear ones, which are no objects to learn and whose detection
         counts neither way; None: there are none.
     """
 
@@ -45,13 +44,20 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def targets(self) -> dict[str, np.ndarray]:
-        """What a batch has of it besides its pictures, by the batch's names; of crowds nothing is learned."""
+    def targets(self, side: int) -> dict[str, np.ndarray]:
+        """What a batch has of it besides its pictures, by the batch's names; crowds are none of it.
+
+        Boxes are in pixels of a square input of `side`.
+        """
         if self.boxes is None:
             return {"label": self.labels}
         known = self.labels if self.crowd is None else np.where(self.crowd, -1, self.labels)
-        return {"label": known, "boxes": self.boxes}
+        return {"label": known, "boxes": self.boxes * self.scale(side)}
+
+    def scale(self, side: int) -> np.ndarray:
+        """By how much boxes [..., 4] grow from the pictures to a square input of `side`: float32 [4]."""
+        height, width = self.images.shape[1:3]
+        return np.array([side / height, side / width] * 2, np.float32)
 
     def take(self, indices: np.ndarray) -> Split:
         """The split with only these rows, in this order."""
@@ -128,12 +134,14 @@ class Source:
       train: training pictures.
       test: test pictures.
       classes: their names.
+      valid: validation pictures; None: they are held out of the training ones.
       skipped: files that could not be read and were left out, as `train.on_bad_file` has it.
     """
 
     train: Split
     test: Split
     classes: tuple[str, ...]
+    valid: Split | None = None
     skipped: tuple[str, ...] = ()
 
 

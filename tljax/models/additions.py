@@ -10,20 +10,11 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
-from tljax.models.build import FAMILIES, Model, map_shapes
-from tljax.models.heads import Classifier
+from tljax.models.build import Model, make_head
 from tljax.models.layers import Conv
 
 # Paths of what is added here, as a pattern.
 FURTHER = "head/(source|hint_[^/]+)/.*"
-
-
-class OnAllMaps(Classifier):
-    """A classifier in the place of an auxiliary one: it is called with its stage's map alone."""
-
-    def __call__(self, features: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
-        """A map [B, H, W, C] → logits [B, classes]."""
-        return super().__call__({self.stage: features}, train, rngs)
 
 
 class Regressor(nnx.Module):
@@ -37,19 +28,20 @@ class Regressor(nnx.Module):
         return self.conv(features)
 
 
-def add_source_output(model: Model, num_classes: int, image_size: int, options: Mapping, dtype=None) -> None:
-    """Adds the output `source`: a second classifier on the last map, as the network was published with one.
+def add_source_output(
+    model: Model, num_classes: int, image_size: int, options: Mapping, dtype=None, head: str = "classifier"
+) -> None:
+    """Adds the output `source`: a second head on the same maps; a classifier as the network was published with one.
 
     Args:
       model: abstract; changed in place.
       num_classes: of the output.
       image_size: side of the input in pixels.
-      options: of `Classifier`, which differ from the published ones.
+      options: of the head, which differ from the published or default ones.
       dtype: of the computation.
+      head: key of `HEADS`.
     """
-    stage, shape = list(map_shapes(model, image_size).items())[-1]
-    options = getattr(FAMILIES[model.family], "HEAD", {}) | options
-    _add(model, "source", stage, lambda rngs: OnAllMaps({stage: shape}, num_classes, **options, dtype=dtype, rngs=rngs))
+    _add(model, "source", None, lambda rngs: make_head(head, model, num_classes, image_size, options, dtype, rngs))
 
 
 def add_hint(model: Model, stage: str, channels: int, dtype=None) -> None:
@@ -58,6 +50,6 @@ def add_hint(model: Model, stage: str, channels: int, dtype=None) -> None:
     _add(model, f"hint_{stage}", stage, lambda rngs: Regressor(inputs, channels, dtype=dtype, rngs=rngs))
 
 
-def _add(model: Model, name: str, stage: str, make) -> None:
+def _add(model: Model, name: str, stage: str | None, make) -> None:
     setattr(model.head, name, nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     model.head.auxiliary_stages += ((name, stage),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from flax import nnx
 from tljax.errors import UserError, nearest
 from tljax.fields import convert
 from tljax.models import convnext, densenet, inception, init, resnet, unet, vgg
-from tljax.models.heads import HEADS
+from tljax.models.heads import HEADS, Head
 from tljax.models.layers import NORM_AFTER
 
 FAMILIES = {
@@ -27,6 +28,9 @@ FAMILIES = {
     "convnext": convnext,
     "unet": unet,
 }
+
+# As in `NORM_AFTER`; a family's own rows are about its stages.
+HEAD_NORM_AFTER = ((r"(head/.*)/conv", r"\1/bn"), (r"(head/neck)/up", r"\1/bn"))
 
 
 class Level(NamedTuple):
@@ -87,14 +91,15 @@ class Model(nnx.Module):
         rngs: nnx.Rngs | None = None,
         known: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> dict[str, jax.Array]:
-        """All that objectives ask for: `logits` [B, num_classes], `maps` by stage, and in training the further outputs.
+        """All that objectives ask for: the head's outputs, `maps` by stage, and in training the further outputs.
 
-        Further outputs are those of auxiliary classifiers, and what `tljax.models.additions` adds; `known` is as in
-        `features`.
+        What a head returns as an array is `logits`. Further outputs are those of auxiliary classifiers, and what
+        `tljax.models.additions` adds; `known` is as in `features`.
         """
         maps = self.features(images, train, rngs, known)
-        logits = self.head(maps, train=train, rngs=rngs)
-        return {"logits": logits, "maps": maps} | (self.head.auxiliary(maps, train, rngs) if train else {})
+        made = self.head(maps, train=train, rngs=rngs)
+        outputs = (made if isinstance(made, dict) else {"logits": made}) | {"maps": maps}
+        return outputs | (self.head.auxiliary(maps, train, rngs) if train else {})
 
     def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
         """What the head makes of preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
@@ -108,7 +113,7 @@ class Model(nnx.Module):
     @property
     def norm_after(self) -> tuple[tuple[str, str], ...]:
         """(pattern, replacement) pairs from a convolution's path to that of the BatchNorm of its outputs."""
-        return getattr(FAMILIES[self.family], "NORM_AFTER", NORM_AFTER)
+        return (*HEAD_NORM_AFTER, *getattr(FAMILIES[self.family], "NORM_AFTER", NORM_AFTER))
 
     def pyramid(self) -> dict[str, Level]:
         """Stride and channels of every stage's map; strides that unpadded convolutions blur are rounded to 2^n."""
@@ -160,10 +165,10 @@ def build(
       num_classes: outputs of the head; 0: the features that the classifier would stand on.
       head: key of `HEADS`.
       tap: the stage whose map feeds the head; later ones are not built. None: the last.
-      image_size: side of the input in pixels; only heads that flatten depend on it.
+      image_size: side of the input in pixels; only heads that flatten or return to that side depend on it.
       in_channels: of the input.
       options: fields of the variant that differ, e.g. {"drop_path": 0.1}.
-      auxiliary: build the family's auxiliary classifiers, which `outputs` adds in training.
+      auxiliary: build further outputs for training: the family's auxiliary classifiers, or those of a dense head.
       remat: compute the inner maps of stages again in the backward pass, which saves memory and costs time.
       dtype: of the computation, e.g. jnp.bfloat16; parameters and statistics are float32.
       rngs: stream `params`; None leaves the model abstract, its leaves shapes without values.
@@ -175,6 +180,7 @@ def build(
     family, config = find(backbone, options)
     if head not in HEADS:
         raise UserError(f'There is no model.head "{head}"{nearest(head, HEADS)}')
+    head_options = _converted(head, head_options)
 
     def construct() -> Model:
         given = {"dtype": dtype, "rngs": _Keyless()}
@@ -187,10 +193,14 @@ def build(
         shapes = map_shapes(model, image_size)
         if any(0 in shape for shape in shapes.values()):
             raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last map is empty.")
-        own = getattr(FAMILIES[family], "HEAD", {})
+        own = {}
+        if auxiliary and "auxiliary" not in inspect.signature(HEADS[head].__init__).parameters:
+            raise UserError(f"model.aux_weight: the head {head} has no auxiliary outputs.")
         if auxiliary:
-            own = own | {"auxiliary": _auxiliary(backbone, family, config, num_classes, shapes, given)}
-        model.head = HEADS[head](shapes, num_classes, **own | head_options, **given)
+            classifiers = head == "classifier"
+            made = _auxiliary(backbone, family, config, num_classes, shapes, given) if classifiers else True
+            own = {"auxiliary": made}
+        model.head = make_head(head, model, num_classes, image_size, own | head_options, **given)
         return model
 
     model = nnx.eval_shape(construct)
@@ -199,9 +209,34 @@ def build(
     return model
 
 
+def make_head(head: str, model: Model, num_classes: int, side: int, options: Mapping[str, Any], dtype, rngs) -> Head:
+    """A head of `HEADS` for a model's stages; a classifier has what its family's had where `options` say nothing."""
+    own = getattr(FAMILIES[model.family], "HEAD", {}) if head == "classifier" else {}
+    if "side" in inspect.signature(HEADS[head].__init__).parameters:
+        own = own | {"side": side}
+    return HEADS[head](map_shapes(model, side), num_classes, **own | dict(options), dtype=dtype, rngs=rngs)
+
+
+def options_of(head: str) -> dict[str, Any]:
+    """The options of a head of `HEADS`, and their types."""
+    hints = typing.get_type_hints(HEADS[head].__init__)
+    parameters = inspect.signature(HEADS[head].__init__).parameters.values()
+    given = ("side", "auxiliary", "dtype", "rngs")
+    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
+
+
+def _converted(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    hints = options_of(head)
+    for name in options:
+        if name not in hints:
+            raise UserError(f'model.head_options: {head} has no "{name}"{nearest(name, hints)}')
+    return {name: convert(value, hints[name], f"model.head_options.{name}") for name, value in options.items()}
+
+
 def initialise(model: Model, rngs: nnx.Rngs) -> None:
     """Draws the leaves that have no value yet, in place; stream `params`."""
-    init.fill(model, rngs.params(), getattr(FAMILIES[model.family], "INITIALISERS", {}))
+    own = getattr(FAMILIES[model.family], "INITIALISERS", {})
+    init.fill(model, rngs.params(), own, getattr(model.head, "initialisers", {}))
 
 
 class _Keyless:

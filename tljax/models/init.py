@@ -7,6 +7,7 @@ are: a head starts the same on every tap and under every strategy. Nothing is co
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -50,6 +51,13 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return rng.normal(0, 0.02, shape)
 
 
+def bilinear(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolation of each channel alone, for a transposed convolution's kernel [2 · stride, 2 · stride, in, out]."""
+    size = shape[0]
+    weights = 1 - np.abs(np.arange(size) - (size - 1) / 2) * 2 / size
+    return np.multiply.outer(np.multiply.outer(weights, weights), np.eye(*shape[2:]))
+
+
 # (last part of the path, rank) → initialiser; rank None stands for every rank.
 INITIALISERS: dict[tuple[str, int | None], Callable] = {
     ("kernel", 4): he_normal,
@@ -62,19 +70,26 @@ INITIALISERS: dict[tuple[str, int | None], Callable] = {
 }
 
 
-def fill(model: nnx.Module, key: jax.Array, own: Mapping[tuple[str, int | None], Callable] = MappingProxyType({})):
+def fill(
+    model: nnx.Module,
+    key: jax.Array,
+    own: Mapping[tuple[str, int | None], Callable] = MappingProxyType({}),
+    by_path: Mapping[str, Callable] = MappingProxyType({}),
+) -> None:
     """Gives every leaf of a model that has no value yet its initial one, in place.
 
     Args:
       model: from `build`; leaves with values, as pretrained weights left them, stay.
       key: the seed.
       own: the family's own rows of the table, which come first.
+      by_path: pattern of whole paths → initialiser; these come before any table.
     """
     words, table = np.asarray(jax.random.key_data(key)).ravel().tolist(), INITIALISERS | own
     for path, variable in flat(nnx.state(model)).items():
         if not isinstance(variable.get_value(), jax.ShapeDtypeStruct):
             continue
         name, shape = path.split("/")[-1], variable.shape
-        draw = table.get((name, len(shape))) or table[name, None]
+        named = next((draw for pattern, draw in by_path.items() if re.fullmatch(pattern, path)), None)
+        draw = named or table.get((name, len(shape))) or table[name, None]
         rng = np.random.default_rng([*words, zlib.crc32(path.encode())])
         variable.set_value(jax.numpy.asarray(draw(rng, shape).astype(variable.dtype)))

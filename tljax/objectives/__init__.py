@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from tljax import plugins
 from tljax.errors import UserError, nearest
+from tljax.objectives.detector import (
+    detection,
+    detection_centre,
+    detection_focal,
+    detection_giou,
+    source_detection,
+)
 from tljax.objectives.objective import NEEDS, Objective, objective
 from tljax.objectives.penalties import l2, l2_sp
+from tljax.objectives.segmentation import boundary_cross_entropy, dice, focal, lovasz
 from tljax.objectives.supervised import aux_cross_entropy, cross_entropy, source_cross_entropy
 from tljax.objectives.transfer import attention_transfer, delta, distillation, hints, lwf
 from tljax.objectives.unlabelled import fixmatch, mean_teacher, pseudo_label
@@ -16,6 +24,8 @@ OBJECTIVES: dict[str, Objective] = {
     o.name: o
     for o in (
         *(cross_entropy, aux_cross_entropy, source_cross_entropy),
+        *(dice, focal, lovasz, boundary_cross_entropy),
+        *(detection, detection_focal, detection_giou, detection_centre, source_detection),
         *(distillation, attention_transfer, hints, delta, lwf),
         *(l2, l2_sp),
         *(pseudo_label, fixmatch, mean_teacher),

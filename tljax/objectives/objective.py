@@ -26,6 +26,8 @@ NEEDS = {
     "weak": "Each batch has unlabelled pictures, of which the student classifies a weakly augmented view.",
     "strong": "The student classifies a strongly augmented view of the same unlabelled pictures.",
     "average": "A running average of the student's weights classifies another weak view of the unlabelled pictures.",
+    "boundary_weights": "Each labelled picture comes with the weight of each of its pixels by its distance from two "
+    "objects.",
 }
 
 MAPS = frozenset({"maps", "teacher_maps", "source_maps"})
@@ -39,7 +41,9 @@ class Objective:
     float32 at least. B pictures have labels, U have none; C are the student's classes, S those of its source.
 
     `outputs` is what the student says, and gradients flow through it:
-      logits: [B, C].
+      logits: [B, C]; of segmentation [B, h, w, C], which may be coarser than the labels; of detection [B, P, C], at P
+        places.
+      boxes, centre, places: of detection, the box and the centre-ness at each place, and where the places are.
       maps: {stage: [B, h, w, c]}, in no particular order: of every stage, needs "maps"; of those that are paired with
         another network's, "teacher_maps" or "source_maps" will do.
       aux1, ...: [B, C], of auxiliary classifiers, for networks that have them.
@@ -48,7 +52,11 @@ class Objective:
       weak, strong: {"logits": [U, C]}, of two views of the unlabelled pictures; need "weak", "strong".
       leaves: {path: array}, the learning leaves.
     `batch` is what is known of the pictures:
-      label: [B], integers.
+      label: [B], integers; of segmentation [B, H, W], 255 where a pixel does not count; of detection [B, M], -1 behind
+        the last box.
+      boxes: [B, M, 4], of detection, [y0, x0, y1, x1] in pixels of the network's input.
+      weight: [B, H, W], of segmentation, what a pixel's place adds to the weight of its class; needs
+        "boundary_weights".
     `reference` is what others say; no gradient flows through it, whatever a function does:
       teachers: a tuple of {"logits": [B, C], "maps": {stage of the student: [B, h', w', c']}}, with the parts that
         "teacher_logits" and "teacher_maps" ask for.

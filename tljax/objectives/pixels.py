@@ -15,6 +15,16 @@ from tljax.objectives.objective import widen
 IGNORED = 255
 
 
+def on_grid(logits: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Logits [B, h, w, C] resized to [B, *shape, C], in float32 at least; bilinear, with centres half a pixel in.
+
+    On a finer grid, values beyond the outermost centres are those of the edge; on a coarser one, what a pixel covers
+    is averaged.
+    """
+    batch, _, _, classes = logits.shape
+    return jax.image.resize(widen(logits), (batch, *shape, classes), "bilinear")
+
+
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None, smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
@@ -26,7 +36,17 @@ def cross_entropy(
     counted, targets = _targets(logits, labels)
     weights = jnp.ones(logits.shape[-1], targets.dtype) if weights is None else weights
     losses = optax.softmax_cross_entropy(widen(logits), optax.smooth_labels(targets, smoothing) * weights)
-    return _mean(jnp.where(counted, losses, 0), targets @ weights)
+    return _mean(jnp.where(counted, losses, 0), (targets * weights).sum(-1))
+
+
+def weighed_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean over the places of the cross-entropy times weights [B, H, W] of the places, in nats.
+
+    By the number of places it is divided, not by their weights: where they are heavy, the loss is larger.
+    """
+    counted, targets = _targets(logits, labels)
+    losses = optax.softmax_cross_entropy(widen(logits), targets)
+    return _mean(jnp.where(counted, losses * weights, 0), counted)
 
 
 def focal(logits: jax.Array, labels: jax.Array, gamma: float | jax.Array = 2.0) -> jax.Array:
@@ -80,7 +100,8 @@ def _lovasz(chances: jax.Array, target: jax.Array, counted: jax.Array) -> tuple[
 
 def _targets(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Which places count, and one-hot labels, 0 where they do not."""
-    counted = labels != IGNORED
+    # There are data sets with a class 255, but none with a mask of it.
+    counted = labels != IGNORED if labels.ndim > 1 else jnp.ones(labels.shape, bool)
     return counted, jax.nn.one_hot(jnp.where(counted, labels, -1), logits.shape[-1], dtype=widen(logits).dtype)
 
 

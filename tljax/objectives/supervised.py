@@ -1,17 +1,20 @@
-"""Objectives of labelled pictures."""
+"""Objectives of labelled pictures, and of pictures whose pixels are labelled."""
 
 from __future__ import annotations
 
 import jax
-import optax
 
-from tljax.objectives.objective import Batch, Hyper, Outputs, Reference, objective, total, widen
+from tljax.objectives import pixels
+from tljax.objectives.objective import Batch, Hyper, Outputs, Reference, objective, total
 
 
 @objective()
 def cross_entropy(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
-    """Mean cross-entropy against smoothed labels, in nats (Szegedy et al. 2016, section 7, arXiv:1512.00567)."""
-    return _smoothed(outputs["logits"], batch, hyper)
+    """Mean cross-entropy against smoothed labels, in nats (Szegedy et al. 2016, section 7, arXiv:1512.00567).
+
+    Of pictures, or of the pixels that count; with `class_weights` a weighted mean.
+    """
+    return _smoothed(outputs["logits"], batch, hyper, hyper.get("class_weights"))
 
 
 @objective()
@@ -26,7 +29,8 @@ def source_cross_entropy(outputs: Outputs, batch: Batch, reference: Reference, h
     return _smoothed(outputs["source"], batch, hyper)
 
 
-def _smoothed(logits: jax.Array, batch: Batch, hyper: Hyper) -> jax.Array:
-    logits = widen(logits)
-    labels = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(labels, hyper["label_smoothing"])).mean()
+def _smoothed(logits: jax.Array, batch: Batch, hyper: Hyper, weights: jax.Array | None = None) -> jax.Array:
+    labels, smoothing = batch["label"], hyper["label_smoothing"]
+    if labels.ndim > 1:
+        return pixels.cross_entropy(pixels.on_grid(logits, labels.shape[1:]), labels, weights, smoothing)
+    return pixels.cross_entropy(logits, labels, weights, smoothing)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import jax.scipy.special
 import optax
 
 from tljax.errors import UserError
 from tljax.objectives.objective import Batch, Hyper, Outputs, Reference, half_square, objective, total, widen
+from tljax.objectives.pixels import on_grid
 
 
 @objective("teachers", "teacher_logits")
@@ -15,12 +19,20 @@ def distillation(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hy
     """Divergence of the student's soft labels from the teachers' (Hinton et al. 2015, arXiv:1503.02531).
 
     T² KL(p || softmax(student / T)), mean over the batch, in nats, where p is the mean of softmax(teacher / T) over the
-    teachers. With the factor T² gradients keep their size when the temperature changes.
+    teachers. With the factor T² gradients keep their size when the temperature changes. Of masks, the mean is over all
+    places of the student's map, to which a teacher's is resized. A detector's classes are not exclusive: there it is
+    the sum over classes of the divergences of sigmoids, summed over places, divided by how many objects the teachers
+    see (`soft_objects`); boxes are not compared.
     """
     temperature, teachers = hyper["temperature"], reference["teachers"]
-    each = jnp.stack([jax.nn.log_softmax(widen(teacher["logits"]) / temperature) for teacher in teachers])
-    theirs = jax.nn.logsumexp(each, axis=0) - jnp.log(len(teachers))
-    own = jax.nn.log_softmax(widen(outputs["logits"]) / temperature)
+    own = widen(outputs["logits"])
+    each = jnp.stack([_on_places_of(own, widen(teacher["logits"])) / temperature for teacher in teachers])
+    if "boxes" in outputs:
+        chances = jax.nn.sigmoid(each).mean(0)
+        divergence = optax.sigmoid_binary_cross_entropy(own / temperature, chances) - _binary_entropy(chances)
+        return temperature**2 * divergence.sum() / soft_objects(jax.nn.sigmoid(each * temperature).mean(0))
+    theirs = jax.nn.logsumexp(jax.nn.log_softmax(each), axis=0) - jnp.log(len(teachers))
+    own = jax.nn.log_softmax(own / temperature)
     return temperature**2 * (jnp.exp(theirs) * (theirs - own)).sum(-1).mean()
 
 
@@ -79,10 +91,37 @@ def lwf(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> j
     """What the second classifier forgot of the source's answers (Li & Hoiem 2017, arXiv:1606.09282).
 
     Cross-entropy of softmax(own / T) against softmax(source / T), mean over the batch, in nats; as in the paper, which
-    takes T = 2, there is no factor T².
+    takes T = 2, there is no factor T². Of masks and boxes as in `distillation`.
     """
-    theirs = jax.nn.softmax(widen(reference["source"]["logits"]) / hyper["temperature"])
-    return optax.softmax_cross_entropy(widen(outputs["source"]) / hyper["temperature"], theirs).mean()
+    temperature, source = hyper["temperature"], outputs["source"]
+    own = widen(source["logits"] if isinstance(source, Mapping) else source)
+    theirs = _on_places_of(own, widen(reference["source"]["logits"]))
+    if isinstance(source, Mapping):
+        chances = jax.nn.sigmoid(theirs / temperature)
+        losses = optax.sigmoid_binary_cross_entropy(own / temperature, chances)
+        return losses.sum() / soft_objects(jax.nn.sigmoid(theirs))
+    return optax.softmax_cross_entropy(own / temperature, jax.nn.softmax(theirs / temperature)).mean()
+
+
+def soft_objects(chances: jax.Array) -> jax.Array:
+    """How many objects chances [..., P, C] of classes at places stand for, at least 1: what losses are divided by."""
+    return jnp.maximum(1, chances.max(-1).sum())
+
+
+def _on_places_of(own: jax.Array, theirs: jax.Array) -> jax.Array:
+    """Another network's logits, at the places of the student's: maps are resized."""
+    if own.ndim == 4:
+        return on_grid(theirs, own.shape[1:3])
+    if own.shape != theirs.shape:
+        raise UserError(
+            f"The teacher looks at {theirs.shape[-2]} places of a picture, the student at {own.shape[-2]}: give both "
+            "detectors the same strides (model.head_options)."
+        )
+    return theirs
+
+
+def _binary_entropy(chances: jax.Array) -> jax.Array:
+    return -(jax.scipy.special.xlogy(chances, chances) + jax.scipy.special.xlog1py(1 - chances, -chances))
 
 
 def _energy(x: jax.Array) -> jax.Array:

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tljax.objectives.detector import decode, detection
 from tljax.objectives.objective import Batch, Hyper, Outputs, Reference, objective, widen
+from tljax.objectives.transfer import soft_objects
 
 
 @objective("weak")
@@ -15,7 +17,7 @@ def pseudo_label(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hy
 
     In nats; see `_self_training`.
     """
-    return _self_training(outputs["weak"]["logits"], outputs, hyper)
+    return _self_training(outputs["weak"], outputs, hyper)
 
 
 @objective("weak", "strong")
@@ -24,41 +26,57 @@ def fixmatch(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper)
 
     In nats; see `_self_training`. The paper has no ramp.
     """
-    return _self_training(outputs["strong"]["logits"], outputs, hyper)
+    return _self_training(outputs["strong"], outputs, hyper)
 
 
 @objective("weak", "average")
 def mean_teacher(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """Distance from the answers of the averaged weights (Tarvainen & Valpola 2017, arXiv:1703.01780).
 
-    Mean over pictures and classes of the squared difference of probabilities, times exp(-5 (1 - r)²), where r rises
-    from 0 to 1 over the ramp.
+    Mean over pictures and classes, and of masks over places, of the squared difference of probabilities, times
+    exp(-5 (1 - r)²), where r rises from 0 to 1 over the ramp. Of a detector, whose places hardly ever have an object,
+    the sum over places of that mean, divided by how many objects the averaged weights see.
     """
-    own, theirs = (jax.nn.softmax(widen(x["logits"])) for x in (outputs["weak"], reference["average"]))
-    return jnp.exp(-5 * (1 - _ramp(hyper)) ** 2) * jnp.square(own - theirs).mean()
+    detects = "boxes" in outputs["weak"]
+    chances = jax.nn.sigmoid if detects else jax.nn.softmax
+    own, theirs = (chances(widen(x["logits"])) for x in (outputs["weak"], reference["average"]))
+    apart = jnp.square(own - theirs)
+    apart = apart.mean(-1).sum() / soft_objects(theirs) if detects else apart.mean()
+    return jnp.exp(-5 * (1 - _ramp(hyper)) ** 2) * apart
 
 
-def _self_training(logits: jax.Array, outputs: Outputs, hyper: Hyper) -> jax.Array:
-    """Cross-entropy of logits [U, C] against pseudo-labels, which have no gradient, times the linear ramp.
+def _self_training(view: Outputs, outputs: Outputs, hyper: Hyper) -> jax.Array:
+    """Loss of a view's outputs against pseudo-labels, which have no gradient, times the linear ramp.
 
-    The mean is over all unlabelled pictures: those below the threshold count as zero, so that the weight grows as more
-    of them pass.
+    That is the cross-entropy of pictures, or of masks' places. The mean is over all of them: those below the threshold
+    count as zero, so that the weight grows as more of them pass. Of a detector, boxes found on the weak view with
+    scores of at least the threshold are labels for `detection` (STAC, Sohn et al. 2020, arXiv:2005.04757); there
+    `balance` has no meaning.
     """
+    if "boxes" in view:
+        return _ramp(hyper) * detection.function(view, pseudo_boxes(outputs["weak"], hyper), {}, hyper)
     targets = pseudo_targets(outputs["weak"]["logits"], hyper)
     confident = targets.max(-1) >= hyper["threshold"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(widen(logits), targets.argmax(-1))
+    losses = optax.softmax_cross_entropy_with_integer_labels(widen(view["logits"]), targets.argmax(-1))
     return _ramp(hyper) * jnp.where(confident, losses, 0).mean()
 
 
+def pseudo_boxes(weak: Outputs, hyper: Hyper) -> Batch:
+    """The boxes that a detector is confident of, as a batch has its true ones; no gradient flows through them."""
+    found = decode(jax.lax.stop_gradient(weak))
+    return {"boxes": found.boxes, "label": jnp.where(found.scores >= hyper["threshold"], found.classes, -1)}
+
+
 def pseudo_targets(logits: jax.Array, hyper: Hyper) -> jax.Array:
-    """The probabilities [U, C] that pseudo-labels are read off; no gradient flows through them.
+    """The probabilities [..., C] that pseudo-labels are read off; no gradient flows through them.
 
     With `balance`, p times `prior` over the mean of p, normalised again: the distribution alignment of ReMixMatch
     (Berthelot et al. 2020, arXiv:1911.09785), with the mean over the batch's unlabelled pictures for the running one.
     """
     # In logarithms, where a class that no picture has any probability of gives no 0 / 0.
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(widen(logits)))
-    log_mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(len(log_p))
+    rows = log_p.reshape(-1, log_p.shape[-1])
+    log_mean = jax.nn.logsumexp(rows, axis=0) - jnp.log(len(rows))
     shift = jnp.log(jnp.asarray(hyper["prior"], log_p.dtype)) - log_mean
     return jax.nn.softmax(jnp.where(jnp.asarray(hyper["balance"]) > 0, log_p + shift, log_p))
 

@@ -12,11 +12,14 @@ from tljax.report import tables
 from tljax.report.canvas import BLUE, COLOURS, DPI, GREY, ORANGE, WIDTH, blank, message, save, short
 
 
-def curves(history: list[dict], path: str | Path) -> Path:
-    """Loss and accuracy of training and validation against epochs, phases and best epoch marked.
+def curves(
+    history: list[dict], path: str | Path, score: tuple[str, str] = ("accuracy", "accuracy"), seen: str = "accuracy"
+) -> Path:
+    """Loss and score of training and validation against epochs, phases and best epoch marked.
 
-    `history` holds one row per validation round, `epoch` counting over the whole run. Raises
-    ValueError when it is empty.
+    `history` holds one row per validation round, `epoch` counting over the whole run; `score` is the
+    key and the name of what the best was chosen by, `seen` the key of what training showed. Raises
+    ValueError when `history` is empty.
     """
     if not history:
         raise ValueError("history holds no rows")
@@ -25,20 +28,24 @@ def curves(history: list[dict], path: str | Path) -> Path:
     epochs = [row["epoch"] for row in history]
     best = next((row for row in reversed(history) if row.get("best")), None)
     marker = "o" if len(history) <= 30 else None
-    for axes, key in zip(panels, ("loss", "accuracy"), strict=True):
-        for split, name, colour in (("train", "training", BLUE), ("valid", "validation", ORANGE)):
-            values = [_number(row, split, key) for row in history]
-            axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=name)
+    key, name = score
+    # Training may show another thing than what validation judges by.
+    training = "training" if seen == key else f"training ({seen.replace('_', ' ')})"
+    shown = (("loss", "loss", "loss", "training"), (key, seen, name, training))
+    for axes, (key, seen, name, training) in zip(panels, shown, strict=True):
+        for split, of, label, colour in (("train", seen, training, BLUE), ("valid", key, "validation", ORANGE)):
+            values = [_number(row, split, of) for row in history]
+            axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=label)
         if best:
             label = f"best on validation (epoch {best['epoch']:g})"
             look = {"marker": "*", "s": 160, "color": ORANGE, "edgecolor": "black", "zorder": 3}
             axes.scatter(best["epoch"], _number(best, "valid", key), label=label, **look)
-        axes.set(xlabel="epoch", ylabel=key, xlim=(0, 1.04 * max(epochs) or 1))
+        axes.set(xlabel="epoch", ylabel=name, xlim=(0, 1.04 * max(epochs) or 1))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.grid(alpha=0.3)
         _mark_phases(axes, history)
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    handles = panels[0].get_legend_handles_labels()
+    handles = panels[1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
     return save(figure, path)
 

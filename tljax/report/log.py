@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tljax.tasks import Task
+
 
 class RunLog:
     """The validations of one run, a context manager: a file, events, and lines.
@@ -16,11 +18,13 @@ class RunLog:
     Args:
       workdir: where metrics.jsonl and tensorboard/ go.
       console: for the lines.
+      task: whose metrics they show.
       tensorboard: whether events are written.
       lines: whether each validation gets a line on the console.
     """
 
-    def __init__(self, workdir: Path, console: Console, *, tensorboard: bool = True, lines: bool = True):
+    def __init__(self, workdir: Path, console: Console, task: Task, *, tensorboard: bool = True, lines: bool = True):
+        self._shown = task.progress, task.metrics[0][0]
         self._path, self._console, self._lines = workdir / "metrics.jsonl", console, lines
         self._events = None
         if tensorboard:
@@ -47,10 +51,10 @@ class RunLog:
             self._events.add_scalar("lr", row["lr"], row["step"])
             self._events.flush()
         if self._lines:
-            train, valid = row["train"], row["valid"]
+            train, valid, (seen, score) = row["train"], row["valid"], self._shown
             self._console.print(
-                f"epoch {row['epoch']:6.2f} {row['phase']:<12} train {train['loss']:.4f} {train['accuracy']:7.2%}  "
-                f"validation {valid['loss']:.4f} {valid['accuracy']:7.2%}" + (" best" if row["best"] else ""),
+                f"epoch {row['epoch']:6.2f} {row['phase']:<12} train {train['loss']:.4f} {train[seen]:7.2%}  "
+                f"validation {valid['loss']:.4f} {valid[score] or 0:7.2%}" + (" best" if row["best"] else ""),
                 style="bold" if row["best"] else None,
                 highlight=False,
             )
@@ -68,11 +72,12 @@ class Bar:
 
     Args:
       console: for the bar and the notes.
+      seen: name of what the steps show besides the loss.
       notes: whether notes are printed.
     """
 
-    def __init__(self, console: Console, *, notes: bool = True):
-        self._console, self._notes = console, notes
+    def __init__(self, console: Console, seen: str = "accuracy", *, notes: bool = True):
+        self._console, self._seen, self._notes = console, seen.replace("_", " "), notes
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -108,7 +113,7 @@ class Bar:
         """So many of them are done."""
         self._bar.update(self._task, advance=pictures)
 
-    def steps(self, count: int, pictures: int, loss: float, accuracy: float) -> None:
+    def steps(self, count: int, pictures: int, loss: float, seen: float) -> None:
         """Advances the bar; the first program, which is compiled, does not count for the speed."""
         now = time.monotonic()
         if self._since is None:
@@ -116,7 +121,7 @@ class Bar:
         self._pictures += pictures
         rate = self._pictures / (now - self._since) if now > self._since else 0.0
         self._bar.update(
-            self._task, advance=count, metrics=f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:,.0f} pictures/s"
+            self._task, advance=count, metrics=f"loss {loss:.3f}  {self._seen} {seen:.3f}  {rate:,.0f} pictures/s"
         )
 
     def note(self, text: str) -> None:

@@ -9,17 +9,10 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tljax.report.tables import MISSING, escape
+from tljax.tasks import Task
 
-# Key in the result and name in the report.
-METRICS = (
-    ("accuracy", "accuracy"),
-    ("top5", "top-5 accuracy"),
-    ("precision_macro", "precision, macro"),
-    ("recall_macro", "recall, macro"),
-    ("f1_macro", "F1, macro"),
-    ("roc_auc", "ROC AUC"),
-    ("ece", "expected calibration error"),
-)
+# What the columns of a table of classes are called, where their keys are not it.
+HEADINGS = {"f1": "F1", "support": "pictures", "iou": "IoU", "dice": "Dice", "ap": "AP", "ap50": "AP50"}
 
 
 def write(
@@ -28,15 +21,16 @@ def write(
     config: dict,
     history: list[dict],
     figures: dict[str, Path],
+    task: Task,
     classes: list[str],
     plan_text: str | None = None,
 ) -> Path:
     """Write `report.md` into `workdir` and return its path.
 
-    `figures` maps "curves", "confusion", "roc" and "most_wrong" to PNGs under `workdir`; the
-    section of a missing one is left out. `history` holds one row per validation round, `classes`
-    the K class names, `plan_text` the plan of the phases as plain text. Raises ValueError when a
-    figure lies outside `workdir`, jinja2.UndefinedError when `result` lacks a key.
+    `figures` maps names of `drawing.draw` to PNGs under `workdir`; the section of a missing one is
+    left out. `history` holds one row per validation round, `task` says which metrics there are,
+    `classes` are the K class names, `plan_text` the plan of the phases as plain text. Raises
+    ValueError when a figure lies outside `workdir`, jinja2.UndefinedError when `result` lacks a key.
     """
     workdir = Path(workdir)
     environment = Environment(
@@ -47,7 +41,13 @@ def write(
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        bytes=humanise_bytes, cell=escape, fenced=fenced, number=number, seconds=humanise_seconds
+        bytes=humanise_bytes,
+        cell=escape,
+        column=lambda key: HEADINGS.get(key, key),
+        entry=lambda value: f"{value:,}" if isinstance(value, int) else number(value),
+        fenced=fenced,
+        number=number,
+        seconds=humanise_seconds,
     )
     text = environment.get_template("report.md.j2").render(
         result=result,
@@ -57,12 +57,18 @@ def write(
         classes=classes,
         plan_text=plan_text,
         title=title(config),
-        metrics=METRICS,
+        metrics=task.metrics,
+        columns=_columns(result),
     )
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "report.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _columns(result: dict) -> list[str]:
+    """What is told of each class."""
+    return [name for name in result["test"]["per_class"][0] if name != "class"]
 
 
 def title(config: Mapping) -> str:

@@ -37,7 +37,7 @@ def summarise(cells: list[dict]) -> list[dict]:
     """Group the cells of a sweep over the setting `seed`, in order of first appearance.
 
     A cell is {"settings": {dotted name: value}, "result": result}. A row holds `settings` (without
-    seed), `seeds` (how many), `valid` and `test` (mean accuracy as a fraction, half-width of its
+    seed), `seeds` (how many), `valid` and `test` (mean score as a fraction, half-width of its
     95 % interval or None), `learned_parameters` (largest over phases), `seconds` (mean per cell).
 
     Raises ValueError when a seed stands twice under the same settings, as a repeated cell would
@@ -59,14 +59,19 @@ def _row(group: list[dict]) -> dict:
     return {
         "settings": settings,
         "seeds": len(seeds),
-        "valid": mean_interval([result["valid"]["accuracy"] for result in results]),
-        "test": mean_interval([result["test"]["accuracy"] for result in results]),
+        "valid": mean_interval([score(result, "valid") for result in results]),
+        "test": mean_interval([score(result, "test") for result in results]),
         "learned_parameters": max(
             (phase["learned_parameters"] for result in results for phase in result["phases"]),
             default=0,
         ),
         "seconds": sum(result["seconds"] for result in results) / len(results),
     }
+
+
+def score(result: dict, split: str) -> float:
+    """What the model of a result was chosen by, on a split; 0 where there was nothing to find."""
+    return result[split][result.get("metric", "accuracy")] or 0.0
 
 
 def _without_seed(settings: dict) -> dict:

@@ -73,14 +73,14 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
 
     console = Console()
     if values.mode in ("evaluate", "predict"):
-        from tljax.run import evaluate
+        from tljax.run import evaluate, predict
 
         config = _config_of_run(values)
         keep_compiled_programs()
         if values.mode == "evaluate":
             evaluate.evaluate(config, console)
         else:
-            evaluate.predict(config, Path(values.input), console)
+            predict.predict(config, Path(values.input), console)
         return 0
     if values.mode in ("features", "probe"):
         from tljax.run import features, probe
@@ -110,10 +110,11 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         from tljax.run.evaluate import show
         from tljax.run.prepare import prepare
         from tljax.run.train import train
+        from tljax.tasks import TASKS
 
         (config,) = _with_weights([config], Path(config.workdir).parent, console, prepare)
         result = train(config, console)
-        show(result, config.workdir, console)
+        show(result, TASKS[config.model.head], config.workdir, console)
         _say_next(config, console)
     return 0
 

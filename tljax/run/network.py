@@ -11,10 +11,11 @@ import numpy as np
 
 from tljax import models
 from tljax.config import Config, ModelConfig
+from tljax.data import Split
 from tljax.models import Model
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
-from tljax.tasks import classification
+from tljax.tasks import TASKS, Task
 from tljax.train.evaluate import predict_rows
 from tljax.train.keep import rows_at_once
 from tljax.train.sharding import Mesh
@@ -42,9 +43,12 @@ def build_model(config: Config, num_classes: int, preprocess: Preprocess) -> Mod
 
 
 def head_options(model: ModelConfig) -> dict[str, Any]:
-    """The options of the head that a config asks for."""
-    asked = {"pool": model.pool, "pool_size": model.pool_size, "hidden": model.hidden, "dropout": model.dropout}
-    return asked if model.norm is None else asked | {"norm": model.norm}
+    """The options of the head that a config asks for; those left out are as the head or the network has them."""
+    asked = dict(model.head_options)
+    if model.head == "classifier":
+        asked |= {"pool": model.pool, "pool_size": model.pool_size, "hidden": model.hidden}
+        asked |= {} if model.norm is None else {"norm": model.norm}
+    return asked | ({"dropout": model.dropout} if model.dropout or model.head == "classifier" else {})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,18 +79,26 @@ class Network:
         """The leaves of the model as it is now, shapes where they have no value yet."""
         return leaves_of.values(self.model)
 
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        return TASKS[self.config.model.head]
+
     def predictor(self) -> Callable:
-        """The compiled forward pass, from leaves and a batch to probabilities."""
+        """The compiled forward pass, from leaves and a batch to the task's answers."""
         graphdef = leaves_of.split(self.model).graphdef
-        return make_predict(graphdef, self.preprocess, self.config.train.precision)
+        return make_predict(self.task, graphdef, self.preprocess, self.config.train.precision)
 
-    def predict(self, leaves: Leaves, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Probabilities [N, classes]; `arrays` as `predict_rows` takes them."""
+    def predict(self, leaves: Leaves, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The answers {name: [N, ...]}; `arrays` as `predict_rows` takes them."""
         size = rows_at_once(self.preprocess.size, self.mesh)
-        return predict_rows(self.predictor(), leaves, arrays, (len(self.classes),), size, self.mesh)
+        return predict_rows(self.predictor(), leaves, arrays, size, self.mesh)
 
-    def judge(self, leaves: Leaves, labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> tuple[dict, np.ndarray]:
-        """All metrics of a model on pictures with labels [N], and its probabilities [N, classes]."""
-        probabilities = self.predict(leaves, arrays)
-        scores = classification.scores(labels, probabilities)
-        return scores | classification.details(labels, probabilities, self.classes), probabilities
+    def judge(
+        self, leaves: Leaves, split: Split, maps: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict, dict[str, np.ndarray]]:
+        """All metrics of a model on a split, and its answers; `maps` of first stages stand for the pictures."""
+        side = self.preprocess.size
+        answers = self.predict(leaves, (maps or {"image": split.images}) | split.targets(side))
+        scores = self.task.scores(answers, split, side)
+        return scores | self.task.details(answers, split, side, self.classes), answers

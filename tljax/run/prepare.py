@@ -21,6 +21,7 @@ from tljax.run.config_files import load_config_file
 from tljax.run.network import Network, head_options
 from tljax.run.teachers import Teacher
 from tljax.strategies import Strategy, hint_stage, resolve, with_preset_head
+from tljax.tasks import TASKS
 from tljax.train.phases import PhasePlan, Pictures, plan_phase, terms_of
 from tljax.weights import PRESETS, Preprocess, Weights
 
@@ -70,7 +71,8 @@ class Prepared:
         model = self.network.model
         if self.strategy.pretrained:
             # A published norm in front of the classifier is worth having; the classifier itself is for other classes.
-            weights.load(model, self.source, keep="head/(?!norm/).*", optional="head/norm/.*")
+            worth = model.head.transfers
+            weights.load(model, self.source, keep=f"head/(?!{worth}).*", optional=f"head/({worth})")
         if "source_logits" in _needs(self.strategy):
             theirs = self.observed["source"].read()
             own = [path for path in self.network.leaves() if path.startswith(SOURCE)]
@@ -91,7 +93,8 @@ def prepare(config: Config) -> Prepared:
       UserError: anything that would go wrong later for a reason that can be known now.
     """
     config = with_preset_head(config)
-    data = data_of.load(config.data, config.seed)
+    task = TASKS[config.model.head]
+    data = data_of.load(config.data, config.seed, task.name, config.train.on_bad_file)
     if config.model.num_classes not in (None, len(data.classes)):
         raise UserError(f"model.num_classes={config.model.num_classes}, but the data has {len(data.classes)} classes.")
     if not all(map(len, (data.train, data.valid))) or not data.test.size:
@@ -130,13 +133,20 @@ def _stages(model: Model) -> list[str]:
 def _plans(
     config: Config, strategy: Strategy, network: Network, observed: dict[str, Teacher], data: Data
 ) -> list[PhasePlan]:
-    prior = np.bincount(data.train.labels, minlength=len(data.classes)) / len(data.train)
+    prior = _prior(data)
     pictures = Pictures(len(data.train), len(data.valid), data.train.images.shape[1:])
     theirs, plans = {name: leaves_of.values(teacher.model) for name, teacher in observed.items()}, []
     for phase in strategy.phases:
         seen = teachers_of.seen(observed, _needs_of(phase), network.model, config.strategy.pairs)
         plans.append(plan_phase(config, phase, network.model, pictures, network.preprocess, seen, theirs, prior))
     return plans
+
+
+def _prior(data: Data) -> np.ndarray:
+    """Frequencies of the classes among what is labelled: pictures, pixels or boxes."""
+    labels = data.train.labels.ravel()
+    counted = np.bincount(labels[(labels >= 0) & (labels < len(data.classes))], minlength=len(data.classes))
+    return counted / max(1, counted.sum())
 
 
 def _source(config: Config) -> Weights | None:
@@ -164,7 +174,8 @@ def _to_be_made(source: str) -> Teacher:
     def read() -> Leaves:
         raise UserError(f"{source} is not trained yet.")
 
-    dtype, head, classes = config.train.precision, head_options(config.model), len(made.classes)
+    dtype, classes = config.train.precision, len(made.classes)
+    head = head_options(config.model) | {"head": config.model.head}
     return Teacher(source, made.model, made.preprocess, dtype, classes, made.classes, head, "", read)
 
 
@@ -195,6 +206,8 @@ def _observed(config: Config, network: Network, strategy: Strategy, data: Data) 
         wanted = "source_logits" if key == "source" else "teacher_logits"
         if wanted in needs and not teacher.classes:
             raise UserError(f"{teacher.name} has no classifier, and strategy.name={name!r} needs its outputs.")
+        if wanted == "teacher_logits" in needs and teacher.task is not network.task:
+            raise UserError(f"{teacher.name} was made for {teacher.task.name}, and cannot teach {network.task.name}.")
         if wanted == "teacher_logits" in needs and teacher.classes != len(data.classes):
             raise UserError(
                 f"{teacher.name} tells {teacher.classes} classes apart, but the data has {len(data.classes)}."
@@ -211,9 +224,12 @@ def _add_outputs(network: Network, strategy: Strategy, observed: dict[str, Teach
     needs, model, size = _needs(strategy), network.model, network.preprocess.size
     dtype = np.dtype(network.config.train.precision)
     if "source_output" in needs:
-        source = observed.get("source") if "source_logits" in needs else None
-        classes, options = (source.classes, source.head) if source else (len(network.classes), {})
-        additions.add_source_output(model, classes, size, options, dtype)
+        source, head = observed.get("source") if "source_logits" in needs else None, network.config.model.head
+        classes, options = len(network.classes), {}
+        if source is not None:
+            classes, options = source.classes, dict(source.head)
+            head = options.pop("head")
+        additions.add_source_output(model, classes, size, options, dtype, head)
         if source is not None:
             _check_classifier(model, source)
     if "hints" in needs:

@@ -1,7 +1,7 @@
 """A config with a `sweep`: one run per combination, chosen on validation, compared in a table.
 
 Two kinds of field are varied. What is *compared* (seed, strategy, model, data) is reported for every value. What is
-*tuned* (optim, train, augment) is chosen by the mean validation accuracy over seeds, within each compared setting, and
+*tuned* (optim, train, augment) is chosen by the mean validation score over seeds, within each compared setting, and
 only the chosen runs open the test split.
 """
 
@@ -84,8 +84,8 @@ def run(config: Config, console: Console) -> dict:
             {
                 "settings": cell.settings,
                 "workdir": str(Path(cell.config.workdir).relative_to(root)),
-                "valid": None if isinstance(result, TrainingStopped) else result["valid"]["accuracy"],
-                "test": result["test"]["accuracy"] if _tested(result) else None,
+                "valid": None if isinstance(result, TrainingStopped) else tables.score(result, "valid"),
+                "test": tables.score(result, "test") if _tested(result) else None,
             }
             for cell, result in zip(made, results, strict=True)
         ],
@@ -112,7 +112,7 @@ def one_per_setting(made: list[Cell]) -> dict[str, Cell]:
 
 
 def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int]:
-    """Indices of the cells whose tuned settings have the best mean validation accuracy over seeds.
+    """Indices of the cells whose tuned settings have the best mean validation score over seeds.
 
     One set of tuned settings per compared setting; of equals, the first.
     """
@@ -124,7 +124,7 @@ def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int
     def mean(indices: list[int]) -> float:
         if any(isinstance(results[i], TrainingStopped) for i in indices):
             return -1.0  # it diverged: any other is better
-        return float(np.mean([results[i]["valid"]["accuracy"] for i in indices]))
+        return float(np.mean([tables.score(results[i], "valid") for i in indices]))
 
     return [i for group in groups.values() for i in max(group.values(), key=mean)]
 
@@ -158,14 +158,14 @@ def _tell(cell: Cell, result: dict | TrainingStopped, which: str, console: Conso
     if isinstance(result, TrainingStopped):
         console.print(f"{which} {name}: {result}", highlight=False, markup=False)
         return
-    test = f", test {100 * result['test']['accuracy']:.1f} %" if "test" in result else ""
-    valid = f"validation {100 * result['valid']['accuracy']:.1f} %"
+    test = f", test {100 * tables.score(result, 'test'):.1f} %" if "test" in result else ""
+    valid = f"validation {100 * tables.score(result, 'valid'):.1f} %"
     console.print(f"{which} {name}: {valid}{test}, {result['seconds']:.1f} s", highlight=False, markup=False)
 
 
 def _write_report(root: Path, rows: list[dict], summary: dict, config: Config) -> None:
     how = (
-        f"{', '.join(summary['tuned'])} chosen by the mean validation accuracy over seeds; only the chosen runs opened "
+        f"{', '.join(summary['tuned'])} chosen by the mean validation score over seeds; only the chosen runs opened "
         "the test split, once each."
         if summary["tuned"]
         else "Every run chose its best epoch on validation and then opened the test split, once."

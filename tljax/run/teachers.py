@@ -17,6 +17,7 @@ from tljax.models.additions import FURTHER
 from tljax.models.state import Leaves
 from tljax.run.network import build_model
 from tljax.run.network import head_options as asked_head
+from tljax.tasks import TASKS, Task
 from tljax.train.reference import Observed
 from tljax.weights import Preprocess
 from tljax.weights.inspect import guess, head_options
@@ -34,7 +35,7 @@ class Teacher:
       dtype: of its computation.
       classes: outputs of its classifier; 0: it has none.
       names: of these classes; empty where nobody has said.
-      head: options of its head that are not as the network was published.
+      head: `head`, which it is, and its options that are not as the network was published.
       digest: of its weights.
       read: reads its leaves.
     """
@@ -48,6 +49,11 @@ class Teacher:
     head: Mapping[str, Any]
     digest: str
     read: Callable[[], Leaves]
+
+    @property
+    def task(self) -> Task:
+        """What its head is for."""
+        return TASKS[self.head["head"]]
 
     def describe(self) -> dict[str, str]:
         """Name and digest, for result.json."""
@@ -74,7 +80,8 @@ def find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
         backbone = found.backbone or guess(tensors).backbone
         family, variant = models.find(backbone)
         told = head_options(tensors, layouts(family, variant)[detect(tensors, family, variant)])
-    classes, head = told.pop("num_classes"), {k: v for k, v in told.items() if k != "auxiliary"}
+    classes, told["head"] = told.pop("num_classes"), told.get("head", "classifier")
+    head = {k: v for k, v in told.items() if k != "auxiliary"}
     fed = dataclasses.replace(found.preprocess, size=found.preprocess.size or like.size, channels=like.channels)
     make = functools.partial(
         models.build, backbone, num_classes=classes, image_size=fed.size, in_channels=fed.channels, rngs=None, **head
@@ -86,7 +93,7 @@ def _run(source: str, found: weights.Weights) -> Teacher:
     config = schema.parse(json.loads((found.path / "config.json").read_text()))
     names = tuple(json.loads((found.path / "result.json").read_text())["data"]["classes"])
     make = functools.partial(build_model, config, len(names), found.preprocess)
-    options = asked_head(config.model)
+    options = asked_head(config.model) | {"head": config.model.head}
     return _teacher(source, found, make, found.preprocess, config.train.precision, len(names), names, options)
 
 

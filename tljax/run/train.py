@@ -27,7 +27,7 @@ from tljax.report.log import Bar, RunLog, read_rows
 from tljax.run import together
 from tljax.run.prepare import Prepared, prepare
 from tljax.run.workdir import WorkDir
-from tljax.tasks import classification
+from tljax.tasks import Task
 from tljax.train.keep import Keeper
 from tljax.train.loop import Fit
 from tljax.train.member import Member
@@ -86,14 +86,14 @@ def _train(runs: list[Prepared], console: Console, open_test: bool, lines: bool)
     leaves = network.mesh.put_leaves(first.load_weights())
     observed = {name: network.mesh.put_leaves(teacher.read()) for name, teacher in first.observed.items()}
     with contextlib.ExitStack() as stack:
-        log, members = stack.enter_context(Bar(console, notes=lines)), []
+        log, members = stack.enter_context(Bar(console, network.task.progress, notes=lines)), []
         for run in runs:
             workdir = WorkDir(run.config.workdir)
             workdir.claim(run.config, run.inputs)
             stack.enter_context(workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir.path))
             events = run.config.report.tensorboard
-            rows = stack.enter_context(RunLog(workdir.path, console, tensorboard=events, lines=lines))
+            rows = stack.enter_context(RunLog(workdir.path, console, network.task, tensorboard=events, lines=lines))
             members.append(Member(run.config, run.plans, checkpoints, rows))
         before = [member.seconds_before() for member in members]
         stop_asked, keeper = stack.enter_context(_stop_on_signal()), Keeper(first.config, network.mesh, log)
@@ -139,22 +139,22 @@ def _result(run: Prepared, member: Member, keeper: Keeper, leaves: Leaves, secon
     best = leaves | checkpoints.changed(checkpoints.best, leaves)
     phase = next(plan for plan in run.plans if plan.phase.name == member.progress.best["phase"])
 
-    def judge(split: Split, what: str) -> tuple[dict, np.ndarray]:
-        arrays = {"image": split.images}
+    def judge(split: Split, what: str) -> tuple[dict, dict[str, np.ndarray]]:
+        maps = None
         if (prefix := phase.keeping.valid) is not None:  # frozen in this phase, so the best has it as the phase had
-            arrays = keeper.get(prefix, prefix.leaves({}, best), split, f"{phase.phase.name}: {prefix.name}, {what}")
-        return network.judge(best, split.labels, arrays)
+            maps = keeper.get(prefix, prefix.leaves({}, best), split, f"{phase.phase.name}: {prefix.name}, {what}")
+        return network.judge(best, split, maps)
 
     result = _provenance(run, member.progress) | {"parameters_digest": parameters_digest(best)}
     result["valid"], _ = judge(run.data.valid, "validation")
     if open_test:
         test = run.data.test.open()
-        result["test"], probabilities = judge(test, "test")
-        result["gap"] = _gap(result["valid"], result["test"])
+        result["test"], answers = judge(test, "test")
+        result["gap"] = _gap(network.task, result["valid"], result["test"])
     result |= {"features": keeper.once(), "seconds": seconds, "peak_memory_bytes": _peak_memory()}
     if open_test:
         checkpoints.write_frozen(best)
-        _report(workdir, run, result, test, probabilities)
+        _report(workdir, run, result, test, answers)
         # The last file: its presence says that the run is finished.
         workdir.write("result.json", result)
     return result
@@ -163,6 +163,8 @@ def _result(run: Prepared, member: Member, keeper: Keeper, leaves: Leaves, secon
 def _provenance(prepared: Prepared, progress: Progress) -> dict:
     config, source = prepared.config, prepared.source
     return {
+        "task": prepared.network.task.name,
+        "metric": prepared.network.task.metrics[0][0],
         "strategy": config.strategy.name,
         "phases": progress.phases,
         "best": progress.best,
@@ -178,32 +180,35 @@ def _provenance(prepared: Prepared, progress: Progress) -> dict:
     }
 
 
-def _gap(valid: dict, test: dict) -> dict:
+def _gap(task: Task, valid: dict, test: dict) -> dict:
     """Validation minus test; None where either is."""
-    pairs = {k: (valid[k], test[k]) for k in classification.SCALARS}
+    pairs = {k: (valid[k], test[k]) for k in (*dict(task.metrics), "loss")}
     return {k: None if None in pair else pair[0] - pair[1] for k, pair in pairs.items()}
 
 
-def _report(workdir: WorkDir, prepared: Prepared, result: dict, test: Split, probabilities: np.ndarray) -> None:
+def _report(workdir: WorkDir, prepared: Prepared, result: dict, test: Split, answers: dict[str, np.ndarray]) -> None:
     from tljax.report import report
 
-    config, classes, drawn = prepared.config, list(prepared.data.classes), {}
+    config, network, drawn = prepared.config, prepared.network, {}
     history, folder = read_rows(workdir.path / "metrics.jsonl"), workdir.path / "figures"
     if config.report.figures:
-        from tljax.report import figures  # Matplotlib takes a second to import
-        from tljax.report.blocks import blocks, rows
+        from tljax.report import drawing  # Matplotlib takes a second to import
 
-        count = config.report.most_wrong
-        drawn = {
-            "blocks": blocks(rows(prepared.plans, prepared.network.model, config.optim.lr), folder / "blocks.png"),
-            "curves": figures.curves(history, folder / "curves.png"),
-            "confusion": figures.confusion(result["test"]["confusion"], classes, folder / "confusion.png"),
-            "roc": figures.roc(test.labels, probabilities, classes, folder / "roc.png"),
-            "most_wrong": figures.most_wrong(
-                test.images, test.labels, probabilities, classes, folder / "most_wrong.png", count
-            ),
-        }
-    report.write(workdir.path, result, schema.to_dict(config), history, drawn, classes)
+        drawn = drawing.draw(
+            prepared.plans,
+            network.model,
+            config.optim.lr,
+            network.task,
+            list(network.classes),
+            result,
+            history,
+            test,
+            answers,
+            folder,
+            count=config.report.most_wrong,
+            side=network.preprocess.size,
+        )
+    report.write(workdir.path, result, schema.to_dict(config), history, drawn, network.task, list(network.classes))
 
 
 def _version(package: str) -> str:

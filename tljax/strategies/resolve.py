@@ -10,6 +10,7 @@ from tljax import plugins
 from tljax.config import Config, ModelConfig, Phase
 from tljax.errors import UserError, nearest
 from tljax.strategies.presets import HEADS, PRESETS
+from tljax.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,11 @@ def _objectives(config: Config, phase: Phase) -> tuple[tuple[str, float], ...]:
     """A phase's own objectives, and those that fields of the config add to every phase."""
     optim = dataclasses.replace(config.optim, **phase.optim)
     further = {"aux_cross_entropy": config.model.aux_weight, "l2": optim.l2, "l2_sp": optim.l2_sp}
-    return (*phase.objectives, *((name, weight) for name, weight in further.items() if weight))
+    # What a strategy says of labels holds of whatever they are labels of.
+    labels = TASKS[config.model.head].labels
+    means = {"cross_entropy": labels, "source_cross_entropy": f"source_{labels}"}
+    own = ((means.get(name, name), weight) for name, weight in phase.objectives)
+    return (*own, *((name, weight) for name, weight in further.items() if weight))
 
 
 def _share(phases: list[Phase], epochs: float) -> tuple[Phase, ...]:

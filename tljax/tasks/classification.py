@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax
 import numpy as np
 
-SCALARS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece", "loss")
+from tljax.tasks.task import Arrays, Rows, Task
+
+METRICS = (
+    ("accuracy", "accuracy"),
+    ("top5", "top-5 accuracy"),
+    ("precision_macro", "precision, macro"),
+    ("recall_macro", "recall, macro"),
+    ("f1_macro", "F1, macro"),
+    ("roc_auc", "ROC AUC"),
+    ("ece", "expected calibration error"),
+)
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
@@ -15,9 +29,9 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | N
       probabilities: [N, classes], rows that sum to one.
 
     Returns:
-      `SCALARS`: accuracy; the share of labels among the five likeliest classes; precision, recall and F1 averaged over
-      classes; ROC-AUC one against rest averaged over classes (None where a class has no picture); expected
-      calibration error; mean negative log-likelihood in nats.
+      `METRICS` and `loss`: accuracy; the share of labels among the five likeliest classes; precision, recall and F1
+      averaged over classes; ROC-AUC one against rest averaged over classes (None where a class has no picture);
+      expected calibration error; mean negative log-likelihood in nats.
     """
     from sklearn import metrics  # takes a second, for which no first step should wait
 
@@ -71,3 +85,30 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(place, weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
+
+
+def probabilities(rows: Rows) -> np.ndarray:
+    """[N, classes], float64, rows that sum to one."""
+    found = rows["probabilities"].astype(np.float64)
+    return found / found.sum(-1, keepdims=True)
+
+
+def _seen(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
+    return outputs["logits"].argmax(-1) == batch["label"]
+
+
+def _answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
+    return {"probabilities": jax.nn.softmax(outputs["logits"])}
+
+
+CLASSIFICATION = Task(
+    name="classification",
+    metrics=METRICS,
+    progress="accuracy",
+    labels="cross_entropy",
+    seen=_seen,
+    answers=_answers,
+    scores=lambda rows, split, side: scores(split.labels, probabilities(rows)),
+    details=lambda rows, split, side, classes: details(split.labels, probabilities(rows), classes),
+    located=False,
+)

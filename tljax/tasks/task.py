@@ -33,6 +33,7 @@ class Task:
         pictures [N, ...] by a network whose input has so many pixels a side.
       details: (rows, split, side, classes) → further entries of the result, `per_class` among them: a list of rows,
         each with `class`, the name of its class.
+      located: whether what it tells lies somewhere on a picture, and moves with it.
     """
 
     name: str
@@ -43,3 +44,4 @@ class Task:
     answers: Callable[[Mapping[str, Any], Arrays], dict[str, jax.Array]]
     scores: Callable[[Rows, Split, int], dict[str, float | None]]
     details: Callable[[Rows, Split, int, tuple[str, ...]], dict[str, Any]]
+    located: bool = True

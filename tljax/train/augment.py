@@ -22,6 +22,8 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 def make_augment(config: AugmentConfig) -> Augment:
     """Returns a pure function of a key and uint8 pictures [B, H, W, C]: the same shape, changed at random."""
+    # What moves by whole pixels is not interpolated.
+    ranges = geometry.Ranges.of(config)._replace(flip=0.0)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         flip_key, crop_key = jax.random.split(key)
@@ -34,7 +36,12 @@ def make_augment(config: AugmentConfig) -> Augment:
             images = jax.vmap(lambda x, yx, like: jax.lax.dynamic_slice(x, (yx[0], yx[1], 0), like.shape))(
                 padded, corners, images
             )
-        return images
+        warp_key, colour_key = jax.random.split(jax.random.fold_in(key, 1))
+        if ranges != geometry.Ranges():
+            keys = jax.random.split(warp_key, len(images))
+            warps = jax.vmap(lambda k: geometry.draw(k, ranges, *images.shape[1:3]))(keys)
+            images = jax.vmap(geometry.picture)(images, warps)
+        return recolour(colour_key, images, config.colour)
 
     return augment
 
@@ -52,26 +59,44 @@ def make_strong(config: AugmentConfig) -> Augment:
     if strength == 0:
         return weak
 
-    def view(picture: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return strong_view(*picture, strength)
-
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         weak_key, strong_key = jax.random.split(key)
-        pictures = weak(weak_key, images), jax.random.uniform(strong_key, (len(images), 12))
-        # Picture after picture, only the operations drawn are computed. All at once, every one of the table is, for
-        # every picture: more work, but no branches, one picture at a time, which would leave an accelerator idle.
-        return jax.lax.platform_dependent(pictures, cpu=functools.partial(jax.lax.map, view), default=jax.vmap(view))
+        drawn = jax.random.uniform(strong_key, (len(images), 12))
+        return _each(lambda image, numbers: strong_view(image, numbers, strength), weak(weak_key, images), drawn)
 
     return augment
 
 
 def strong_view(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
     """One picture, uint8 [H, W, C], warped, changed twice and covered, by twelve numbers `drawn` in [0, 1)."""
-    for_warp, first, second, for_cutout = jnp.split(drawn, (5, 7, 9))
-    image = random_warp(image, for_warp, strength)
+    for_warp, rest = jnp.split(drawn, (5,))
+    return _recoloured(random_warp(image, for_warp, strength), rest, strength, cover=True)
+
+
+def recolour(key: jax.Array, images: jax.Array, strength: float, cover: bool = False) -> jax.Array:
+    """Two photometric operations, and with `cover` a grey square, on each of uint8 pictures [B, H, W, C].
+
+    Everything stays where it is; strength 0 leaves the pictures as they are.
+    """
+    if strength == 0:
+        return images
+    drawn = jax.random.uniform(key, (len(images), 7))
+    return _each(lambda image, numbers: _recoloured(image, numbers, strength, cover), images, drawn)
+
+
+def _recoloured(image: jax.Array, drawn: jax.Array, strength: float, cover: bool) -> jax.Array:
+    first, second, for_cutout = jnp.split(drawn, (2, 4))
     for place_and_magnitude in (first, second):
         image = photometric(image, place_and_magnitude, strength)
-    return random_cutout(image, for_cutout, strength)
+    return random_cutout(image, for_cutout, strength) if cover else image
+
+
+def _each(change: Callable, images: jax.Array, drawn: jax.Array) -> jax.Array:
+    """`change(image, numbers)` of every picture."""
+    # Picture after picture, only the operations drawn are computed. All at once, every one of the table is, for
+    # every picture: more work, but no branches, one picture at a time, which would leave an accelerator idle.
+    one_by_one = functools.partial(jax.lax.map, lambda pair: change(*pair))
+    return jax.lax.platform_dependent((images, drawn), cpu=one_by_one, default=lambda pair: jax.vmap(change)(*pair))
 
 
 def random_warp(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:

@@ -9,40 +9,56 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
+from tljax import objectives
 from tljax.config import NeuronsConfig
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
 from tljax.strategies.neurons import Layers
+from tljax.tasks import Task
 from tljax.weights import Preprocess, make_preprocess
+
+Batch = Mapping[str, jax.Array]
+
+
+class Network(NamedTuple):
+    """What is measured, without the values of its leaves.
+
+    Attributes:
+      graphdef: of the model.
+      task: whose labels' loss counts.
+      preprocess: of the weights, at the run's own input size.
+      dtype: of the computation.
+    """
+
+    graphdef: nnx.GraphDef
+    task: Task
+    preprocess: Preprocess
+    dtype: str
 
 
 def score(
-    graphdef: nnx.GraphDef,
+    network: Network,
     leaves: Leaves,
     layers: Layers,
-    batches: Iterable[Mapping[str, jax.Array]],
+    batches: Iterable[Batch],
     config: NeuronsConfig,
-    preprocess: Preprocess,
-    dtype: str,
     key: jax.Array,
 ) -> dict[str, np.ndarray]:
     """The scores [out] of every layer's neurons, float64; the higher, the more worth learning.
 
     Args:
-      graphdef: of the model.
+      network: the model.
       leaves: all of the model's.
       layers: from `neurons.layers_of`.
-      batches: uint8 `image` [B, H, W, C] and `label` [B], integers; criteria that look at no pictures read none.
+      batches: uint8 `image` [B, H, W, C] and the task's targets; criteria that look at no pictures read none.
       config: its `criterion`.
-      preprocess: of the weights, at the run's own input size.
-      dtype: of the computation.
       key: of chance.
     """
     if config.criterion == "random":
@@ -50,50 +66,50 @@ def score(
     if config.criterion == "magnitude":
         return {layer: _magnitude(leaves[paths[0]]) for layer, paths in layers.items()}
     static = tuple((layer, tuple(paths)) for layer, paths in layers.items())
-    measure = _compiled(config.criterion, graphdef, static, preprocess, dtype)
+    measure = _compiled(config.criterion, network, static)
     sizes, measured = [], []
     for batch in batches:
         sizes.append(len(batch["label"]))
-        measured.append(jax.device_get(measure(leaves, {"image": batch["image"], "label": batch["label"]})))
+        measured.append(jax.device_get(measure(leaves, dict(batch))))
     shares = np.array(sizes) / sum(sizes)
     _, combine = MEASURES[config.criterion]
     return {layer: combine(np.stack([m[layer] for m in measured]).astype(np.float64), shares) for layer in layers}
 
 
-def fisher(graphdef: nnx.GraphDef, layers: Layers, leaves: Leaves, images: jax.Array, labels: jax.Array):
+def fisher(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch):
     """The diagonal of the empirical Fisher information, summed over the neuron's leaves.
 
-    That is the mean over pictures of the squared gradient of a picture's cross-entropy (Kirkpatrick et al. 2017,
+    That is the mean over pictures of the squared gradient of a picture's loss (Kirkpatrick et al. 2017,
     arXiv:1612.00796). Sung et al. 2021, arXiv:2111.09839, choose the weights that learn by it.
     """
 
     def of_picture(picture):
-        grads = _gradients(graphdef, layers, leaves, *picture)
+        grads = _gradients(network, layers, leaves, *picture)
         return _over_leaves(layers, {path: grad**2 for path, grad in grads.items()})
 
     # One after another: each has gradients as large as the leaves.
-    of_each = jax.lax.map(of_picture, (images[:, None], labels[:, None]))
+    of_each = jax.lax.map(of_picture, jax.tree.map(lambda x: x[:, None], (images, batch)))
     return jax.tree.map(lambda x: x.mean(0), of_each)
 
 
-def gradient_weight(graphdef: nnx.GraphDef, layers: Layers, leaves: Leaves, images: jax.Array, labels: jax.Array):
-    """Gradient of the mean cross-entropy times weight, summed over the neuron's leaves; the score is the magnitude.
+def gradient_weight(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch):
+    """Gradient of the loss times weight, summed over the neuron's leaves; the score is the magnitude.
 
     To first order that is how much the loss changes when the neuron's weights become zero together (Molchanov et al.
     2019, arXiv:1906.10771, who square it for weights behind one gate). A sum of |gradient · weight| would count changes
     that cancel, and favour neurons with many weights.
     """
-    grads = _gradients(graphdef, layers, leaves, images, labels)
+    grads = _gradients(network, layers, leaves, images, batch)
     return _over_leaves(layers, {path: grad * leaves[path] for path, grad in grads.items()})
 
 
-def activation_moments(graphdef: nnx.GraphDef, layers: Layers, leaves: Leaves, images: jax.Array, labels: jax.Array):
+def activation_moments(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch):
     """Mean and variance [2, out] of the layer's output over pictures and places; the score is the variance.
 
     A channel that is the same everywhere tells nothing; Polyak & Wolf 2015 prune such ones
     (doi:10.1109/ACCESS.2015.2494536).
     """
-    model, seen = leaves_of.merge(graphdef, leaves), {}
+    model, seen = leaves_of.merge(network.graphdef, leaves), {}
     model.remat = False  # outputs could not be seen from outside, and there is no backward pass
     for layer in layers:
         module = functools.reduce(getattr, layer.split("/"), model)
@@ -141,20 +157,23 @@ def _random(key: jax.Array, layer: str, out: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(criterion: str, graphdef: nnx.GraphDef, layers, preprocess: Preprocess, dtype: str):
+def _compiled(criterion: str, network: Network, layers):
     measure, _ = MEASURES[criterion]
-    prepare = make_preprocess(preprocess, preprocess.size, dtype)
-    return jax.jit(
-        lambda leaves, batch: measure(graphdef, dict(layers), leaves, prepare(batch["image"]), batch["label"])
-    )
+    prepare = make_preprocess(network.preprocess, network.preprocess.size, network.dtype)
+
+    def measured(leaves: Leaves, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return measure(network, dict(layers), leaves, prepare(batch.pop("image")), batch)
+
+    return jax.jit(measured)
 
 
-def _gradients(graphdef: nnx.GraphDef, layers: Layers, leaves: Leaves, images: jax.Array, labels: jax.Array) -> Leaves:
-    """Of the mean cross-entropy, with respect to the leaves of `layers`."""
+def _gradients(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch) -> Leaves:
+    """Of the labels' loss, with respect to the leaves of `layers`."""
+    loss = objectives.find(network.task.labels)
 
     def loss_fn(watched: Leaves) -> jax.Array:
-        logits = leaves_of.merge(graphdef, leaves | watched)(images, train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        outputs = leaves_of.merge(network.graphdef, leaves | watched).outputs(images)
+        return loss(outputs, batch, {}, {"label_smoothing": 0.0})
 
     return jax.grad(loss_fn)({path: leaves[path] for paths in layers.values() for path in paths})
 

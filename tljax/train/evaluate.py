@@ -1,9 +1,10 @@
-"""Predictions over a split."""
+"""Answers over a split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from tljax.models.state import Leaves
@@ -12,23 +13,21 @@ from tljax.train.sharding import Mesh
 
 
 def predict_rows(
-    predict: Callable,
-    leaves: Leaves,
-    arrays: Mapping[str, np.ndarray],
-    row: tuple[int, ...],
-    batch_size: int,
-    mesh: Mesh,
-) -> np.ndarray:
-    """Probabilities of every picture, float64 [N, *row], summing to one over the last axis.
+    predict: Callable, leaves: Leaves, arrays: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh
+) -> dict[str, np.ndarray]:
+    """The answers to every picture, {name: [N, ...]}.
 
     Args:
-      predict: from `make_predict`.
+      predict: from `make_predict`, or `make_predicts`.
       leaves: of the model, on the mesh.
-      arrays: uint8 `image` of every picture, or the maps of first stages that are known already.
-      row: [classes], or [replicas, classes].
+      arrays: uint8 `image` of every picture, or the maps of first stages that are known already; and the task's
+        targets, where answers are to be compared with them.
       batch_size: pictures at a time.
       mesh: over which batches are split.
     """
-    rows = np.empty((len(next(iter(arrays.values()))), *row), np.float64)
-    over_rows(lambda batch: {"": predict(leaves, batch)}, arrays, batch_size, mesh, {"": rows})
-    return rows / rows.sum(-1, keepdims=True)
+    size = len(next(iter(arrays.values())))
+    batch = {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
+    shapes = jax.eval_shape(predict, leaves, batch)
+    rows = {name: np.empty((size, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
+    over_rows(lambda batch: predict(leaves, batch), arrays, batch_size, mesh, rows)
+    return rows

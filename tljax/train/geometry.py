@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from tljax import boxes as boxes_of
+from tljax.config import AugmentConfig
 from tljax.objectives.pixels import IGNORED
 
 # What a picture has where the warp looks beyond its edge.
@@ -33,6 +34,11 @@ class Ranges(NamedTuple):
     scale: tuple[float, float] = (1.0, 1.0)
     rotate: float = 0.0
     translate: float = 0.0
+
+    @classmethod
+    def of(cls, config: AugmentConfig) -> Ranges:
+        """What a config asks for."""
+        return cls(0.5 * config.flip, config.scale, config.rotate, config.translate)
 
 
 class Warp(NamedTuple):
@@ -79,6 +85,11 @@ def mask(labels: jax.Array, warp: Warp) -> jax.Array:
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     seen = labels[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
     return jnp.where(inside, seen, IGNORED).astype(labels.dtype)
+
+
+def weights(values: jax.Array, warp: Warp) -> jax.Array:
+    """Numbers [H, W] → the same, bilinear; 0 beyond the edge."""
+    return map_coordinates(values, _seen(values.shape, warp), order=1, mode="constant", cval=0)
 
 
 def boxes(given: jax.Array, warp: Warp, height: int, width: int, least: float) -> tuple[jax.Array, jax.Array]:

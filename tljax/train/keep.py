@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -19,12 +20,15 @@ from tljax.data import Split
 from tljax.errors import UserError
 from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
-from tljax.train.augment import make_augment
+from tljax.objectives.weight_maps import boundary_weights
+from tljax.tasks import TASKS, Task
 from tljax.train.features import over_rows
 from tljax.train.progress import Log
 from tljax.train.reference import PREFIX, Observed, observe, shapes_of
 from tljax.train.sharding import Mesh
+from tljax.train.step import Spec
 from tljax.train.store import Entry, Store
+from tljax.train.views import make_views
 from tljax.weights import parameters_digest
 
 # The largest map of a batch that networks are run on in inference mode: beyond it nothing gets faster.
@@ -68,7 +72,8 @@ class Keeping:
 
 def augments(augment: AugmentConfig) -> bool:
     """Whether the training pictures change from step to step."""
-    return augment.flip or augment.crop_padding > 0
+    still = AugmentConfig(strength=augment.strength)  # which is for unlabelled pictures
+    return augment != still
 
 
 def choose(
@@ -172,11 +177,10 @@ class Keeper:
             self.log.work(what, count)
             for view in range(max(1, views)):
                 part = {name: x[view * len(images) : (view + 1) * len(images)] for name, x in out.items()}
-                run = _observer(network, self.config.augment if views else None)
-                key = jax.random.fold_in(jax.random.key(self.config.seed), view)
-                batches = iter(range(len(images)))  # another key for each batch
+                run = _observer(network, self.config.augment if views else None, self.task.located)
+                keys = self._keys(view)
                 over_rows(
-                    lambda b, run=run, key=key, n=batches: run(leaves, b["image"], jax.random.fold_in(key, next(n))),
+                    lambda b, run=run, keys=keys: run(leaves, b["image"], next(keys)),
                     {"image": images},
                     size,
                     self.mesh,
@@ -196,6 +200,39 @@ class Keeper:
         entry = self.store.get(key, shapes, fill)
         self._tell(what, entry, count, passes)
         return entry.arrays
+
+    def targets(self, spec: Spec, split: Split, views: int = 0) -> dict[str, np.ndarray]:
+        """What a step's batches have of a split besides pictures; of kept `views`, as it lies in each of them."""
+        side, images = spec.preprocess.size, split.images
+        targets = split.targets(side)
+        if "boundary_weights" in spec.needs:
+            targets["weight"] = boundary_weights(split.labels)
+        if not views or not self.task.located:
+            return targets
+        change = jax.jit(make_views(spec.augment, side)["weak"])
+        size = rows_at_once(side, self.mesh)
+        of_row = jax.eval_shape(change, jax.random.key(0), {n: x[:1] for n, x in (targets | {"image": images}).items()})
+        drawn = {n: np.empty((views * len(images), *of_row[n].shape[1:]), x.dtype) for n, x in targets.items()}
+        for view in range(views):
+            part = {name: x[view * len(images) : (view + 1) * len(images)] for name, x in drawn.items()}
+            keys = self._keys(view)
+
+            def moved(batch: dict, keys=keys) -> dict:
+                changed = change(next(keys), batch)
+                return {name: changed[name] for name in targets}
+
+            over_rows(moved, {"image": images, **targets}, size, self.mesh, part)
+        return drawn
+
+    @property
+    def task(self) -> Task:
+        """Of the run."""
+        return TASKS[self.config.model.head]
+
+    def _keys(self, view: int) -> Iterator[jax.Array]:
+        """A key for each batch of a view."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), view)
+        return (jax.random.fold_in(key, i) for i in itertools.count())
 
     def once(self) -> list[dict]:
         """The record, without what was asked for again."""
@@ -227,11 +264,13 @@ def rows_at_once(side: int, mesh: Mesh) -> int:
 
 
 @functools.lru_cache(maxsize=64)
-def _observer(network: Observed, augment: AugmentConfig | None):
-    change = make_augment(augment) if augment else lambda key, images: images
-    return jax.jit(
-        lambda leaves, images, key: observe(network, leaves, change(key, images)), compiler_options=inference_options()
-    )
+def _observer(network: Observed, augment: AugmentConfig | None, located: bool):
+    change = make_views(augment, network.preprocess.size if located else None)["weak"] if augment else lambda key, x: x
+
+    def run(leaves: Leaves, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        return observe(network, leaves, change(key, {"image": images})["image"])
+
+    return jax.jit(run, compiler_options=inference_options())
 
 
 def _without_addresses(text: str) -> str:
@@ -242,7 +281,8 @@ def _without_addresses(text: str) -> str:
 def _code() -> str:
     """Digest of the code that makes features of pictures: another version of it may make others."""
     root, sha = Path(tljax.__file__).parent, hashlib.sha256()
-    names = ("weights/preprocess.py", "train/augment.py", "train/photometric.py", "train/reference.py")
-    for path in [*sorted(root.glob("models/*.py")), *(root / name for name in names)]:
+    parts = ("augment", "geometry", "photometric", "reference", "views")
+    names = ("weights/preprocess.py", *(f"train/{name}.py" for name in parts))
+    for path in [*sorted(root.glob("models/**/*.py")), *(root / name for name in names)]:
         sha.update(path.read_bytes())
     return sha.hexdigest()

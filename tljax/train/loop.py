@@ -44,7 +44,7 @@ class Fit:
       members: the runs, which stand at the same step of the same phase.
       data: their splits; the test split is not touched.
       mesh: the devices.
-      predict: the compiled forward pass, (leaves, batch) -> probabilities.
+      predict: the compiled forward pass, (leaves, batch) -> answers.
       source: source values of leaves, where the strategy has them.
       observed: leaves of the networks that phases look at, by name.
       keeper: of what is computed once.
@@ -113,8 +113,8 @@ class Fit:
                 self._collect(place, pending)
                 pending, pace.since = None, None
                 own = plan.give(state.average or state.learned | state.moving, still, index)
-                probabilities = self._predict(plan, own, frozen, valid) if step in plan.evaluations else None
-                self._save(place, own, state, frozen, index, feed.position, probabilities)
+                answers = self._predict(plan, own, frozen, valid) if step in plan.evaluations else None
+                self._save(place, own, state, frozen, index, feed.position, answers)
             if asked:
                 for member in self.members:
                     member.checkpoints.wait()
@@ -140,18 +140,12 @@ class Fit:
             asked, size, train = plan.phase.neurons, member.config.train.batch_size, self.data.train
             steps = max(1, min(asked.pictures, len(train)) // size)
             self.log.work(f"{plan.phase.name}: choosing neurons", steps * size)
-            seed, arrays = (member.config.seed, member.progress.phase), {"image": train.images, "label": train.labels}
+            seed, arrays = (member.config.seed, member.progress.phase), {"image": train.images}
+            arrays |= self.keeper.targets(plan.spec, train)
             batches = self._told(train_batches(arrays, size, seed, steps), size)
-            scores = criteria.score(
-                plan.spec.graphdef,
-                leaves,
-                plan.layers,
-                batches,
-                asked,
-                plan.spec.preprocess,
-                plan.spec.dtype,
-                self._key(member.progress.phase),
-            )
+            network = criteria.Network(plan.spec.graphdef, plan.spec.task, plan.spec.preprocess, plan.spec.dtype)
+            key = self._key(member.progress.phase)
+            scores = criteria.score(network, leaves, plan.layers, batches, asked, key)
             chosen = neurons.choose(scores, asked)
             member.progress.neurons = {layer: channels.tolist() for layer, channels in chosen.items()}
         return self.mesh.put(neurons.indices(member.progress.neurons, plan.layers))
@@ -164,8 +158,9 @@ class Fit:
     def _feed(self, plan: PhasePlan, progress: Progress, leaves: Leaves) -> Feed:
         """The phase's batches, with what frozen networks say of their pictures where that is computed once."""
         config, train = self.members[0].config, self.data.train
-        arrays = {"label": train.labels} | ({"image": train.images} if plan.reads_pictures else {})
         views = plan.keeping.views
+        arrays = self.keeper.targets(plan.spec, train, views)
+        arrays |= {"image": train.images} if plan.reads_pictures else {}
         for network in plan.keeping.train:
             theirs, what = network.leaves(self.observed, leaves), f"{plan.phase.name}: {network.name}, training"
             arrays |= self.keeper.get(network, theirs, train, what, views, plan.phase.epochs / max(1, views))
@@ -183,10 +178,12 @@ class Fit:
 
     def _valid(self, plan: PhasePlan, leaves: Leaves) -> Mapping[str, np.ndarray]:
         """The validation pictures, or the maps of the frozen first stages where these are computed once."""
+        valid = self.data.valid
+        targets = self.keeper.targets(plan.spec, valid)
         if (prefix := plan.keeping.valid) is None:
-            return {"image": self.data.valid.images}
+            return {"image": valid.images} | targets
         theirs, what = prefix.leaves(self.observed, leaves), f"{plan.phase.name}: {prefix.name}, validation"
-        return self.keeper.get(prefix, theirs, self.data.valid, what, passes=len(plan.evaluations))
+        return self.keeper.get(prefix, theirs, valid, what, passes=len(plan.evaluations)) | targets
 
     def _given(self, plan: PhasePlan, leaves: Leaves, index: Mapping[str, jax.Array]) -> Given:
         """What the steps are given; source values only where an objective asks for them."""
@@ -216,20 +213,18 @@ class Fit:
                         raise
                     member.failure = failure
         pictures = self.members[0].config.train.batch_size * count
-        accuracy = metrics["correct"].sum(0).max() / pictures
-        self.log.steps(count, pictures * len(self.members), float(metrics["loss"][-1].min()), float(accuracy))
+        seen = metrics["correct"].sum(0).max() / pictures
+        self.log.steps(count, pictures * len(self.members), float(metrics["loss"][-1].min()), float(seen))
 
-    def _predict(self, plan: PhasePlan, own: Leaves, frozen: Leaves, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Probabilities [N, runs, classes]."""
-        classes, runs = len(self.data.classes), len(self.members)
-        size = rows_at_once(plan.spec.preprocess.size, self.mesh)
+    def _predict(self, plan: PhasePlan, own: Leaves, frozen: Leaves, arrays: Mapping[str, np.ndarray]) -> dict:
+        """Answers {name: [N, runs, ...]}."""
+        runs, size = len(self.members), rows_at_once(plan.spec.preprocess.size, self.mesh)
         if runs == 1:  # the program that the result is judged with, too
-            leaves = frozen | stacks.one(own, 0)
-            return predict_rows(self.predict, leaves, arrays, (classes,), size, self.mesh)[:, None]
-        predicts = make_predicts(self.predict, runs, self.how)
-        return predict_rows(predicts, (own, frozen), arrays, (runs, classes), size, self.mesh)
+            rows = predict_rows(self.predict, frozen | stacks.one(own, 0), arrays, size, self.mesh)
+            return {name: x[:, None] for name, x in rows.items()}
+        return predict_rows(make_predicts(self.predict, runs, self.how), (own, frozen), arrays, size, self.mesh)
 
-    def _save(self, place: int, own: Leaves, state: State, frozen: Leaves, index, position, probabilities) -> None:
+    def _save(self, place: int, own: Leaves, state: State, frozen: Leaves, index, position, answers) -> None:
         """Tells the running members of a validation, if there was one, and makes their checkpoints."""
         now = functools.cache(lambda: digests(frozen, index))
         learned = sum(x[0].size for x in state.learned.values())
@@ -239,8 +234,9 @@ class Fit:
             still = {p for p in member.plan.frozen if p not in frozen}
             arrays = stacks.one({"params": own, **_besides(state)}, i)
             scores = None
-            if probabilities is not None:
-                scores = member.validated(self.data.valid.labels, probabilities[:, i])
+            if answers is not None:
+                rows = {name: x[:, i] for name, x in answers.items()}
+                scores = member.validated(member.task.scores(rows, self.data.valid, member.plan.spec.preprocess.size))
             member.save(
                 arrays,
                 learned,

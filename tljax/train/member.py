@@ -14,7 +14,7 @@ from tljax.checkpoints import Checkpoints, goodness
 from tljax.config import Config
 from tljax.errors import TrainingStopped
 from tljax.models.state import Leaves
-from tljax.tasks import classification
+from tljax.tasks import TASKS, Task
 from tljax.train.optimizer import learning_rate, optimizer_bytes
 from tljax.train.phases import PhasePlan
 from tljax.train.progress import Progress, Rows, no_sums
@@ -98,26 +98,30 @@ class Member:
         # One by one: however the steps are grouped, the sum is the same to the last bit.
         for loss, correct, terms in zip(metrics["loss"], metrics["correct"], metrics["terms"], strict=True):
             sums["loss"] += float(loss)
-            sums["correct"] += int(correct)
+            sums["correct"] += float(correct)
             sums["terms"] = [float(t) + s for t, s in zip(terms, sums["terms"] or [0.0] * len(terms), strict=True)]
         sums["steps"] += len(metrics["loss"])
         self._counted += len(metrics["loss"])
         self.progress.sums = sums
 
-    def validated(self, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-        """Takes note of a validation; returns the metrics of its checkpoint."""
+    @property
+    def task(self) -> Task:
+        """What it learns."""
+        return TASKS[self.config.model.head]
+
+    def validated(self, valid: dict[str, float | None]) -> dict[str, float]:
+        """Takes note of a validation's scores; returns the metrics of its checkpoint."""
         plan, progress, size = self.plan, self.progress, self.config.train.batch_size
-        valid, sums, steps = classification.scores(labels, probabilities), progress.sums, progress.sums["steps"]
+        sums, steps, chosen_by = progress.sums, progress.sums["steps"], self.task.metrics[0][0]
         mark = {
-            "accuracy": valid["accuracy"],
+            chosen_by: valid[chosen_by] or 0.0,  # None: there was nothing to find
             "loss": valid["loss"],
-            "step": progress.total,
             "epoch": progress.epoch + progress.step / plan.steps_per_epoch,
-            "phase": plan.phase.name,
         }
-        best = _better(mark, progress.best)
-        progress.best = mark if best else progress.best
-        progress.phase_best = mark if _better(mark, progress.phase_best) else progress.phase_best
+        best = self._better(mark, progress.best)
+        where = mark | {"step": progress.total, "phase": plan.phase.name}
+        progress.best = where if best else progress.best
+        progress.phase_best = where if self._better(mark, progress.phase_best) else progress.phase_best
         terms = {name: t / steps for (name, _), t in zip(plan.phase.objectives, sums["terms"], strict=True)}
         progress.sums = no_sums()
         progress.rows += 1
@@ -130,7 +134,7 @@ class Member:
                 "seconds": time.monotonic() - self._started,
                 "train": {
                     "loss": sums["loss"] / steps,
-                    "accuracy": sums["correct"] / (steps * size),
+                    self.task.progress: sums["correct"] / (steps * size),
                     # Each objective, unweighted, where there is more than one.
                     **(terms if len(terms) > 1 else {}),
                 },
@@ -138,7 +142,7 @@ class Member:
                 "best": best,
             }
         )
-        return {k: mark[k] for k in ("accuracy", "loss", "epoch")}
+        return mark
 
     def save(
         self, arrays: dict, learned: int, position: Any, scores: dict | None, frozen: Callable[[], Mapping[str, str]]
@@ -181,6 +185,10 @@ class Member:
         progress.data = progress.phase_best = progress.frozen = progress.neurons = None
         progress.phase_seconds = progress.seconds
 
+    @staticmethod
+    def _better(mark: dict, best: dict | None) -> bool:
+        return best is None or goodness(mark) > goodness({key: best[key] for key in mark})
+
     def _stopped_early(self) -> bool:
         patience, best = self.config.train.early_stop_epochs, self.progress.phase_best
         if patience is None or best is None:
@@ -194,7 +202,3 @@ def digests(leaves: Leaves, index: Mapping[str, jax.Array]) -> dict[str, str]:
     values = {path: np.asarray(value) for path, value in leaves.items()}
     still = {p: np.delete(v, np.asarray(index[p]), axis=-1) if p in index else v for p, v in values.items()}
     return {path: parameters_digest({path: value}) for path, value in still.items()}
-
-
-def _better(mark: dict, best: dict | None) -> bool:
-    return best is None or goodness(mark) > goodness(best)

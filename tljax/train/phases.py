@@ -20,6 +20,7 @@ from tljax.models.layers import BatchNorm, Dropout
 from tljax.models.state import Leaves
 from tljax.objectives import Objective
 from tljax.strategies import Group, assign, frozen_modules, frozen_prefix, neurons
+from tljax.tasks import TASKS
 from tljax.train import optimizer
 from tljax.train.keep import Keeping, choose
 from tljax.train.reference import PREFIX, Observed, bytes_of, frozen_stages
@@ -151,6 +152,7 @@ def plan_phase(
     counts = pictures.train, pictures.valid
     keeping = choose(config, phase.name, prefix, observed, sizes, counts, unlabelled=bool(views))
     spec = Spec(
+        task=TASKS[config.model.head],
         graphdef=graphdef,
         groups=tuple((p, groups[p]) for p in params if groups[p].learns),
         optimizer=optimizer.static_of(optim),
@@ -170,7 +172,7 @@ def plan_phase(
     return PhasePlan(
         phase=phase,
         optim=optim,
-        hyper=optimizer.hyper_of(optim) | _numbers(config, phase, prior),
+        hyper=optimizer.hyper_of(optim) | _numbers(config, phase, model, prior),
         groups=groups,
         learned=tuple(p for p in params if groups[p].learns),
         moving=tuple(p for p in stats if groups[p].learns),
@@ -195,7 +197,7 @@ def terms_of(phase: Phase) -> tuple[Objective, ...]:
         raise UserError(f'Phase "{phase.name}": {error}') from error
 
 
-def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str, Any]:
+def _numbers(config: Config, phase: Phase, model: Model, prior: np.ndarray | None) -> dict[str, Any]:
     """What objectives find in `hyper`, besides the optimizer's numbers and those of a step."""
     strategy = config.strategy
     own = {
@@ -205,8 +207,10 @@ def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str
         "balance": float(strategy.balance),
         "ramp": strategy.ramp,
         "prior": np.ones(1, np.float32) if prior is None else prior.astype(np.float32),
+        "class_weights": _class_weights(config.optim.class_weights, prior),
         "average": phase.average or 0.0,
-        "dropout": config.model.dropout,
+        # As the head has it where the config asks for nothing.
+        "dropout": config.model.dropout or getattr(getattr(model.head, "drop", None), "rate", 0.0),
     }
     taken = {*own, *optimizer.hyper_of(config.optim), "lr", "progress"}
     for name, number in strategy.numbers.items():
@@ -215,6 +219,13 @@ def _numbers(config: Config, phase: Phase, prior: np.ndarray | None) -> dict[str
         if not isinstance(number, (int, float)):
             raise UserError(f"strategy.numbers.{name} must be a number, got {number!r}.")
     return own | dict(strategy.numbers)
+
+
+def _class_weights(given: Sequence[float], prior: np.ndarray | None) -> np.ndarray:
+    classes = 1 if prior is None else len(prior)
+    if given and len(given) != classes:
+        raise UserError(f"optim.class_weights has {len(given)} numbers, but there are {classes} classes.")
+    return np.array(given or (1.0,) * classes, np.float32)
 
 
 def _marks(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset[int]:

@@ -70,12 +70,13 @@ def make_steps(spec: Spec, runs: int, how: str, resident: bool, shard: str = "no
 
 @functools.lru_cache(maxsize=64)
 def make_predicts(predict: Callable, runs: int, how: str):
-    """Compiles `predicts((own, frozen), batch) → probabilities` [B, runs, classes], from one of `make_predict`."""
+    """Compiles `predicts((own, frozen), batch) → {name: [B, runs, ...]}`, from one of `make_predict`."""
     each = over_runs(runs, how)
 
-    def predicts(leaves: tuple[Leaves, Leaves], batch: Mapping[str, jax.Array]) -> jax.Array:
+    def predicts(leaves: tuple[Leaves, Leaves], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         own, frozen = leaves
-        return jnp.moveaxis(each(lambda changed: predict.__wrapped__(frozen | changed, batch), own), 0, 1)
+        answers = each(lambda changed: predict.__wrapped__(frozen | changed, batch), own)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), answers)
 
     return jax.jit(predicts, compiler_options=inference_options())
 

@@ -28,7 +28,7 @@ class Log(Protocol):
     def worked(self, pictures: int) -> None:
         """So many of them are done."""
 
-    def steps(self, count: int, pictures: int, loss: float, accuracy: float) -> None:
+    def steps(self, count: int, pictures: int, loss: float, seen: float) -> None:
         """The metrics of so many steps have arrived, and of so many pictures."""
 
     def note(self, text: str) -> None:
@@ -37,7 +37,7 @@ class Log(Protocol):
 
 def no_sums() -> dict:
     """Nothing collected since the last validation."""
-    return {"loss": 0.0, "correct": 0, "steps": 0, "terms": []}
+    return {"loss": 0.0, "correct": 0.0, "steps": 0, "terms": []}
 
 
 @dataclasses.dataclass
@@ -50,8 +50,8 @@ class Progress:
       total: steps done in the run.
       epoch: epochs done in the phases before.
       data: position of the batch iterator.
-      sums: of loss, objectives, correct pictures and steps since the last validation.
-      best: accuracy, loss, step, epoch and phase of the best validation so far.
+      sums: of loss, objectives, what the task sees in training, and steps since the last validation.
+      best: score, loss, step, epoch and phase of the best validation so far.
       phase_best: the same within the phase; early stopping counts from it.
       frozen: digest of each frozen leaf at the start of the phase; of a layer with learning neurons, of the others.
       neurons: output channels that learn, by the layer's path, where single neurons do.

@@ -90,7 +90,10 @@ def observe(observed: Observed, leaves: Leaves, images: jax.Array) -> dict[str, 
     taken = {f"{observed.name}/maps/{stage}": maps[theirs] for stage, theirs in observed.maps}
     if observed.grid is not None:
         taken = {name: average_pool_to(x, observed.grid) for name, x in taken.items()}
-    return taken | ({f"{observed.name}/logits": model.head(maps)} if observed.logits else {})
+    if observed.logits:
+        made = model.head(maps)
+        taken[f"{observed.name}/logits"] = made["logits"] if isinstance(made, dict) else made
+    return taken
 
 
 def nested(named: Mapping[str, jax.Array]) -> dict:

@@ -18,9 +18,10 @@ from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
 from tljax.objectives import Objective
 from tljax.strategies import Group, neurons
-from tljax.train.augment import make_augment, make_strong
+from tljax.tasks import Task
 from tljax.train.optimizer import make_optimizer
 from tljax.train.reference import PREFIX, Observed, nested, observe
+from tljax.train.views import make_views
 from tljax.weights import Preprocess, make_preprocess
 
 
@@ -64,6 +65,7 @@ class Spec:
     """All that shapes a step's program and is not a number; equal specs share one compiled program.
 
     Attributes:
+      task: what the model is for.
       graphdef: of the model, with the frozen BatchNorms and Dropouts marked.
       groups: of the learning parameters, as (path, group) pairs.
       optimizer: from `optimizer.static_of`.
@@ -78,6 +80,7 @@ class Spec:
       dense: whether only dense layers of the head learn, so that maps are computed forwards and never backwards.
     """
 
+    task: Task
     graphdef: nnx.GraphDef
     groups: tuple[tuple[str, Group], ...]
     optimizer: tuple[str, bool, bool, bool]
@@ -119,32 +122,36 @@ def make_train_step(spec: Spec):
 def step_of(spec: Spec):
     """The pure function `step(state, frozen, batch, hyper, key, given) → (state, metrics)`.
 
-    `frozen` has every leaf that does not change, `batch` is uint8 `image` [B, H, W, C], int32 `label` [B], uint8
-    `unlabelled` [U, H, W, C] where the spec has views, and what networks said of the pictures before (the maps of the
-    frozen first stages among it; where nobody looks at the pictures themselves, there are none); `hyper` the numbers of
-    `PhasePlan.hyper` with those of the step, `lr` and `progress`; `key` the phase's random key. `metrics` are `loss`,
-    `terms` (each objective's value, unweighted), `correct` (how many) and `finite`, which is false when loss or update
-    is not.
+    `frozen` has every leaf that does not change, `batch` is uint8 `image` [B, H, W, C], the task's targets (`label`,
+    and in detection `boxes` in pixels of the input), uint8 `unlabelled` [U, H, W, C] where the spec has views, and what
+    networks said of the pictures before (the maps of the frozen first stages among it; where nobody looks at the
+    pictures themselves, there are none); `hyper` the numbers of `PhasePlan.hyper` with those of the step, `lr` and
+    `progress`; `key` the phase's random key. `metrics` are `loss`, `terms` (each objective's value, unweighted),
+    `correct` (the sum of what the task sees) and `finite`, which is false when loss or update is not.
     """
     preprocess = make_preprocess(spec.preprocess, spec.preprocess.size, spec.dtype)
-    augment = make_augment(spec.augment)
-    views = {"weak": augment, "strong": make_strong(spec.augment)}
+    # A class is that of any view of a picture; what lies somewhere on it lies elsewhere on another view.
+    aligned = spec.task.located
+    views = make_views(spec.augment, spec.preprocess.size if aligned else None)
 
     def gradients(state: State, frozen: Leaves, batch, hyper, key, given: Given):
         augment_key, dropout_key = jax.random.split(key)
         pictures, inputs = None, {}
         if "image" in batch:
-            pictures = augment(augment_key, batch["image"])
+            batch = views["weak"](augment_key, batch)
+            pictures = batch["image"]
             inputs = {"labelled": preprocess(pictures)}
-        for i, name in enumerate(spec.views):
-            inputs[name] = preprocess(views[name](jax.random.fold_in(augment_key, i), batch["unlabelled"]))
+        unlabelled = {"image": batch.get("unlabelled")}
+        view_keys = [jax.random.fold_in(augment_key, 0 if aligned else i) for i in range(3)]
+        for view_key, name in zip(view_keys, spec.views, strict=False):
+            inputs[name] = preprocess(views[name](view_key, unlabelled)["image"])
         named = {name: value for name, value in batch.items() if "/" in name}
         for network, leaves in zip(spec.observed, given.observed, strict=True):
             named |= observe(network, leaves, pictures)
         reference = nested(named) | {"leaves": given.origin}
         known = reference.pop(PREFIX, {"maps": {}})["maps"]
         if "average" in spec.needs:
-            view = preprocess(augment(jax.random.fold_in(augment_key, len(views)), batch["unlabelled"]))
+            view = preprocess(views["weak"](view_keys[-1], unlabelled)["image"])
             model = assemble(spec.graphdef, state.average, frozen, given.neurons)
             reference["average"] = model.outputs(view)
 
@@ -158,7 +165,7 @@ def step_of(spec: Spec):
             terms = [objective(outputs, batch, reference, hyper) for objective in spec.objectives]
             loss = sum(weight * term for weight, term in zip(hyper["weights"], terms, strict=True))
             moved = leaves_of.stats_of(model)
-            correct = (outputs["logits"].argmax(-1) == batch["label"]).sum()
+            correct = spec.task.seen(outputs, batch).sum(dtype=jnp.float32)
             return loss, ({"terms": jnp.stack(terms), "correct": correct}, {path: moved[path] for path in state.moving})
 
         (loss, (seen, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
@@ -197,17 +204,18 @@ def step_of(spec: Spec):
 
 
 @functools.lru_cache(maxsize=64)
-def make_predict(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str):
-    """Compiles `predict(leaves, batch) → probabilities` [B, classes] in inference mode.
+def make_predict(task: Task, graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str):
+    """Compiles `predict(leaves, batch) → {name: [B, ...]}`, the task's answers, in inference mode.
 
-    `batch` is uint8 `image` [B, H, W, C], or the maps of first stages that are known already.
+    `batch` is uint8 `image` [B, H, W, C], or the maps of first stages that are known already; with the task's targets,
+    answers are compared with them.
     """
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
-    def predict(leaves: Leaves, batch: Mapping[str, jax.Array]) -> jax.Array:
+    def predict(leaves: Leaves, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         known = nested({name: value for name, value in batch.items() if "/" in name}).get(PREFIX, {"maps": {}})["maps"]
         images = None if known else prepare(batch["image"])
-        return jax.nn.softmax(leaves_of.merge(graphdef, leaves).outputs(images, known=known)["logits"])
+        return task.answers(leaves_of.merge(graphdef, leaves).outputs(images, known=known), batch)
 
     return jax.jit(predict, compiler_options=inference_options())
 

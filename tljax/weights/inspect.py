@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,11 +52,16 @@ def guess(tensors: Mapping[str, np.ndarray]) -> Guess:
     for strangers, _, backbone, layout in ranked:
         if strangers > fewest:
             break
-        found = _fit(tensors, backbone, layout)
+        try:
+            found = _fit(tensors, backbone, layout)
+        except UserError:  # a decoder of another number of blocks than this backbone has strides
+            continue
         if best is None or found.faults < best.faults:
             best = found
         if best.faults == 0:
             break
+    if best is None:
+        raise UserError(f"No network here has a head like that of {', '.join(list(tensors)[:3])}.")
     return best
 
 
@@ -78,8 +83,8 @@ def _layouts(backbone: str) -> dict[str, Layout]:
 def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> Guess:
     layout = _layouts(backbone)[name]
     options = head_options(tensors, layout)
-    # The layout may name more than the variant has.
-    options["auxiliary"] &= bool(getattr(models.find(backbone)[1], "auxiliary", ()))
+    if "head" not in options:  # the layout may name more than the variant has
+        options["auxiliary"] &= bool(getattr(models.find(backbone)[1], "auxiliary", ()))
     model = models.build(backbone, image_size=299, rngs=None, **options)  # Inception v3 needs as much
     keep = () if options["num_classes"] else "head/.*"
     return Guess(backbone, name, model, match(tensors, model, layout, keep=keep))
@@ -89,12 +94,35 @@ def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str,
     """Arguments of `models.build` for the head that the tensors speak of; 0 classes if there is none."""
     shapes = {}
     for name, tensor in tensors.items():
-        if (rule := layout.place(name)) and rule.path.startswith("head/") and rule.path.endswith("/kernel"):
-            shapes[rule.path.split("/")[1]] = shape_after(rule, tensor.shape) or (0, 0)
-    hidden = [shape for part, shape in sorted(shapes.items()) if part.startswith("hidden")]
+        if (rule := layout.place(name)) and rule.path.startswith("head/"):
+            shapes[rule.path.removeprefix("head/")] = shape_after(rule, tensor.shape) or (0, 0)
+    parts = {path.split("/")[0] for path in shapes}
+    if "score" in parts:
+        return _dense_head(shapes, parts, layout)
+    hidden = [shapes[f"{part}/kernel"] for part in sorted(parts) if part.startswith("hidden")]
     options = {
-        "num_classes": shapes["dense"][-1] if "dense" in shapes else 0,
-        "auxiliary": any(part.startswith("aux") for part in shapes),
+        "num_classes": shapes["dense/kernel"][-1] if "dense" in parts else 0,
+        "auxiliary": any(part.startswith("aux") for part in parts),
     }
     # The networks that have hidden layers have them on 7×7 places.
     return options | ({"hidden": [h[-1] for h in hidden], "pool": "flatten", "pool_size": 7} if hidden else {})
+
+
+def _dense_head(shapes: Mapping[str, tuple[int, ...]], parts: Set[str], layout: Layout) -> dict[str, Any]:
+    """The same for heads with an answer at every pixel; `shapes` below `head/`, and the first parts of these paths."""
+    options = {"num_classes": shapes["score/kernel"][-1], "auxiliary": "aux1" in parts}
+    if "unit" in parts:
+        return options | dict(layout.head)
+    blocks = sorted(int(part.removeprefix("block")) for part in parts if part.startswith("block"))
+    return (
+        options
+        | {
+            "head": "unet",
+            "channels": tuple(shapes[f"block{k}/unit1/conv/kernel"][-1] for k in blocks),
+            "center": "center" in parts,
+            "batch_norm": "block1/unit1/bn/scale" in shapes,
+            "kernel": shapes["score/kernel"][0],
+        }
+        | dict(layout.head)
+        | ({"upsample": "transposed"} if "up1" in parts else {})
+    )

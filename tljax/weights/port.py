@@ -58,11 +58,12 @@ def match(
     keep, optional, ignore = _patterns(keep), _patterns(optional), _patterns(ignore)
     _, params, stats = leaves_of.split(model)
     target, first = params | stats, first_kernel(params)
+    known_as = getattr(getattr(model, "head", None), "known_as", {})
     plan, unused, misfits = {}, [], []
     for name, tensor in tensors.items():
         if layout.ignores(name) or _matches(name, ignore):
             continue
-        rule = layout.place(name)
+        rule = _renamed(layout.place(name), known_as)
         if rule is None:
             unused.append(name)
         elif _matches(rule.path, keep) or rule.path.split("/")[0] in model.cut:
@@ -73,7 +74,8 @@ def match(
             unused += [] if _matches(rule.path, optional) else [f"{name} (for {rule.path})"]
         else:
             shape, wanted = shape_after(rule, tensor.shape), target[rule.path].shape
-            if shape == wanted or (rule.path == first and _adaptable(shape, wanted)):
+            same = shape == wanted or (rule.path.rpartition("/")[0] in known_as.values() and _dense(wanted) == shape)
+            if same or (rule.path == first and _adaptable(shape, wanted)):
                 plan[rule.path] = rule
             elif not _matches(rule.path, optional):
                 plan[rule.path] = rule
@@ -175,6 +177,17 @@ def shape_after(rule: Rule, shape: Sequence[int]) -> tuple[int, ...] | None:
         return TRANSFORMS[rule.transform].ours(np.broadcast_to(np.float32(0), tuple(shape))).shape
     except (ValueError, IndexError):
         return None
+
+
+def _renamed(rule: Rule | None, known_as: Mapping[str, str]) -> Rule | None:
+    """The rule with its layer under the name that the model's head has for it."""
+    layer, _, leaf = rule.path.rpartition("/") if rule else ("", "", "")
+    return rule._replace(path=f"{known_as[layer]}/{leaf}") if layer in known_as else rule
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a convolution's kernel that is written as a dense layer on all places that it sees."""
+    return (math.prod(shape[:-1]), *shape[-1:])
 
 
 def _adaptable(shape: tuple[int, ...] | None, wanted: tuple[int, ...]) -> bool:

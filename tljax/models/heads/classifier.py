@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tljax.models.heads.head import Head
 from tljax.models.layers import BatchNorm, Dropout, LayerNorm, Linear, average_pool_to
 
 
-class Classifier(nnx.Module):
+class Classifier(Head):
     """Pooling, an optional norm, optional hidden layers with ReLU, and the layer `dense`.
 
     Args:
@@ -28,6 +29,9 @@ class Classifier(nnx.Module):
       auxiliary: name → (stage, classifier on that stage's map) of a family's further classifiers, for training.
     """
 
+    # What is worth having of other weights, below head/.
+    transfers = r"norm/.*"
+
     def __init__(
         self,
         shapes: dict[str, tuple[int, int, int]],
@@ -36,7 +40,7 @@ class Classifier(nnx.Module):
         pool: str = "gap",
         pool_size: int | None = None,
         norm: str = "none",
-        hidden: Sequence[int] = (),
+        hidden: tuple[int, ...] = (),
         dropout: float = 0.0,
         auxiliary: Mapping[str, tuple[str, nnx.Module]] = MappingProxyType({}),
         dtype=None,
@@ -68,14 +72,9 @@ class Classifier(nnx.Module):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     @property
-    def reads(self) -> dict[str, tuple[int, int] | None]:
-        """The stages whose maps are looked at, and the grid that one may be averaged to first without a difference."""
-        others = {stage for _, stage in self.auxiliary_stages}
-        return {self.stage: None if self.stage in others else self.grid} | dict.fromkeys(others - {self.stage})
-
-    def auxiliary(self, features: dict[str, jax.Array], train: bool = False, rngs: nnx.Rngs | None = None):
-        """Maps [B, H, W, C] by stage → {name: logits [B, num_classes]} of the auxiliary classifiers."""
-        return {name: getattr(self, name)(features[stage], train, rngs) for name, stage in self.auxiliary_stages}
+    def own_reads(self) -> dict[str, tuple[int, int]]:
+        """The last stage's map, which may be averaged to the grid."""
+        return {self.stage: self.grid}
 
 
 NORMS = {

@@ -9,6 +9,7 @@ from tljax.weights.rules.table import (
     keras_dense,
     keras_norm,
     prefixed,
+    smp_unet,
     torch_conv,
     torch_dense,
     torch_norm,
@@ -46,13 +47,17 @@ def keras(config: Variant) -> Layout:
 
 
 def smp(config: Variant) -> Layout:
-    """The encoder of a segmentation_models_pytorch network; its decoder is not read."""
-    return prefixed("encoder.", torchvision(config), (r"decoder\..*", r"segmentation_head\..*"))
+    """`Unet` of segmentation_models_pytorch."""
+    return smp_unet(torchvision(config))
 
 
 def torchvision_fcn(config: Variant) -> Layout:
-    """The backbone of torchvision's `fcn_resnet*`; its classifiers are not read."""
-    return prefixed("backbone.", torchvision(config), (r"classifier\..*", r"aux_classifier\..*"))
+    """`fcn_resnet*` of torchvision, with the auxiliary classifier."""
+    rules = []
+    for theirs, ours in (("classifier", "head"), ("aux_classifier", "head/aux1")):
+        rules += torch_conv(f"{theirs}.0", f"{ours}/unit/conv") + torch_norm(f"{theirs}.1", f"{ours}/unit/bn")
+        rules += torch_conv(f"{theirs}.4", f"{ours}/score")
+    return prefixed("backbone.", torchvision(config), rules, (("head", "fcn"), ("variant", "torchvision")))
 
 
 LAYOUTS = {"torchvision": torchvision, "keras": keras, "smp": smp, "torchvision_fcn": torchvision_fcn}

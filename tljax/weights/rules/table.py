@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,8 @@ def _chw(side: int) -> Transform:
 TRANSFORMS = {
     "same": Transform(lambda x: x, lambda x: x),
     "oihw_to_hwio": Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    # A transposed convolution, which torch stores with the inputs first.
+    "iohw_to_hwio": Transform(lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1)),
     "oi_to_io": Transform(np.transpose, np.transpose),
     "chw7_to_io": _chw(7),
     "chw4_to_io": _chw(4),
@@ -75,10 +77,12 @@ class Layout:
     Attributes:
       rules: the first that matches decides, in either direction; those without blanks come before the others.
       ignore: patterns (full match) of names that have no place in our model and are not missed.
+      head: options of `tljax.models.build` for the head, as pairs, where names and shapes do not tell them.
     """
 
     rules: tuple[Rule, ...]
     ignore: tuple[str, ...] = ()
+    head: tuple[tuple[str, Any], ...] = ()
 
     def place(self, name: str) -> Rule | None:
         """Where a foreign tensor goes: a rule without blanks."""
@@ -157,6 +161,11 @@ def torch_conv(name: str, path: str) -> list[Rule]:
     return [Rule(f"{name}.weight", f"{path}/kernel", "oihw_to_hwio"), Rule(f"{name}.bias", f"{path}/bias")]
 
 
+def torch_transposed(name: str, path: str) -> list[Rule]:
+    """A transposed convolution."""
+    return [Rule(f"{name}.weight", f"{path}/kernel", "iohw_to_hwio"), Rule(f"{name}.bias", f"{path}/bias")]
+
+
 def torch_dense(name: str, path: str, transform: str = "oi_to_io") -> list[Rule]:
     """A Linear layer."""
     return [Rule(f"{name}.weight", f"{path}/kernel", transform), Rule(f"{name}.bias", f"{path}/bias")]
@@ -179,6 +188,16 @@ def keras_norm(name: str, path: str) -> list[Rule]:
     return [Rule(f"{name}/{theirs}", f"{path}/{ours}") for theirs, ours in names.items()]
 
 
-def prefixed(prefix: str, layout: Layout, ignore: tuple[str, ...]) -> Layout:
-    """A layout as part of a larger network, whose other tensors are ignored."""
-    return Layout(tuple(r._replace(name=prefix + r.name) for r in layout.rules), layout.ignore + ignore)
+def prefixed(prefix: str, layout: Layout, rules: list[Rule], head: tuple[tuple[str, Any], ...] = ()) -> Layout:
+    """A layout as part of a larger network, whose other tensors have rules of their own."""
+    return Layout((*(r._replace(name=prefix + r.name) for r in layout.rules), *rules), layout.ignore, head)
+
+
+def smp_unet(encoder: Layout, head: tuple[tuple[str, Any], ...] = ()) -> Layout:
+    """`Unet` of segmentation_models_pytorch with an encoder in the names of `encoder`."""
+    blocks = {f"decoder.blocks.{j}.conv{{k}}": f"head/block{j + 1}/unit{{k}}" for j in range(5)}
+    blocks |= {f"decoder.center.{j}": f"head/center/unit{j + 1}" for j in range(2)}
+    rules = torch_conv("segmentation_head.0", "head/score")
+    for theirs, ours in blocks.items():
+        rules += torch_conv(f"{theirs}.0", f"{ours}/conv") + torch_norm(f"{theirs}.1", f"{ours}/bn")
+    return prefixed("encoder.", encoder, rules, (("upsample", "nearest"), *head))

@@ -1,15 +1,21 @@
-"""U-Net's contracting path in the names of milesial/Pytorch-UNet."""
+"""U-Net in the names of milesial/Pytorch-UNet."""
 
 from __future__ import annotations
 
 from tljax.models.unet import Variant
-from tljax.weights.rules.table import COUNTERS, Layout, Rule, torch_conv, torch_norm
+from tljax.weights.rules.table import COUNTERS, Layout, Rule, torch_conv, torch_norm, torch_transposed
 
 
 def milesial(config: Variant) -> Layout:
-    """`UNet` of milesial/Pytorch-UNet; its decoder is not read, nor is the list of its masks' grey values."""
-    rules = _double("inc.double_conv", "stem") + _double("down{k}.maxpool_conv.1.double_conv", "stage{k}")
-    return Layout(tuple(rules), (*COUNTERS, r"up\d+\..*", r"outc\..*", "mask_values"))
+    """`UNet` of milesial/Pytorch-UNet; the list of its masks' grey values is not read."""
+    rules = [
+        *_double("inc.double_conv", "stem"),
+        *_double("down{k}.maxpool_conv.1.double_conv", "stage{k}"),
+        *torch_transposed("up{k}.up", "head/up{k}"),
+        *_double("up{k}.conv.double_conv", "head/block{k}"),
+        *torch_conv("outc.conv", "head/score"),
+    ]
+    return Layout(tuple(rules), (*COUNTERS, "mask_values"), (("upsample", "bilinear"),))
 
 
 def _double(theirs: str, ours: str) -> list[Rule]:

@@ -10,7 +10,7 @@ from tljax.weights.rules.table import (
     Layout,
     Rule,
     keras_dense,
-    prefixed,
+    smp_unet,
     torch_conv,
     torch_dense,
     torch_norm,
@@ -66,8 +66,8 @@ def keras(config: Variant) -> Layout:
 
 
 def smp(config: Variant) -> Layout:
-    """The encoder of a segmentation_models_pytorch network; its decoder is not read."""
-    return prefixed("encoder.", Layout(tuple(_features(config)), COUNTERS), (r"decoder\..*", r"segmentation_head\..*"))
+    """`Unet` of segmentation_models_pytorch, which makes nothing of the map at stride 1."""
+    return smp_unet(Layout(tuple(_features(config)), COUNTERS), (("depth", len(config.blocks)),))
 
 
 LAYOUTS = {"torchvision": torchvision, "timm": timm, "keras": keras, "smp": smp}

@@ -1,0 +1,41 @@
+"""Small networks, and what tests of heads share."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from tljax import models
+from tljax.models import convnext, densenet, resnet, unet, vgg
+from tljax.models import state as leaves_of
+
+VGG = vgg.Variant(((2,), (3,), (3,), (4,), (4,)))
+RESNET = resnet.Variant((1, 1, 1, 1), (4, 4, 6, 8), bottleneck=False)
+CONVNEXT = convnext.Variant((1, 1, 1, 1), (4, 6, 8, 10))
+DENSENET = densenet.Variant((1, 1, 1, 1), growth=2, initial=4)
+TINY = unet.Variant((2, 3, 4))
+
+
+def build(config, head, image_size=32, classes=3, rngs=None, **options):
+    return models.build(config, num_classes=classes, head=head, image_size=image_size, rngs=rngs, **options)
+
+
+def drawn(model, seed=0):
+    """The model with a random number in every leaf."""
+    rng = np.random.default_rng(seed)
+    numbers = {p: rng.uniform(0.2, 0.9, v.shape) * rng.choice([-1, 1], v.shape) for p, v in leaves(model).items()}
+    numbers = {p: np.abs(x) if p.endswith("/var") else x for p, x in numbers.items()}
+    leaves_of.update(model, {path: jnp.asarray(x, jnp.float32) for path, x in numbers.items()})
+    return model
+
+
+def leaves(model):
+    return leaves_of.values(model)
+
+
+def scattered(x, kernel, stride):
+    """A transposed convolution number by number, without what is cropped of it."""
+    (batch, height, width, _), (size, _, _, outputs) = x.shape, kernel.shape
+    y = np.zeros((batch, (height - 1) * stride + size, (width - 1) * stride + size, outputs))
+    for i, j in np.ndindex(height, width):
+        rows, columns = slice(i * stride, i * stride + size), slice(j * stride, j * stride + size)
+        y[:, rows, columns] += np.einsum("bc,hwco->bhwo", x[:, i, j], kernel)
+    return y
