@@ -26,8 +26,8 @@ PARTS = ("logits", "distances", "centre")
 NOTHING = ({}, {})  # neither another network's answers nor numbers
 
 
-def outputs_of(logits, distances, centre):
-    places = jnp.broadcast_to(PLACES, (*centre.shape[:2], 3))
+def outputs_of(logits, distances, centre, places=PLACES):
+    places = jnp.broadcast_to(places, (*centre.shape[:2], 3))
     reach = distances * places[..., 2:]
     boxes = jnp.concatenate([places[..., :2] - reach[..., :2], places[..., :2] + reach[..., 2:]], -1)
     return {"logits": logits, "boxes": boxes, "centre": centre, "places": places}
@@ -140,3 +140,18 @@ def test_every_box_has_a_place_unless_smaller_ones_took_all_that_it_may_have(dra
         may = np.asarray(alone) == i
         assert may.any()
         assert (area[found[may]] <= area[i]).all()
+
+
+def test_what_is_said_inside_of_a_crowd_is_neither_right_nor_wrong():
+    places = grid(8)
+    logits, centre = jnp.zeros((1, len(places), 3)), jnp.zeros((1, len(places)))
+    crowd, box = [0, 0, 16, 32], [2, 2, 14, 14]
+    batch = {"label": jnp.array([[1, -2, -1]]), "boxes": jnp.array([[box, crowd, [0] * 4]], jnp.float32)}
+
+    def loss(logits):
+        outputs = outputs_of(logits, jnp.ones((1, len(places), 4)), centre, places)
+        return summands(outputs, batch).focal.sum()
+
+    felt = np.abs(jax.grad(loss)(logits)[0]).max(-1) > 0
+    has_box = np.array([2 < y < 14 and 2 < x < 14 for y, x, _ in places])
+    np.testing.assert_array_equal(felt, (places[:, 0] >= 16) | has_box)

@@ -42,6 +42,24 @@ def get_config():
     c.model.preprocess, c.strategy.name = "unit", "scratch"
     return c
 """
+# Heads that tell where something is, on pictures of 16 pixels with one or two digits.
+LOCATED = {
+    "unet": {"channels": (4,)},
+    "fcn": {"variant": "16s", "channels": 4},
+    "detector": {"channels": 4, "neck": "deconv"},
+}
+SCENES = {"train": 24, "valid": 4, "test": 4, "side": 16, "objects": (1, 2)}
+LOCATED_RECIPE = """
+from tljax import config
+
+def get_config():
+    c = config.default()
+    c.data.name, c.data.options = "scenes", {scenes}
+    c.model.backbone, c.model.options = "{backbone}", {options}
+    c.model.head, c.model.head_options = "{head}", {head_options}
+    c.model.preprocess, c.strategy.name = "unit", "scratch"
+    return c
+"""
 
 
 def recipe(folder, net, classes=CLASSES) -> str:
@@ -66,6 +84,29 @@ def config_of(folder, preset, net="vgg", **settings):
     c.augment.strength = 0.0
     c.cache.where = "none"
     return schema.override(schema.parse(c), {"strategy.name": preset} | settings)
+
+
+def located_config_of(folder, preset, head, **settings):
+    """The config of a preset for masks or boxes; the source is a classifier, teachers have the student's own task."""
+    backbone, options = NETS["resnet"]
+    teacher = folder / f"{head}.py"
+    teacher.write_text(
+        LOCATED_RECIPE.format(scenes=SCENES, backbone=backbone, options=options, head=head, head_options=LOCATED[head])
+    )
+    c = config_of(folder, preset, "resnet")
+    located = {
+        "data.name": "scenes",
+        "data.options": SCENES,
+        "data.classes": (),
+        "data.labels_per_class": None,
+        "data.pictures": 12,
+        "data.image_size": 16,
+        "model.pool": "gap",
+        "model.head": head,
+        "model.head_options": LOCATED[head],
+        "strategy.teachers": (f"recipe:{teacher}",),
+    }
+    return schema.override(c, located | settings)
 
 
 @dataclasses.dataclass(eq=False)
@@ -114,7 +155,8 @@ class Case:
         data, rng = self.prepared.data, np.random.default_rng(seed)
         size = PICTURES // (1 + len(plan.spec.views))
         rows = rng.choice(len(data.train), size, replace=False)
-        batch, images = {"label": data.train.labels[rows]}, data.train.images[rows]
+        targets = data.train.targets(plan.spec.preprocess.size)
+        batch, images = {name: x[rows] for name, x in targets.items()}, data.train.images[rows]
         for network in plan.once:
             batch |= observe(network, network.leaves(self.observed, self.leaves), images)
         if plan.reads_pictures:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from tljax.tasks.classification import calibration_error, details, roc_auc, scores
+from tljax.tasks.classification import at_thresholds, best_thresholds, calibration_error, details, roc_auc, scores
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 PROBABILITIES = np.array(
@@ -72,3 +72,21 @@ def test_a_class_without_pictures_leaves_the_auc_open():
     assert roc_auc(np.array([0, 0, 1]), np.array([[0.5, 0.3, 0.2]] * 3)) is None
     ours = scores(np.array([0, 0, 1]), np.array([[0.5, 0.3, 0.2]] * 3))
     assert ours["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_thresholds_have_the_best_f1_of_all_on_validation_and_are_held_to_the_test_split():
+    rng = np.random.default_rng(5)
+    labels, test_labels = rng.integers(0, 3, 60), rng.integers(0, 3, 40)
+    chances, test_chances = rng.dirichlet(np.ones(4), 60), rng.dirichlet(np.ones(4), 40)
+    thresholds = best_thresholds(labels, chances)
+    assert np.isnan(thresholds[3])  # of a class without pictures
+    for c in range(3):
+        tried = [metrics.f1_score(labels == c, chances[:, c] >= t) for t in chances[:, c]]
+        assert metrics.f1_score(labels == c, chances[:, c] >= thresholds[c]) == max(tried)
+    rows = at_thresholds(test_labels, test_chances, thresholds, ("a", "b", "c", "d"))["thresholded"]
+    assert [row["class"] for row in rows] == ["a", "b", "c", "d"]
+    assert rows[3] == {"class": "d", "threshold": None, "precision": None, "recall": None, "f1": None}
+    for c in range(3):
+        said, true = test_chances[:, c] >= thresholds[c], test_labels == c
+        assert rows[c]["precision"] == pytest.approx((said & true).sum() / max(1, said.sum()))
+        assert rows[c]["recall"] == pytest.approx((said & true).sum() / true.sum())

@@ -37,6 +37,12 @@ class Options:
     contrast: float = opt(0.4, "least distance of an object's colour from what it covers, of 1 in RGB's cube", ge=0)
     texture: float = opt(0.6, "strength of the background's texture; 0: one colour", ge=0, le=1)
     noise: float = opt(0.02, "standard deviation of every pixel's noise, of 1", ge=0, le=1)
+    ink: str = opt(
+        "any",
+        "any: objects and background have colours of any brightness; light: light objects stand on dark grounds, which "
+        "takes a fraction of the steps to learn",
+        choices=("any", "light"),
+    )
     colour: bool = opt(True, "three channels; else grey, one channel")
     items: str = opt("digits", "what stands in the scenes", choices=("digits", "fashion-mnist"))
     seed: int = opt(0, "of all that is drawn", ge=0)
@@ -128,7 +134,8 @@ def draw(group: Items, options: Options, split: str, index: int) -> Scene:
     """Scene `index` of a split."""
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
     side = options.side
-    canvas = background(rng, side, 3 if options.colour else 1, options.texture)
+    dark, light = ((0, 1), (0, 1)) if options.ink == "any" else ((0, 0.5), (0.5, 1))
+    canvas = background(rng, side, 3 if options.colour else 1, options.texture, dark)
     owner, whole, chosen = np.full((side, side), -1), [], []
     for _ in range(rng.integers(*options.objects, endpoint=True)):
         item = rng.integers(len(group.images))
@@ -140,7 +147,7 @@ def draw(group: Items, options: Options, split: str, index: int) -> Scene:
         owner[window][coverage >= 0.5] = len(whole)
         whole.append(np.count_nonzero(coverage >= 0.5))
         chosen.append(item)
-        colour = contrasting(rng, canvas[window], coverage, options.contrast)
+        colour = contrasting(rng, canvas[window], coverage, options.contrast, light)
         canvas[window] += coverage[..., None] * (colour * shade[..., None] - canvas[window])
     canvas += rng.normal(0, options.noise, canvas.shape)
     image = np.round(255 * np.clip(canvas, 0, 1)).astype(np.uint8)

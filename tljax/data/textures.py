@@ -8,23 +8,25 @@ from PIL import Image
 CANDIDATES = 16
 
 
-def background(rng: np.random.Generator, side: int, channels: int, strength: float) -> np.ndarray:
-    """A canvas [S, S, C] between two random colours; how far the second is from the first, `strength` scales.
+def background(rng: np.random.Generator, side: int, channels: int, strength: float, ends=(0, 1)) -> np.ndarray:
+    """A canvas [S, S, C] between two random colours within `ends`.
 
-    Which of the two shows where is a smooth noise, a gradient, or stripes, at random.
+    How far the second is from the first, `strength` scales. Which of the two shows where is a smooth noise, a gradient, or stripes, at random.
     """
     pattern = rng.choice([_noise, _gradient, _stripes])(rng, side)[..., None]
-    first, second = rng.uniform(0, 1, (2, channels))
+    first, second = rng.uniform(*ends, (2, channels))
     return first + strength * pattern * (second - first)
 
 
-def contrasting(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, least: float) -> np.ndarray:
-    """A random colour [C] whose distance from the mean of the canvas [h, w, C] that it covers is at least `least`.
+def contrasting(
+    rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, least: float, ends=(0, 1)
+) -> np.ndarray:
+    """A random colour [C] within `ends`, at least `least` away from the mean of the canvas [h, w, C] that it covers.
 
     The distance is the root mean square over channels. Where no candidate is so far away, the farthest is taken.
     """
     mean = np.average(canvas, axis=(0, 1), weights=coverage)
-    candidates = rng.uniform(0, 1, (CANDIDATES, canvas.shape[-1]))
+    candidates = rng.uniform(*ends, (CANDIDATES, canvas.shape[-1]))
     distances = np.sqrt(np.square(candidates - mean).mean(-1))
     far = np.flatnonzero(distances >= least)
     return candidates[far[0] if len(far) else distances.argmax()]

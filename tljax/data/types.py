@@ -20,7 +20,7 @@ class Split:
       labels: int32 [N], the class of each picture; or uint8 [N, H, W], that of each of its pixels, 255 where it does
         not count; or int32 [N, M], that of each of its boxes, -1 where there is none.
       boxes: float32 [N, M, 4], [y0, x0, y1, x1] in pixels of the picture, zeros where there is none; None: nowhere.
-      crowd: bool [N, M], boxes around many objects or unclear ones, which are no objects to learn and whose detection
+      crowd: bool [N, M], boxes around many objects or unclear ones, which nothing is learned from and whose detection
         counts neither way; None: there are none.
     """
 
@@ -45,13 +45,13 @@ class Split:
         return len(self.labels)
 
     def targets(self, side: int) -> dict[str, np.ndarray]:
-        """What a batch has of it besides its pictures, by the batch's names; crowds are none of it.
+        """What a batch has of it besides its pictures, by the batch's names; the label of a crowd is -2.
 
         Boxes are in pixels of a square input of `side`.
         """
         if self.boxes is None:
             return {"label": self.labels}
-        known = self.labels if self.crowd is None else np.where(self.crowd, -1, self.labels)
+        known = self.labels if self.crowd is None else np.where(self.crowd, -2, self.labels)
         return {"label": known, "boxes": self.boxes * self.scale(side)}
 
     def scale(self, side: int) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 arXiv:1904.01355, as torchvision has it. Outputs are those of `tljax.models.heads.detector`: `logits` [B, P, C], `boxes`
 [B, P, 4], `centre` [B, P], `places` [B, P, 3]: row, column and stride. A batch has `label` int32 [B, M], -1 where there
-is no box, and `boxes` [B, M, 4]. All in pixels of the network's input. Each loss is a sum over a batch's places divided
-by how many of them have a box, at least one.
+is no box and `CROWD` where it is of a crowd, and `boxes` [B, M, 4]. All in pixels of the network's input. Each loss is
+a sum over a batch's places divided by how many of them have a box, at least one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ GAMMA = 2.0
 RADIUS = 1.5
 # How far from a place the farthest side of its box is, in strides: 64 to 128 pixels at stride 16 (FCOS, section 3.2).
 NEAR, FAR = 4.0, 8.0
+# The label of a box around many objects or unclear ones: what is said inside of it is neither right nor wrong.
+CROWD = -2
 # Of what a network says, as in the FCOS authors' code: a score below goes, and an overlap with a better box above.
 LEAST_SCORE = 0.05
 LARGEST_IOU = 0.6
@@ -71,35 +73,35 @@ class Detections(NamedTuple):
     classes: jax.Array
 
 
-@objective()
+@objective("boxes")
 def detection(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """The sum of `detection_focal`, `detection_giou` and `detection_centre`."""
     sums = summands(outputs, batch)
     return _per_positive(sums.focal + sums.giou + sums.centre, sums)
 
 
-@objective("source_output")
+@objective("boxes", "source_output")
 def source_detection(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """`detection` of the second head; the labels are then of the source's classes."""
     sums = summands(outputs["source"], batch)
     return _per_positive(sums.focal + sums.giou + sums.centre, sums)
 
 
-@objective()
+@objective("boxes")
 def detection_focal(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """The focal loss of every class at every place against yes or no (Lin et al. 2017, arXiv:1708.02002)."""
     sums = summands(outputs, batch)
     return _per_positive(sums.focal, sums)
 
 
-@objective()
+@objective("boxes")
 def detection_giou(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """One minus the generalized IoU at places that have a box (Rezatofighi et al. 2019, arXiv:1902.09630)."""
     sums = summands(outputs, batch)
     return _per_positive(sums.giou, sums)
 
 
-@objective()
+@objective("boxes")
 def detection_centre(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """The binary cross-entropy of the centre-ness at places that have a box, in nats (Tian et al. 2019, eq. 3)."""
     sums = summands(outputs, batch)
@@ -109,15 +111,23 @@ def detection_centre(outputs: Outputs, batch: Batch, reference: Reference, hyper
 def summands(outputs: Outputs, batch: Batch, nearest: bool = True) -> Summands:
     """The losses of each picture, undivided; `nearest` as in `assign`."""
     found = targets(outputs, batch, nearest)
+    unclear = jax.vmap(_in_crowd)(outputs["places"], batch["label"], batch["boxes"]) & ~found.positive
     logits, centre = widen(outputs["logits"]), widen(outputs["centre"])
     wanted = jax.nn.one_hot(found.classes, logits.shape[-1], dtype=bool)
     apart = 1 - boxes_of.giou(widen(outputs["boxes"]), found.boxes)
     central = optax.sigmoid_binary_cross_entropy(centre, centreness(outputs["places"], found.boxes))
     return Summands(
-        focal(logits, wanted).sum((1, 2)),
+        jnp.where(unclear[..., None], 0, focal(logits, wanted)).sum((1, 2)),
         *(jnp.where(found.positive, loss, 0).sum(1) for loss in (apart, central)),
         found.positive.sum(1),
     )
+
+
+def _in_crowd(places: jax.Array, label: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Whether each place lies in a crowd: [P, 3], [M], [M, 4] → bool [P]."""
+    at = places[:, None, :2]
+    inside = ((at >= boxes[:, :2]) & (at < boxes[:, 2:])).all(-1)
+    return (inside & (label == CROWD)).any(1)
 
 
 def focal(logits: jax.Array, wanted: jax.Array) -> jax.Array:

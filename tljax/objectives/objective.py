@@ -26,6 +26,8 @@ NEEDS = {
     "weak": "Each batch has unlabelled pictures, of which the student classifies a weakly augmented view.",
     "strong": "The student classifies a strongly augmented view of the same unlabelled pictures.",
     "average": "A running average of the student's weights classifies another weak view of the unlabelled pictures.",
+    "masks": "The labels are masks, as segmentation has them.",
+    "boxes": "The labels are boxes, as detection has them.",
     "boundary_weights": "Each labelled picture comes with the weight of each of its pixels by its distance from two "
     "objects.",
 }

@@ -12,13 +12,13 @@ from tljax.objectives import pixels
 from tljax.objectives.objective import Batch, Hyper, Outputs, Reference, objective
 
 
-@objective()
+@objective("masks")
 def dice(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """One minus the soft Dice coefficient, mean over classes (Milletari et al. 2016, arXiv:1606.04797)."""
     return pixels.dice(*_on_labels(outputs, batch))
 
 
-@objective()
+@objective("masks")
 def focal(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """Cross-entropy that counts less where it is small, with the paper's gamma of 2 (Lin et al. 2017).
 
@@ -27,13 +27,13 @@ def focal(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) ->
     return pixels.focal(*_on_labels(outputs, batch))
 
 
-@objective()
+@objective("masks")
 def lovasz(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """The Lovász-Softmax loss, a surrogate of the mean IoU (Berman et al. 2018, arXiv:1705.08790)."""
     return pixels.lovasz(*_on_labels(outputs, batch))
 
 
-@objective("boundary_weights")
+@objective("masks", "boundary_weights")
 def boundary_cross_entropy(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """Cross-entropy that weighs gaps between objects more, in nats (Ronneberger et al. 2015, equations 1 and 2).
 

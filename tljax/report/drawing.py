@@ -63,7 +63,7 @@ def _classification(classes, scores: dict, test: Split, answers: Answers, folder
 
 
 def _segmentation(classes, scores: dict, test: Split, answers: Answers, folder: Path, count: int, side: int) -> dict:
-    each, found = segmentation.of_each(answers), answers["classes"]
+    each = segmentation.of_each(answers)
     sheet, order = folder / "masks.png", np.argsort(each, kind="stable")
     return {
         "confusion": figures.confusion(scores["confusion"], classes, folder / "confusion.png"),

@@ -118,6 +118,8 @@ def check(config: Config) -> Prepared:
                 raise UserError(f'features.{field}: there is no "{name}"{nearest(name, known)}')
     prepared = prepare(config)
     model = prepared.network.model
+    if prepared.network.task.located:
+        raise UserError(f"Features and probes are of classes of pictures; model.head={config.model.head!r} is not.")
     for stage in wanted.stages:
         if stage in model.cut:
             raise UserError(f"features.stages: {stage} is not built, because model.tap is {config.model.tap!r}.")

@@ -68,7 +68,11 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, plan.hyper), learned, moving)
     size, picture = prepared.config.train.batch_size, prepared.data.train.images.shape[1:]
     images = jax.ShapeDtypeStruct((size, *picture), jnp.uint8)
-    batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)} | ({"image": images} if plan.reads_pictures else {})
+    targets = prepared.data.train.targets(plan.spec.preprocess.size)
+    batch = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in targets.items()}
+    if "boundary_weights" in plan.spec.needs:
+        batch["weight"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
+    batch |= {"image": images} if plan.reads_pictures else {}
     if plan.spec.views:
         pictures = size * prepared.config.strategy.unlabelled_ratio
         batch["unlabelled"] = jax.ShapeDtypeStruct((pictures, *picture), jnp.uint8)

@@ -16,6 +16,7 @@ from tljax.errors import UserError
 from tljax.models import Model, additions
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
+from tljax.objectives.pixels import IGNORED
 from tljax.run import teachers as teachers_of
 from tljax.run.config_files import load_config_file
 from tljax.run.network import Network, head_options
@@ -99,6 +100,8 @@ def prepare(config: Config) -> Prepared:
         raise UserError(f"model.num_classes={config.model.num_classes}, but the data has {len(data.classes)} classes.")
     if not all(map(len, (data.train, data.valid))) or not data.test.size:
         raise UserError(f"data.name={config.data.name!r} leaves a split empty: {data.describe()}.")
+    if data.train.labels.dtype == np.uint8 and not all((x.labels != IGNORED).any() for x in (data.train, data.valid)):
+        raise UserError(f"No pixel of a split of data.name={config.data.name!r} counts: all are {IGNORED}.")
     source = _source(config)
     preprocess = source.preprocess if source else PRESETS[config.model.preprocess or "symmetric"]
     size = config.data.image_size or preprocess.size or data.train.images.shape[1]

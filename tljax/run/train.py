@@ -146,10 +146,12 @@ def _result(run: Prepared, member: Member, keeper: Keeper, leaves: Leaves, secon
         return network.judge(best, split, maps)
 
     result = _provenance(run, member.progress) | {"parameters_digest": parameters_digest(best)}
-    result["valid"], _ = judge(run.data.valid, "validation")
+    result["valid"], on_valid = judge(run.data.valid, "validation")
     if open_test:
         test = run.data.test.open()
         result["test"], answers = judge(test, "test")
+        if (tuned := network.task.tuned) is not None:
+            result["test"] |= tuned(answers, test, on_valid, run.data.valid, network.classes)
         result["gap"] = _gap(network.task, result["valid"], result["test"])
     result |= {"features": keeper.once(), "seconds": seconds, "peak_memory_bytes": _peak_memory()}
     if open_test:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from tljax.data import Split
 from tljax.tasks.task import Arrays, Rows, Task
 
 METRICS = (
@@ -67,6 +68,37 @@ def details(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, .
     }
 
 
+def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """For each class the least probability at which one against rest has its best F1, [classes]; NaN without pictures.
+
+    Those of validation are held to the test split (Lipton et al. 2014, arXiv:1402.1892, on what they optimise).
+    """
+    from sklearn import metrics
+
+    found = np.full(probabilities.shape[1], np.nan)
+    for c, chances in enumerate(probabilities.T):
+        if (labels == c).any():
+            precision, recall, at = metrics.precision_recall_curve(labels == c, chances)
+            # The last point, of no threshold, has recall 0.
+            f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
+            found[c] = at[f1.argmax()]
+    return found
+
+
+def at_thresholds(labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray, classes: Sequence[str]):
+    """`thresholded`: precision, recall and F1 of each class where a picture is of it from its threshold on."""
+    from sklearn import metrics
+
+    rows = []
+    for c, (name, threshold) in enumerate(zip(classes, thresholds.tolist(), strict=True)):
+        said = probabilities[:, c] >= threshold
+        found = metrics.precision_recall_fscore_support(labels == c, said, average="binary", zero_division=0)[:3]
+        known = not np.isnan(threshold)
+        told = zip(("threshold", "precision", "recall", "f1"), (threshold, *map(float, found)), strict=True)
+        rows.append({"class": name, **{key: value if known else None for key, value in told}})
+    return {"thresholded": rows}
+
+
 def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
     """Area under the ROC curve, one against rest, macro average; None where a class has no or every picture."""
     from sklearn import metrics
@@ -101,6 +133,11 @@ def _answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     return {"probabilities": jax.nn.softmax(outputs["logits"])}
 
 
+def _tuned(rows: Rows, split: Split, valid_rows: Rows, valid: Split, classes: tuple[str, ...]) -> dict[str, Any]:
+    thresholds = best_thresholds(valid.labels, probabilities(valid_rows))
+    return at_thresholds(split.labels, probabilities(rows), thresholds, classes)
+
+
 CLASSIFICATION = Task(
     name="classification",
     metrics=METRICS,
@@ -110,5 +147,6 @@ CLASSIFICATION = Task(
     answers=_answers,
     scores=lambda rows, split, side: scores(split.labels, probabilities(rows)),
     details=lambda rows, split, side, classes: details(split.labels, probabilities(rows), classes),
+    tuned=_tuned,
     located=False,
 )

@@ -33,6 +33,8 @@ class Task:
         pictures [N, ...] by a network whose input has so many pixels a side.
       details: (rows, split, side, classes) → further entries of the result, `per_class` among them: a list of rows,
         each with `class`, the name of its class.
+      tuned: (rows, split, validation rows, validation split, classes) → further entries of the result, which depend on
+        a choice made on validation; None: nothing is chosen.
       located: whether what it tells lies somewhere on a picture, and moves with it.
     """
 
@@ -44,4 +46,5 @@ class Task:
     answers: Callable[[Mapping[str, Any], Arrays], dict[str, jax.Array]]
     scores: Callable[[Rows, Split, int], dict[str, float | None]]
     details: Callable[[Rows, Split, int, tuple[str, ...]], dict[str, Any]]
+    tuned: Callable[[Rows, Split, Rows, Split, tuple[str, ...]], dict[str, Any]] | None = None
     located: bool = True

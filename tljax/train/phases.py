@@ -136,6 +136,14 @@ def plan_phase(
     needs = frozenset().union(*(term.needs for term in terms))
     if "average" in needs and phase.average is None:
         raise UserError(f'Phase "{phase.name}": an objective looks at the averaged weights, but average is not set.')
+    task = TASKS[config.model.head]
+    for need, wanted in (("masks", "segmentation"), ("boxes", "detection")):
+        if need in needs and task.name != wanted:
+            term = next(term.name for term in terms if need in term.needs)
+            raise UserError(
+                f'Phase "{phase.name}": {term} learns from {need}, but model.head={config.model.head!r} is for '
+                f"{task.name}."
+            )
     optim = dataclasses.replace(config.optim, **phase.optim)
     _, params, stats = leaves_of.split(model)
     stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
@@ -152,7 +160,7 @@ def plan_phase(
     counts = pictures.train, pictures.valid
     keeping = choose(config, phase.name, prefix, observed, sizes, counts, unlabelled=bool(views))
     spec = Spec(
-        task=TASKS[config.model.head],
+        task=task,
         graphdef=graphdef,
         groups=tuple((p, groups[p]) for p in params if groups[p].learns),
         optimizer=optimizer.static_of(optim),

@@ -1,0 +1,39 @@
+"""A U-Net finds the pixels of digits on textured canvases: pretrained on single digits, then everything learns.
+
+    python run.py --config=configs/unet_scenes.py                 pretrains, then learns: four minutes on two cores
+    python run.py --config=configs/unet_scenes.py:scratch         the same pictures and steps from random weights
+    python run.py --workdir=runs/unet_scenes --mode=predict --input=PICTURE_OR_FOLDER
+
+No download. Pictures of 64×64 pixels with one or two digits of any class, colour, size and place.
+"""
+
+from tljax import config
+
+
+def get_config(variant="transfer"):
+    """The recipe; `variant` is transfer or scratch."""
+    if variant not in ("transfer", "scratch"):
+        raise ValueError(f'There is no variant "{variant}": take transfer or scratch.')
+    c = config.default()
+    c.data.name = "scenes"
+    c.data.options = {"train": 2000, "objects": (1, 2), "scale": (0.45, 0.65), "ink": "light"}
+    c.data.image_size = 64
+    c.model.backbone = "unet"
+    c.model.options = {"widths": (16, 32, 64, 128)}
+    c.model.head = "unet"
+    if variant == "transfer":
+        c.model.weights = "recipe:configs/pretrain_scenes.py"
+        c.strategy.name = "full"
+    else:
+        c.strategy.name = "scratch"
+    c.strategy.objectives = (("cross_entropy", 1.0), ("dice", 1.0))
+    c.optim.lr = 4e-3
+    c.optim.schedule = "cosine"
+    c.optim.warmup_epochs = 0.2
+    c.augment.rotate = 10.0
+    c.augment.scale = (0.9, 1.1)
+    c.augment.translate = 0.05
+    c.train.batch_size = 16
+    c.train.epochs = 5
+    c.train.eval_epochs = 2.5
+    return c

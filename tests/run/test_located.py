@@ -1,0 +1,129 @@
+"""Masks and boxes from config to report: what a run writes, what it goes on from, and how several are compared."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tljax import config as schema
+from tljax.errors import UserError
+from tljax.run import evaluate, predict, sweep
+from tljax.run.prepare import prepare
+from tljax.run.train import train
+from tljax.train.feed import Feed
+
+SCENES = {"train": 24, "valid": 8, "test": 8, "side": 16, "objects": (1, 2), "ink": "light"}
+HEADS = {"unet": {"channels": (8,)}, "detector": {"channels": 8, "neck": "deconv"}}
+
+
+@pytest.fixture
+def located(tiny):
+    """A function of a head: a config that trains in seconds on scenes of 16 pixels."""
+
+    def make(head):
+        tiny.data.name, tiny.data.options, tiny.data.image_size = "scenes", SCENES, 16
+        tiny.data.classes, tiny.data.labels_per_class = (), None
+        tiny.model.options = {"depths": (1, 1), "widths": (8, 8)}
+        tiny.model.head, tiny.model.head_options, tiny.model.dropout = head, HEADS[head], 0.0
+        tiny.strategy.name, tiny.strategy.phases = "scratch", ()
+        tiny.augment.flip, tiny.augment.scale = True, (0.8, 1.2)
+        tiny.train.epochs, tiny.train.eval_epochs = 2.0, 1.0
+        return tiny
+
+    return make
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_its_report_its_evaluation_and_its_predictions(located, head, console, tmp_path):
+    c = located(head)
+    c.report.figures = True
+    config = schema.parse(c)
+    result = train(config, console)
+    assert result["metric"] == {"unet": "miou", "detector": "ap"}[head]
+    report = (tmp_path / "run" / "report.md").read_text()
+    for figure in {"unet": ("masks", "confusion"), "detector": ("boxes", "precision_recall")}[head]:
+        assert f"(figures/{figure}.png)" in report
+        assert (tmp_path / "run" / "figures" / f"{figure}.png").is_file()
+    again = evaluate.evaluate(config, console)
+    assert again["test"] == result["test"]
+    # A wide grey file and one of a colour, each answered at its own size.
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(prepare(config).data.valid.images[0]).resize((40, 24)).convert("L").save(folder / "wide.png")
+    Image.new("RGB", (16, 16), "red").save(folder / "red.jpg")
+    rows = predict.predict(config, folder, console)
+    assert [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()] == rows
+    made = tmp_path / "run" / "predictions"
+    assert {p.name for p in made.glob("*.overlay.png")} == {"wide.overlay.png", "red.overlay.png"}
+    if head == "unet":
+        with Image.open(rows[1]["mask"]) as mask:
+            assert mask.size == (40, 24)
+            assert set(np.unique(mask)) <= set(range(11))
+        assert sum(rows[1]["shares"].values()) == pytest.approx(1)
+    else:
+        found = json.loads((made / "results.json").read_text())
+        assert len(found) == sum(len(row["boxes"]) for row in rows)
+        for one in found:
+            x, y, width, height = one["bbox"]
+            assert one["image_id"] in ("wide.png", "red.jpg")
+            assert -1e-3 <= x <= x + width <= 40 + 1e-3
+            assert -1e-3 <= y <= y + height <= 24 + 1e-3
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_that_died_goes_on_to_the_same_bits(located, head, console, tmp_path, monkeypatch):
+    c = located(head)
+    whole = train(schema.parse(c), console)
+    c.workdir = str(tmp_path / "stopped")
+    taken, take = [], Feed.take
+
+    def dying(self, steps):
+        taken.append(steps)
+        if len(taken) == 5:  # in the second epoch of three steps, after the first one's checkpoint
+            raise KeyboardInterrupt
+        return take(self, steps)
+
+    monkeypatch.setattr(Feed, "take", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(schema.parse(c), console)
+    gone_on = train(schema.parse(c), console)
+    for key in ("parameters_digest", "valid", "test"):
+        assert gone_on[key] == whole[key]
+
+
+def test_a_sweep_is_chosen_by_the_tasks_own_score(located, console):
+    c = located("detector")
+    c.sweep = {"optim.lr": [1e-4, 3e-3], "seed": [0]}
+    summary = sweep.run(schema.parse(c), console)
+    assert len(summary["rows"]) == 1
+    assert sum(cell["test"] is not None for cell in summary["cells"]) == 1
+
+
+def test_views_that_are_kept_have_their_own_masks(located, console):
+    c = located("unet")
+    c.strategy.name, c.strategy.phases = "custom", (schema.Phase("head", (("head/.*", 1.0), (".*", 0.0))),)
+    c.cache.where, c.cache.views = "memory", 2
+    result = train(schema.parse(c), console)
+    assert "2 views computed once" in result["phases"][0]["features"]
+
+
+@pytest.mark.parametrize(
+    ("head", "changes", "words"),
+    [
+        ("unet", {"data.name": "digits", "data.options": {}}, "has nothing for the task segmentation"),
+        ("unet", {"strategy.objectives": (("detection", 1.0),)}, "detection learns from boxes, but model.head='unet'"),
+        ("detector", {"strategy.objectives": (("dice", 1.0),)}, "dice learns from masks"),
+        ("detector", {"model.aux_weight": 0.5}, "has no auxiliary outputs"),
+        ("detector", {"model.pool": "flatten"}, "model.pool is for model.head='classifier'"),
+        ("detector", {"model.head_options": {"nek": "fpn"}}, 'detector has no "nek"; did you mean "neck"'),
+        ("unet", {"data.classes": (1, 2)}, "every pixel of a mask has some class"),
+        ("unet", {"data.labels_per_class": 3}, "set data.pictures"),
+        ("unet", {"data.pictures": 25}, "only 24 training pictures"),
+        ("unet", {"optim.class_weights": (1.0, 2.0)}, "has 2 numbers, but there are 11 classes"),
+        ("unet", {"augment.scale": (1.2, 0.8)}, "two factors above 0, the smaller one first"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(located, head, changes, words):
+    with pytest.raises(UserError, match=words):
+        prepare(schema.override(schema.parse(located(head)), changes))

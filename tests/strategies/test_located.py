@@ -1,0 +1,35 @@
+"""Every preset on masks and on boxes: what is kept changes nothing, what is frozen stays, what learns moves."""
+
+import numpy as np
+import pytest
+
+from tests.strategies.case import Case, located_config_of
+from tljax.strategies import PRESETS
+
+# Equal specs are one program; the head alone, for instance, is the first phase of five presets.
+PROVEN = set()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("head", ["unet", "detector"])
+def test_every_preset_works_where_something_is_found(tmp_path, head, preset):
+    settings = {"optim.lr": 0.01, "strategy.threshold": 0.1}
+    kept = Case.make(located_config_of(tmp_path, preset, head, **settings, **{"cache.where": "memory"}))
+    again = Case.make(located_config_of(tmp_path, preset, head, **settings))
+    for once, every in zip(kept.plans, again.plans, strict=True):
+        if every.spec in PROVEN:
+            continue
+        PROVEN.add(every.spec)
+        state, seen = again.run(every)
+        assert all(m["finite"] for m in seen)
+        assert all(0 <= m["correct"] <= len(again.batch(every)["label"]) for m in seen)
+        assert all(term > 0 for m in seen for term in m["terms"]), (every.phase.objectives, seen)
+        index = again.index(every)
+        after = every.give(state.learned | state.moving, every.take(again.leaves, index)[2], index)
+        moved = {path for path, x in after.items() if not np.array_equal(x, again.leaves[path])}
+        assert moved <= {*every.learned, *every.moving}
+        assert {path.split("/")[0] for path in moved} == {path.split("/")[0] for path in every.learned}
+        if once.once:
+            _, same = kept.run(once)
+            for name in ("loss", "terms"):
+                np.testing.assert_allclose(same[0][name], seen[0][name], rtol=1e-5, atol=1e-6)
