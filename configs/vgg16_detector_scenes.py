@@ -34,13 +34,15 @@ def get_config(variant=None):
     else:
         c.model.backbone = "vgg16_bn"
         c.model.options = {"blocks": ((16, 16), (32, 32), (64, 64, 64), (128, 128, 128), (128, 128, 128))}
+        c.data.options = c.data.options | {"train": 2500}
         c.data.image_size = 64
         if variant == "built_in":
             c.model.weights = "recipe:configs/pretrain_scenes.py:vgg16"
         else:
             c.strategy.name = "scratch"
     if variant != "deconv":
-        c.model.head_options = {"neck": "fpn", "channels": 128, "tower": 1}
+        levels = 3 if variant == "imagenet" else 4
+        c.model.head_options = {"neck": "fpn", "levels": levels, "channels": 128, "tower": 1}
     c.optim.lr = 1e-3
     c.optim.schedule = "cosine"
     c.train.batch_size = 16

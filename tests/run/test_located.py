@@ -14,7 +14,7 @@ from tljax.run.train import train
 from tljax.train.feed import Feed
 
 SCENES = {"train": 24, "valid": 8, "test": 8, "side": 16, "objects": (1, 2), "ink": "light"}
-HEADS = {"unet": {"channels": (8,)}, "detector": {"channels": 8, "neck": "deconv"}}
+HEADS = {"unet": {"channels": (8, 8)}, "detector": {"channels": 8, "neck": "deconv"}}
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def located(tiny):
     def make(head):
         tiny.data.name, tiny.data.options, tiny.data.image_size = "scenes", SCENES, 16
         tiny.data.classes, tiny.data.labels_per_class = (), None
-        tiny.model.options = {"depths": (1, 1), "widths": (8, 8)}
+        tiny.model.options = {"depths": (1, 1, 1), "widths": (8, 8, 8)}
+        tiny.model.aux_weight = 0.4 if head == "unet" else 0.0  # deep supervision
         tiny.model.head, tiny.model.head_options, tiny.model.dropout = head, HEADS[head], 0.0
         tiny.strategy.name, tiny.strategy.phases = "scratch", ()
         tiny.augment.flip, tiny.augment.scale = True, (0.8, 1.2)
@@ -93,7 +94,7 @@ def test_a_run_that_died_goes_on_to_the_same_bits(located, head, console, tmp_pa
 
 
 def test_a_sweep_is_chosen_by_the_tasks_own_score(located, console):
-    c = located("detector")
+    c = located("unet")
     c.sweep = {"optim.lr": [1e-4, 3e-3], "seed": [0]}
     summary = sweep.run(schema.parse(c), console)
     assert len(summary["rows"]) == 1

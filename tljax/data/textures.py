@@ -9,9 +9,9 @@ CANDIDATES = 16
 
 
 def background(rng: np.random.Generator, side: int, channels: int, strength: float, ends=(0, 1)) -> np.ndarray:
-    """A canvas [S, S, C] between two random colours within `ends`.
+    """A canvas [S, S, C] between two random colours within `ends`; `strength` scales how far they are apart.
 
-    How far the second is from the first, `strength` scales. Which of the two shows where is a smooth noise, a gradient, or stripes, at random.
+    Which of the two shows where is a smooth noise, a gradient, or stripes, at random.
     """
     pattern = rng.choice([_noise, _gradient, _stripes])(rng, side)[..., None]
     first, second = rng.uniform(*ends, (2, channels))

@@ -30,7 +30,7 @@ def curves(
     marker = "o" if len(history) <= 30 else None
     key, name = score
     # Training may show another thing than what validation judges by.
-    training = "training" if seen == key else f"training ({seen.replace('_', ' ')})"
+    training = "training" if seen == key else f"training ({seen.replace('_', ' ').replace('iou', 'IoU')})"
     shown = (("loss", "loss", "loss", "training"), (key, seen, name, training))
     for axes, (key, seen, name, training) in zip(panels, shown, strict=True):
         for split, of, label, colour in (("train", seen, training, BLUE), ("valid", key, "validation", ORANGE)):
