@@ -154,7 +154,8 @@ def inference_errors(case: Case) -> dict[str, float]:
     def run(leaves, images):
         model = leaves_of.merge(graphdef, leaves)
         maps = model.features(images)
-        made = {"logits": model.head(maps)} | model.head.auxiliary(maps)
+        # Of auxiliary classifiers, the references told what they say in training mode.
+        made = {"logits": model.head(maps)} | (model.head.auxiliary(maps) if case.reference == "segmentation" else {})
         made |= {what: maps[stage] for stage, what in case.stages.items()}
         return {what: value for what, value in made.items() if case.has(what)}
 

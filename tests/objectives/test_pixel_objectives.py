@@ -124,4 +124,4 @@ def test_boundary_cross_entropy_is_the_papers_over_the_pixels_that_count(of_clas
     assert value == pytest.approx(expected / count, rel=1e-5)
     assert not gradient[0, :2].any()
     assert jnp.isfinite(gradient).all()
-    assert objectives.boundary_cross_entropy.needs == {"boundary_weights"}
+    assert objectives.boundary_cross_entropy.needs == {"boundary_weights", "masks"}

@@ -125,3 +125,11 @@ def test_units():
     ]
     assert report.humanise_seconds(119.6) == "119.6 s"
     assert report.humanise_seconds(None) == report.number(None) == report.MISSING
+
+
+def test_files_that_were_left_out_are_counted_and_named(written, result):
+    assert "left out" not in written()
+    result["data"]["skipped"] = ["a|b.jpg", "c.jpg"]
+    assert r"> **Warning:** 2 files could not be used and were left out: a\|b.jpg, c.jpg." in written(result=result)
+    result["data"]["skipped"] = [f"{i}.jpg" for i in range(12)]
+    assert "9.jpg, ..." in written(result=result)

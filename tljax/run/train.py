@@ -151,7 +151,7 @@ def _result(run: Prepared, member: Member, keeper: Keeper, leaves: Leaves, secon
         test = run.data.test.open()
         result["test"], answers = judge(test, "test")
         if (tuned := network.task.tuned) is not None:
-            result["test"] |= tuned(answers, test, on_valid, run.data.valid, network.classes)
+            result |= tuned(answers, test, on_valid, run.data.valid, network.classes)
         result["gap"] = _gap(network.task, result["valid"], result["test"])
     result |= {"features": keeper.once(), "seconds": seconds, "peak_memory_bytes": _peak_memory()}
     if open_test:
