@@ -38,7 +38,7 @@ from tljax import config
 def get_config():
     c = config.default()
     c.data.classes = {classes}
-    c.model.backbone, c.model.options, c.model.pool = "{backbone}", {options}, "flatten"
+    c.model.backbone, c.model.options, c.model.pool = "{backbone}", {options}, "{pool}"
     c.model.preprocess, c.strategy.name = "unit", "scratch"
     return c
 """
@@ -62,10 +62,10 @@ def get_config():
 """
 
 
-def recipe(folder, net, classes=CLASSES) -> str:
+def recipe(folder, net, classes=CLASSES, pool="flatten") -> str:
     """Writes a config file of a network, given as (backbone, options), and returns it as `model.weights` takes it."""
     path = folder / f"{net[0]}-{len(list(folder.iterdir()))}.py"
-    path.write_text(RECIPE.format(backbone=net[0], options=net[1], classes=classes))
+    path.write_text(RECIPE.format(backbone=net[0], options=net[1], classes=classes, pool=pool))
     return f"recipe:{path}"
 
 
@@ -101,6 +101,7 @@ def located_config_of(folder, preset, head, **settings):
         "data.labels_per_class": None,
         "data.pictures": 12,
         "data.image_size": 16,
+        "model.weights": recipe(folder, NETS["resnet"], (4, 5, 6, 7), "gap"),
         "model.pool": "gap",
         "model.head": head,
         "model.head_options": LOCATED[head],
