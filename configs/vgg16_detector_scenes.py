@@ -34,7 +34,7 @@ def get_config(variant=None):
     else:
         c.model.backbone = "vgg16_bn"
         c.model.options = {"blocks": ((16, 16), (32, 32), (64, 64, 64), (128, 128, 128), (128, 128, 128))}
-        c.data.options = c.data.options | {"train": 2500}
+        c.data.options = c.data.options | {"train": 200}
         c.data.image_size = 64
         if variant == "built_in":
             c.model.weights = "recipe:configs/pretrain_scenes.py:vgg16"
