@@ -1,6 +1,6 @@
 """A U-Net finds the pixels of digits on textured canvases: pretrained on single digits, then everything learns.
 
-    python run.py --config=configs/unet_scenes.py                 pretrains, then learns: four minutes on two cores
+    python run.py --config=configs/unet_scenes.py                 pretrains, then learns: under five minutes, two cores
     python run.py --config=configs/unet_scenes.py:scratch         the same pictures and steps from random weights
     python run.py --workdir=runs/unet_scenes --mode=predict --input=PICTURE_OR_FOLDER
 

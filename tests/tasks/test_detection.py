@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tljax.data import Split
 from tljax.objectives.detector import detection, targets
-from tljax.tasks.detection import DETECTION, results
+from tljax.tasks.detection import DETECTION, of_each, results
 
 SIDE, HEIGHT, WIDTH, PICTURES, CLASSES = 64, 128, 256, 6, 3
 SCALE = np.array([HEIGHT, WIDTH] * 2) / SIDE
@@ -208,3 +208,16 @@ def test_seen_is_the_mean_overlap_at_the_places_of_boxes():
     half = right.boxes.at[..., 2].set(right.boxes[..., [0, 2]].mean(-1))
     for boxes, share in ((right.boxes, 1), (half, 0.5)):
         np.testing.assert_allclose(jax.jit(DETECTION.seen)(outputs | {"boxes": boxes}, batch), [share, 0], rtol=1e-5)
+
+
+def test_the_f1_of_a_picture_counts_what_is_right_once():
+    box, other = [8, 8, 24, 24], [40, 40, 60, 60]
+    labels = np.array([[1, 2], [1, -1], [-1, -1], [-1, -1]])
+    split = as_split(np.array([[box, other], [box, box], [box, box], [box, box]], np.float64), labels)
+    rows = {
+        # Twice the same one and one of the wrong class; one that is not sure; one where there is nothing; none.
+        "boxes": np.array([[box, box, other], [box] * 3, [box] * 3, [box] * 3], np.float32),
+        "scores": np.array([[0.9, 0.8, 0.7], [0.2, 0, 0], [0.9, 0, 0], [0, 0, 0]], np.float32),
+        "classes": np.array([[1, 1, 0], [1, -1, -1], [0, -1, -1], [-1, -1, -1]], np.int32),
+    }
+    np.testing.assert_allclose(of_each(rows, split, SIDE), [2 / 5, 0, 0, np.nan])

@@ -10,6 +10,9 @@ import numpy as np
 
 from tljax.errors import UserError
 
+# The label of a pixel that does not count.
+IGNORED = 255
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:

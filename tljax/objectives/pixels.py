@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tljax.data.types import IGNORED
 from tljax.objectives.objective import widen
-
-IGNORED = 255
 
 
 def on_grid(logits: jax.Array, shape: tuple[int, int]) -> jax.Array:

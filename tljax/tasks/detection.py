@@ -92,26 +92,23 @@ def of_each(rows: Rows, split: Split, side: int, least: float = 0.3, threshold: 
       least: boxes with a lower score do not count.
       threshold: IoU from which on a box of the right class is right; the best come first, each finds one object.
     """
+    from pycocotools import mask as coding
+
     each = np.full(len(split), np.nan)
     for i, known in enumerate((split.labels >= 0) & (True if split.crowd is None else ~split.crowd)):
         true, kinds = split.boxes[i][known], split.labels[i][known]
         sure = (rows["classes"][i] >= 0) & (rows["scores"][i] >= least)
         found, said = rows["boxes"][i][sure] / split.scale(side), rows["classes"][i][sure]
-        overlap = np.where(said[:, None] == kinds, _iou(found, true), 0)
+        if not len(true) or not len(found):
+            each[i] = 0 if len(true) + len(found) else np.nan
+            continue
+        overlap = np.where(said[:, None] == kinds, coding.iou(_as_coco(found), _as_coco(true), [0] * len(true)), 0)
         right = 0
-        for row in overlap if len(true) else ():
+        for row in overlap:
             if row[best := row.argmax()] >= threshold:
                 right, overlap[:, best] = right + 1, 0
-        if len(true) + len(found):
-            each[i] = 2 * right / (len(true) + len(found))
+        each[i] = 2 * right / (len(true) + len(found))
     return each
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[N, 4], [M, 4] → [N, M]."""
-    shared = np.prod(np.maximum(np.minimum(a[:, None, 2:], b[:, 2:]) - np.maximum(a[:, None, :2], b[:, :2]), 0), -1)
-    areas = [np.prod(x[:, 2:] - x[:, :2], -1) for x in (a, b)]
-    return shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-9)
 
 
 def results(rows: Rows, ids: Sequence, sizes: Sequence[tuple[int, int]], side: int) -> list[dict[str, Any]]:

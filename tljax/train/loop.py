@@ -141,7 +141,7 @@ class Fit:
             steps = max(1, min(asked.pictures, len(train)) // size)
             self.log.work(f"{plan.phase.name}: choosing neurons", steps * size)
             seed, arrays = (member.config.seed, member.progress.phase), {"image": train.images}
-            arrays |= self.keeper.targets(plan.spec, train)
+            arrays |= train.targets(plan.spec.preprocess.size)
             batches = self._told(train_batches(arrays, size, seed, steps), size)
             network = criteria.Network(plan.spec.graphdef, plan.spec.task, plan.spec.preprocess, plan.spec.dtype)
             key = self._key(member.progress.phase)
@@ -179,7 +179,7 @@ class Fit:
     def _valid(self, plan: PhasePlan, leaves: Leaves) -> Mapping[str, np.ndarray]:
         """The validation pictures, or the maps of the frozen first stages where these are computed once."""
         valid = self.data.valid
-        targets = self.keeper.targets(plan.spec, valid)
+        targets = valid.targets(plan.spec.preprocess.size)
         if (prefix := plan.keeping.valid) is None:
             return {"image": valid.images} | targets
         theirs, what = prefix.leaves(self.observed, leaves), f"{plan.phase.name}: {prefix.name}, validation"

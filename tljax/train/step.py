@@ -142,6 +142,7 @@ def step_of(spec: Spec):
             pictures = batch["image"]
             inputs = {"labelled": preprocess(pictures)}
         unlabelled = {"image": batch.get("unlabelled")}
+        # Of the first and the second view, and of what the averaged weights see.
         view_keys = [jax.random.fold_in(augment_key, 0 if aligned else i) for i in range(3)]
         for view_key, name in zip(view_keys, spec.views, strict=False):
             inputs[name] = preprocess(views[name](view_key, unlabelled)["image"])

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tljax.data.types import IGNORED
 from tljax.errors import UserError
 
-IGNORED = 255  # the class of a pixel that does not count
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _BAD = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")
