@@ -106,9 +106,17 @@ def test_fingerprint_sees_pixels_labels_and_order():
     other = split.images.copy()
     other[0, 0, 0] ^= 1
     swapped = split.take(np.array([1, 0, *range(2, len(split))]))
-    prints = {split.fingerprint, Split(other, split.labels).fingerprint, swapped.fingerprint}
-    assert len(prints) == 3
+    relabelled = split.labels.copy()
+    relabelled[0] += 1
+    changed = (Split(other, split.labels), swapped, Split(split.images, relabelled))
+    assert len({split.fingerprint, *(s.fingerprint for s in changed)}) == 4
     assert split.take(np.arange(len(split))).fingerprint == split.fingerprint
+    labels = np.zeros((len(split), 2), np.int32)
+    boxes = np.zeros((*labels.shape, 4), np.float32)
+    moved, crowd = boxes.copy(), np.zeros(labels.shape, bool)
+    moved[-1, -1, 3], crowd[-1, -1] = 1, True
+    known = ((boxes,), (moved,), (boxes, crowd))
+    assert len({Split(split.images, labels, *rest).fingerprint for rest in known}) == 3
 
 
 @pytest.mark.parametrize("split", ["fraction", "first_per_class"])

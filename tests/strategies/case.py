@@ -180,19 +180,22 @@ class Case:
             state, frozen, self.batch(plan), numbers(plan), jax.random.key(0), given
         )
 
-    def run(self, plan: PhasePlan, steps: int = 1, key: int = 0, **changed):
+    def run(self, plan: PhasePlan, steps: int = 1, key: int = 0, compiled: bool = False, **changed):
         """Takes steps and returns the state and each step's metrics; `changed` are numbers.
 
-        Operation after operation: what two phases have in common is compiled once for both, and that is what takes the
-        time here. Runs compile the same program as a whole.
+        Operation after operation, unless `compiled`: what many phases have in common is compiled once for all, and that
+        is what takes the time here. Runs compile the same program as a whole.
         """
         given, seen = self.given(plan), []
         state, frozen = self.start(plan, given)
         for i in range(steps):
             arguments = state, frozen, self.batch(plan, i), numbers(plan) | changed, jax.random.key(key), given
-            traced = make_train_step(plan.spec).trace(*arguments)
-            found = jaxpr_as_fun(traced.jaxpr)(*jax.tree.leaves(arguments))
-            state, metrics = jax.tree.unflatten(jax.tree.structure(traced.out_info), found)
+            if compiled:
+                state, metrics = make_train_step(plan.spec)(*arguments)
+            else:
+                traced = make_train_step(plan.spec).trace(*arguments)
+                found = jaxpr_as_fun(traced.jaxpr)(*jax.tree.leaves(arguments))
+                state, metrics = jax.tree.unflatten(jax.tree.structure(traced.out_info), found)
             seen.append(jax.device_get(metrics))
         return state, seen
 

@@ -18,7 +18,11 @@ def half_squares(leaves):
     return 0.5 * sum(float((np.asarray(x, np.float64) ** 2).sum()) for x in leaves)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# Every day, presets whose last phases differ in what is trainable or in their objectives' kind.
+EVERYDAY = ("scratch", "feature_extraction", "freeze_last", "micro_two_heads", "distillation", "fixmatch")
+
+
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=[pytest.mark.deep] * (p not in EVERYDAY)) for p in PRESETS])
 def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
     settings = {"optim.l2": 0.3, "optim.l2_sp": 0.7, "optim.label_smoothing": 0.2, "model.dropout": 0.5}
     config = config_of(tmp_path, preset, "vgg", **settings | {"optim.name": "sgd", "optim.clip_norm": 0.1})

@@ -40,9 +40,14 @@ def test_against_scikit_learn():
 @given(st.integers(2, 8), st.integers(10, 60), st.integers(0, 99))
 def test_random_predictions_against_scikit_learn(classes, n, seed):
     rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.resize(np.arange(classes), n))
+    # Classes of different sizes, each with an image at least.
+    labels = rng.permutation(np.r_[np.arange(classes), rng.integers(0, (classes + 1) // 2, n - classes)])
     probabilities = rng.dirichlet(np.ones(classes), n)
     ours = scores(labels, probabilities)
+    macro = metrics.precision_recall_fscore_support(
+        labels, probabilities.argmax(1), labels=np.arange(classes), average="macro", zero_division=0
+    )
+    assert [ours[f"{name}_macro"] for name in ("precision", "recall", "f1")] == pytest.approx(macro[:3])
     top = metrics.top_k_accuracy_score(labels, probabilities, k=5) if classes > 5 else 1.0
     assert ours["top5"] == pytest.approx(top)
     if classes > 2:

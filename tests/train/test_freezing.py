@@ -26,11 +26,7 @@ FIRST = {
     "resnet": ".*/block0/(unit1|shortcut)/conv|stem/.*",
     "densenet": "stem/.*",
 }
-# Equal specs are one program; the head alone, for instance, is the first phase of five presets, and proven once.
-PROVEN = set()
-# Everything learns in their phases, as under `full`: to the family it is the same update of the same leaves, of another
-# loss. The operations of that loss are what takes the time, so that these take their steps on one family.
-EVERYTHING = ("distillation", "attention_transfer", "delta", "lwf", "pseudo_label", "mean_teacher")
+SETTINGS = {"optim.weight_decay": 0.1, "optim.clip_norm": 1.0, "model.dropout": 0.2}
 WIDE = {
     "vgg": ("vgg11", {"blocks": ((64, 64), (64, 64))}),
     "resnet": ("resnet8", {"depths": (1, 1), "widths": (64, 64)}),
@@ -47,53 +43,79 @@ def bits(x):
     return np.ascontiguousarray(x).view(np.uint32)
 
 
-# Every preset on every net is proven; on two of the nets, what is no other kind of phase than on the third, among the
-# deep tests.
+# What is no other kind of phase than these on the same network, repeats it on the others.
 KINDS = ("feature_extraction", "freeze_last", "layers", "micro", "fitnets")
+STEPPED = {
+    "resnet": (*KINDS, "scratch", "finetune", "micro_two_heads", "fixmatch"),
+    "vgg": KINDS,
+    "densenet": ("layers", "micro"),
+}
 
 
 @pytest.mark.parametrize(
-    ("net", "preset"),
+    ("net", "presets"),
     [
-        pytest.param(net, preset, marks=[pytest.mark.deep] * (net != "resnet" and preset not in KINDS))
-        for net in NETS
-        for preset in PRESETS
+        *(pytest.param(net, PRESETS if net == "resnet" else KINDS, id=net) for net in NETS),
+        *(pytest.param(net, PRESETS, id=f"{net}-all", marks=pytest.mark.deep) for net in ("vgg", "densenet")),
     ],
 )
-def test_what_learns_moves_and_what_is_frozen_keeps_its_bits(make, net, preset):
-    case = make(preset, net, **{"optim.weight_decay": 0.1, "optim.clip_norm": 1.0, "model.dropout": 0.2})
-    for plan in case.plans:
-        if plan.spec in PROVEN:
-            continue
-        index, before = case.index(plan), {p: np.array(v) for p, v in case.leaves.items()}
-        # Clipping reads every gradient that there is: were there frozen ones, they would be computed.
-        assert products_in(case.traced(plan)) == products(net, case, plan)
-        if preset in EVERYTHING and net != "resnet":
-            assert not plan.frozen
-            continue
-        state, metrics = case.run(plan, 2)
-        assert all(m["finite"] for m in metrics)
-        # Numbers exist for nothing but what learns.
-        assert set(state.learned) == {p for p in plan.learned if p in index or not plan.groups[p].single}
-        numbers = sum(before[p][..., index.get(p, slice(None))].size for p in state.learned)
-        assert optimizer_bytes(state.opt) == MOMENTS[plan.optim.name] * 4 * numbers
-        assert set(state.average) == (set(state.learned) | set(plan.moving) if plan.phase.average else set())
-        after = plan.give(state.learned | state.moving, plan.take(case.leaves, index)[2], index)
-        assert after.keys() == before.keys()
-        for path in before:
-            changed = (bits(after[path]) != bits(before[path])).reshape(-1, before[path].shape[-1]).any(0)
-            if path in index:
-                assert set(np.flatnonzero(changed)) == set(index[path].tolist()), path
-            else:
-                assert changed.any() == (path in (*plan.learned, *plan.moving)), path
-        # Single neurons learn under the statistics that they were chosen with.
-        assert not (plan.layers and plan.moving)
-        PROVEN.add(plan.spec)
+def test_a_step_computes_no_gradient_of_what_is_frozen(make, net, presets):
+    proven = set()
+    for preset in presets:
+        case = make(preset, net, **SETTINGS)
+        for plan in case.plans:
+            if plan.spec not in proven:
+                # Clipping reads every gradient that there is: were there frozen ones, they would be computed.
+                assert products_in(case.traced(plan)) == products(net, case, plan), preset
+                proven.add(plan.spec)
+
+
+@pytest.mark.parametrize(
+    ("net", "presets"),
+    [
+        *(pytest.param(net, presets, id=net) for net, presets in STEPPED.items()),
+        *(
+            pytest.param(net, [p for p in PRESETS if p not in presets], id=f"{net}-others", marks=pytest.mark.deep)
+            for net, presets in STEPPED.items()
+        ),
+    ],
+)
+def test_what_learns_moves_and_what_is_frozen_keeps_its_bits(make, net, presets):
+    # Equal specs are one program; the head alone, for instance, is the first phase of five presets.
+    proven = set()
+    for preset in presets:
+        case = make(preset, net, **SETTINGS)
+        for plan in case.plans:
+            if plan.spec not in proven:
+                prove(case, plan, preset)
+                proven.add(plan.spec)
+
+
+def prove(case, plan, preset):
+    """Takes two steps of a phase and holds every parameter against what it was before."""
+    index, before = case.index(plan), {p: np.array(v) for p, v in case.leaves.items()}
+    state, metrics = case.run(plan, 2)
+    assert all(m["finite"] for m in metrics)
+    # Numbers exist for nothing but what learns.
+    assert set(state.learned) == {p for p in plan.learned if p in index or not plan.groups[p].single}
+    numbers = sum(before[p][..., index.get(p, slice(None))].size for p in state.learned)
+    assert optimizer_bytes(state.opt) == MOMENTS[plan.optim.name] * 4 * numbers
+    assert set(state.average) == (set(state.learned) | set(plan.moving) if plan.phase.average else set())
+    after = plan.give(state.learned | state.moving, plan.take(case.leaves, index)[2], index)
+    assert after.keys() == before.keys()
+    for path in before:
+        changed = (bits(after[path]) != bits(before[path])).reshape(-1, before[path].shape[-1]).any(0)
+        if path in index:
+            assert set(np.flatnonzero(changed)) == set(index[path].tolist()), (preset, path)
+        else:
+            assert changed.any() == (path in (*plan.learned, *plan.moving)), (preset, path)
+    # Single neurons learn under the statistics that they were chosen with.
+    assert not (plan.layers and plan.moving)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_optimizer_state_is_what_the_learning_leaves_need_to_the_byte(make, preset):
-    case = make(preset, "vgg")
+    case = make(preset, "resnet")
     for plan in case.plans:
         index = case.index(plan)
         learned, moving, _ = jax.eval_shape(plan.take, case.leaves, index)
@@ -200,9 +222,9 @@ def test_a_step_costs_what_learns(tmp_path, net, monkeypatch):
 def flops_of_layers(case, monkeypatch):
     """What each layer's product on 36 pictures costs, by the compiler's count."""
     inputs, whole, model = {}, Layer.__call__, case.prepared.network.model
-    monkeypatch.setattr(Layer, "__call__", lambda self, x: inputs.__setitem__(id(self), x.shape) or whole(self, x))
-    jax.eval_shape(model, np.zeros((36, 8, 8, 3), np.float32))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Layer, "__call__", lambda self, x: inputs.__setitem__(id(self), x.shape) or whole(self, x))
+        jax.eval_shape(model, np.zeros((36, 8, 8, 3), np.float32))
     costs = {}
     for _, layer in layers_of(case.leaves, order_of(case)):
         module = functools.reduce(getattr, layer.split("/"), model)

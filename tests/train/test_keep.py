@@ -18,6 +18,7 @@ from tljax.data import Split
 from tljax.errors import UserError
 from tljax.run.prepare import prepare
 from tljax.strategies import PRESETS
+from tljax.train import keep
 from tljax.train import store as storing
 from tljax.train.keep import Keeper, Keeping
 from tljax.train.reference import PREFIX, observe
@@ -27,7 +28,11 @@ from tljax.train.store import Store
 SHAPES = {"a/b": jax.ShapeDtypeStruct((3, 2), np.float32), "c": jax.ShapeDtypeStruct((3,), jax.numpy.bfloat16)}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# Every day, one preset of each kind of network that is cached: frozen stages, teachers, and the source.
+EVERYDAY = ("feature_extraction", "layers", "micro", "distillation", "fitnets", "delta")
+
+
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=[pytest.mark.deep] * (p not in EVERYDAY)) for p in PRESETS])
 def test_every_preset_learns_the_same_with_and_without(tmp_path, preset):
     settings = {"optim.lr": 0.01, "strategy.neurons.layers": ("stage2/.*",)}
     kept = Case.make(config_of(tmp_path, preset, "vgg", **settings, **{"cache.where": "memory"}))
@@ -93,6 +98,8 @@ def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatc
         assert not reused(**change), name
         assert reused(**change), name
     assert reused()
+    monkeypatch.setattr(keep, "_code", lambda: "another version of the code")
+    assert not reused()
 
 
 def test_rows_are_those_of_the_pictures_in_their_order(frozen):

@@ -33,6 +33,8 @@ def watched(monkeypatch):
 def test_a_phase_is_one_program_and_blocks_lead_to_the_same_bits(tiny, tmp_path, console, watched, monkeypatch):
     programs, taken = watched
     tiny.cache.where = "memory"
+    tiny.model.options = {"depths": (1,), "widths": (4,)}
+    tiny.strategy.phases = (tiny.strategy.phases[0], schema.Phase("all", optim={"name": "nesterov"}))
     tiny.train.checkpoint_epochs, tiny.train.eval_epochs = 0.3, 0.7  # stretches of many lengths
     whole = train(schema.parse(tiny), console)
     assert len(programs) == 2

@@ -1,63 +1,82 @@
 """Eight devices give what one gives."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
+import jax
 import pytest
+from rich.console import Console
 
 from tests.conftest import ROOT
-
-PROGRAM = """
-import io, json, sys
-import jax
-jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
-from rich.console import Console
 from tljax import config
 from tljax.run.train import train
 from tljax.train import sharding
 from tljax.train.loop import Fit
-sharding.LEAST_SHARDED, shares, save = 64, [], Fit._save
-def saving(self, place, own, state, *rest):
-    leaves = jax.tree.leaves((state.learned, state.opt))
-    shares.append(sum(x.addressable_shards[0].data.size for x in leaves) / sum(x.size for x in leaves))
-    return save(self, place, own, state, *rest)
-Fit._save = saving
-c = config.default()
-c.workdir = sys.argv[2]
-c.data.classes = (1, 2, 3)
-c.data.labels_per_class = 16
-c.strategy.name = "scratch"
-c.optim.name = "momentum"
-c.optim.lr = 0.02
-c.optim.clip_norm = 1.0
-c.augment.flip = True
-c.model.dropout = 0.2
-c.train.batch_size = 16
-c.train.epochs = 2
-c.cache.where = "none"
-c.train.shard = sys.argv[3]
-c.report.figures = c.report.tensorboard = False
-result = train(config.parse(c), Console(file=io.StringIO()))
-rows = [json.loads(line) for line in open(f"{sys.argv[2]}/metrics.jsonl")]
-print(json.dumps({"devices": len(result["devices"]), "loss": [r["train"]["loss"] for r in rows],
-                  "valid": [r["valid"]["loss"] for r in rows], "test": result["test"]["loss"], "share": max(shares)}))
+
+PROGRAM = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from tests.train.test_sharding import losses_and_shares
+print(json.dumps(losses_and_shares(*sys.argv[1:])))
 """
 
 
-def run(devices, workdir, shard="none"):
-    command = [sys.executable, "-c", PROGRAM, str(devices), str(workdir), shard]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def losses_and_shares(workdir, shard):
+    """Trains a small network; returns its losses, and how much of parameters and optimizer state a device has."""
+    shares, save, least = [], Fit._save, sharding.LEAST_SHARDED
+
+    def saving(self, place, own, state, *rest):
+        leaves = jax.tree.leaves((state.learned, state.opt))
+        shares.append(sum(x.addressable_shards[0].data.size for x in leaves) / sum(x.size for x in leaves))
+        return save(self, place, own, state, *rest)
+
+    c = config.default()
+    c.workdir = workdir
+    c.data.classes = (1, 2, 3)
+    c.data.labels_per_class = 16
+    c.model.options = {"depths": (1,), "widths": (16,)}
+    c.strategy.name = "scratch"
+    c.optim.name = "momentum"
+    c.optim.lr = 0.02
+    c.optim.clip_norm = 1.0
+    c.augment.flip = True
+    c.model.dropout = 0.2
+    c.train.batch_size = 16
+    c.train.epochs = 1
+    c.cache.where = "none"
+    c.train.shard = shard
+    c.report.figures = c.report.tensorboard = False
+    Fit._save, sharding.LEAST_SHARDED = saving, 64
+    try:
+        result = train(config.parse(c), Console(file=io.StringIO()))
+    finally:
+        Fit._save, sharding.LEAST_SHARDED = save, least
+    with open(f"{workdir}/metrics.jsonl") as file:
+        rows = [json.loads(line) for line in file]
+    losses = [[row[split]["loss"] for row in rows] for split in ("train", "valid")]
+    return {
+        "devices": len(result["devices"]),
+        "losses": [*losses[0], *losses[1], result["test"]["loss"]],
+        "share": max(shares),
+    }
 
 
+@pytest.mark.skipif(jax.device_count() != 1, reason="compares one device with eight virtual ones")
 @pytest.mark.parametrize(("shard", "most"), [pytest.param("none", 1, marks=pytest.mark.deep), ("parameters", 0.2)])
 def test_eight_virtual_devices_give_what_one_gives_and_may_share_the_parameters(tmp_path, shard, most):
-    one, eight = run(1, tmp_path / "one"), run(8, tmp_path / "eight", shard)
-    assert (one.pop("devices"), eight.pop("devices")) == (1, 8)
-    assert one.pop("share") == 1
-    assert 1 / 8 <= eight.pop("share") <= most
-    for key, values in one.items():
-        assert eight[key] == pytest.approx(values, abs=1e-4), key
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "eight"), shard]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    one = losses_and_shares(str(tmp_path / "one"), "none")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-2000:]
+    eight = json.loads(out.splitlines()[-1])
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert one["share"] == 1
+    assert 1 / 8 <= eight["share"] <= most
+    assert eight["losses"] == pytest.approx(one["losses"], abs=1e-4)

@@ -6,6 +6,7 @@ arithmetic, and agrees to 1e-9, but for what is explained at THEIR_OWN. In float
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -48,14 +49,20 @@ RECIPES = {
 # torch clips by limit / (norm + 1e-6); Keras keeps the learning rate and rho in float32.
 THEIR_OWN = {"momentum_clip": 1e-6, "head_only": 1e-6, "rmsprop": 1e-6}
 STABLE = ["sgd", "momentum", "momentum_clip", "adam_smooth", "head_only"]
-# By precision, what every day holds of them on the VGG, whose layers the ResNet has too; the rest is deep.
-EVERYDAY = {"float64": ("sgd", "rmsprop", "momentum_clip"), "float32": ("sgd", "adam_smooth")}
+# The optimizers do not depend on the network: every day, the VGG has them in float64, and the ResNet what its BatchNorm
+# could change. The rest is deep.
+EVERYDAY = {
+    ("vgg", "float64"): ("sgd", "nesterov", "adamw", "rmsprop", "momentum_clip", "momentum_decay"),
+    ("vgg", "float32"): ("adam_smooth",),
+    ("resnet", "float64"): ("head_only",),
+    ("resnet", "float32"): ("momentum",),
+}
 
 
 def cases(recipes, precision):
     """Pairs of network and recipe, those marked that are not for every day."""
     return [
-        pytest.param(net, r, marks=[pytest.mark.deep] * (net == "vgg" and r not in EVERYDAY[precision]))
+        pytest.param(net, r, marks=[] if r in EVERYDAY[net, precision] else pytest.mark.deep)
         for net in NETS
         for r in recipes
     ]
@@ -67,6 +74,7 @@ def batch(step):
     return {"image": images, "label": rng.integers(0, 5, 16)}
 
 
+@functools.cache
 def train(net, recipe, dtype):
     variant, head = NETS[net]
     model = models.build(variant, num_classes=5, image_size=12, dtype=np.dtype(dtype), rngs=nnx.Rngs(0), **head)

@@ -34,6 +34,9 @@ def test_resizing_equals_torch_with_antialiasing(method, size):
         spec = Preprocess("p", 1.0, (0.0, 0.0, 0.0), interpolation=method)
         out = make_preprocess(spec, 16)(image[None].astype(np.uint8))
         np.testing.assert_allclose(out[0], np.repeat(expected, 3, -1), atol=1e-3)
+        smaller = np.clip(jax.image.resize(image, (5, 5, 1), linear, antialias=True), 0, 255)
+        out = make_preprocess(spec, 5)(image[None].astype(np.uint8))
+        np.testing.assert_allclose(out[0], np.repeat(smaller, 3, -1), atol=1e-3)
 
 
 def test_grey_becomes_three_equal_channels_before_they_are_standardised():

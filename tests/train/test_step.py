@@ -1,0 +1,70 @@
+"""What a single step promises, on small networks: random keys, accumulated gradients, and when it is finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.strategies.case import Case, config_of, numbers
+from tljax.train.step import init_state, make_train_step
+
+DROPOUT = {"model.dropout": 0.5, "optim.name": "sgd"}
+
+
+def step_of(case, plan, batch, state=None, **changed):
+    """Takes one compiled step from a state, or from the start; returns the state after it and the metrics."""
+    given = case.given(plan)
+    learned, moving, frozen = plan.take(case.leaves, given.neurons)
+    if state is None:
+        state = init_state(plan.spec, *jax.tree.map(jnp.array, (learned, moving)), plan.hyper)
+    return make_train_step(plan.spec)(state, frozen, batch, numbers(plan) | changed, jax.random.key(0), given)
+
+
+def test_steps_draw_anew_and_repeat_by_their_number(tmp_path):
+    case = Case.make(config_of(tmp_path, "feature_extraction", "vgg", **DROPOUT))
+    (plan,) = case.plans
+    batch, still = case.batch(plan), {"lr": np.float32(0)}
+    state, first = step_of(case, plan, batch, **still)
+    _, second = step_of(case, plan, batch, state, **still)
+    _, again = step_of(case, plan, batch, **still)
+    # At a rate of zero nothing but the dropped units can differ.
+    assert first["loss"] == again["loss"]
+    assert first["loss"] != second["loss"]
+
+
+def test_frozen_stages_draw_nothing(tmp_path):
+    def losses(trainable):
+        # The rate grows to the last block: the first stage has none, the second drops half of its branches.
+        settings = {"model.options": {"depths": (1, 1), "widths": (4, 4), "drop_path": 0.5}}
+        settings["strategy.layers"] = (f"{trainable}/.*",)
+        case = Case.make(config_of(tmp_path, "layers", "resnet", **settings))
+        (plan,) = case.plans
+        given, batch = case.given(plan), case.batch(plan)
+        state, frozen = case.start(plan, given)
+        step = jax.jit(make_train_step(plan.spec).__wrapped__)
+        return {float(step(state, frozen, batch, numbers(plan), jax.random.key(k), given)[1]["loss"]) for k in range(4)}
+
+    assert len(losses("stage1")) == 1
+    assert len(losses("stage2")) > 1
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+    def after(parts):
+        case = Case.make(config_of(tmp_path, "full", "vgg", **{"optim.name": "sgd", "train.accumulate": parts}))
+        (plan,) = case.plans
+        assert plan.spec.accumulate == parts
+        state, metrics = step_of(case, plan, case.batch(plan))
+        return state.learned, metrics
+
+    (whole, a), (parts, b) = after(1), after(4)
+    for name in ("loss", "correct", "terms"):
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+    for path in whole:
+        np.testing.assert_allclose(parts[path], whole[path], rtol=1e-5, atol=1e-6)
+
+
+def test_an_update_that_is_not_finite_is_noticed_though_the_loss_is(tmp_path):
+    case = Case.make(config_of(tmp_path, "feature_extraction", "vgg", **{"optim.name": "sgd"}))
+    (plan,) = case.plans
+    _, metrics = step_of(case, plan, case.batch(plan), lr=np.float32(np.inf))
+    assert np.isfinite(metrics["loss"])
+    assert not metrics["finite"]
