@@ -53,19 +53,20 @@ def draw(name: str, shape: tuple) -> np.ndarray:
         return np.full(shape, seed % 100, np.int64)
     normal, uniform = pools()
 
-    def cut(pool):
-        return np.resize(np.roll(pool, -(seed % len(pool))), shape)
+    def cut(pool, scale):
+        start, size = seed % len(pool), math.prod(shape)
+        if start + size <= len(pool):
+            return np.float32(scale) * pool[start : start + size].reshape(shape)
+        return np.resize(np.roll(np.float32(scale) * pool, -start), shape)
 
     matrix = len(shape) >= 2 and not name.endswith("layer_scale")
     if matrix:
         fan_in = math.prod(shape[:-1] if name.endswith("kernel") else shape[1:])
-        tensor = cut(normal)
-        tensor *= np.float32(math.sqrt(2 / fan_in))
-        return tensor
+        return cut(normal, math.sqrt(2 / fan_in))
     for pattern, (low, high) in UNIFORM:
         if pattern.search(name):
-            return np.float32(low) + np.float32(high - low) * cut(uniform)
-    return np.float32(0.1) * cut(normal)
+            return np.float32(low) + cut(uniform, high - low)
+    return cut(normal, 0.1)
 
 
 def photos(size: int) -> np.ndarray:

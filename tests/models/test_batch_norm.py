@@ -36,9 +36,14 @@ def test_value_and_gradients_equal_those_of_flax(scale, bias):
     def loss(of):
         return lambda *given: (lambda y: (y * dy + y**2).sum())(of(*given))
 
-    np.testing.assert_allclose(ours(x, *rows), theirs(x, *rows), rtol=1e-12, atol=1e-12)
     given = tuple(i for i, row in enumerate((x, *rows)) if row is not None)
-    mine, flax = (jax.grad(loss(of), given)(jnp.asarray(x), *rows) for of in (ours, theirs))
+
+    @jax.jit
+    def both(*arrays):
+        return [(of(*arrays), jax.grad(loss(of), given)(*arrays)) for of in (ours, theirs)]
+
+    (y, mine), (y_flax, flax) = both(jnp.asarray(x), *rows)
+    np.testing.assert_allclose(y, y_flax, rtol=1e-12, atol=1e-12)
     for a, b in zip(mine, flax, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
@@ -46,14 +51,14 @@ def test_value_and_gradients_equal_those_of_flax(scale, bias):
 def test_a_half_precise_map_has_statistics_and_sums_in_float32():
     x = (jax.random.normal(jax.random.key(0), (64, 8, 8, 4)) + 100).astype(jnp.bfloat16)
     one = jnp.ones(4, jnp.float32)
-    y, mean, var = batch_norm.by_batch(x, one, one, epsilon=1e-5, dtype=x.dtype)
+    y, mean, var = jax.jit(lambda x: batch_norm.by_batch(x, one, one, epsilon=1e-5, dtype=x.dtype))(x)
     wide = np.asarray(x, np.float64)
     assert (y.dtype, mean.dtype, var.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
     np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-4)
     shift = jax.grad(lambda b: batch_norm.by_batch(x, one, b, epsilon=1e-5, dtype=x.dtype)[0].sum(dtype=jnp.float32))
     # 4096 ones: a sum in bfloat16 stands still at 256.
-    np.testing.assert_array_equal(shift(one), 4096.0)
+    np.testing.assert_array_equal(jax.jit(shift)(one), 4096.0)
 
 
 def test_computed_once_is_the_same_to_the_bit_with_its_gradient():

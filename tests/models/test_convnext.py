@@ -17,19 +17,17 @@ TINY = convnext.Variant((1, 2, 1), (4, 6, 8), size=3)
     ("name", "parameters"),
     [("convnext_tiny", 28_589_128), ("convnext_small", 50_223_688), ("convnext_base", 88_591_464)],
 )
-def test_has_the_published_number_of_parameters(name, parameters):
+@pytest.mark.deep  # the zoo proves those of the smallest every day
+def test_has_the_published_strides_and_number_of_parameters(name, parameters):
     model = models.build(name, num_classes=1000, rngs=None)
     assert sum(v.size for v in leaves_of.split(model).params.values()) == parameters
-
-
-def test_the_strides():
-    pyramid = models.build("convnext_tiny", num_classes=10, rngs=None).pyramid()
-    assert {name: tuple(level) for name, level in pyramid.items()} == {
-        "stem": (4, 96),
-        "stage1": (4, 96),
-        "stage2": (8, 192),
-        "stage3": (16, 384),
-        "stage4": (32, 768),
+    width = 128 if name == "convnext_base" else 96
+    assert {stage: tuple(level) for stage, level in model.pyramid().items()} == {
+        "stem": (4, width),
+        "stage1": (4, width),
+        "stage2": (8, 2 * width),
+        "stage3": (16, 4 * width),
+        "stage4": (32, 8 * width),
     }
 
 

@@ -40,6 +40,20 @@ AUX_WEIGHT = {"googlenet": 0.3, "inception_v3": 0.4}
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+def latest(function):
+    """Keeps the answer to the latest question, and drops it before the next is worked out: weights are large."""
+    kept = {}
+
+    @functools.wraps(function)
+    def answer(question):
+        if question not in kept:
+            kept.clear()
+            kept[question] = function(question)
+        return kept[question]
+
+    return answer
+
+
 class Case(NamedTuple):
     """A variant as a reference names it."""
 
@@ -101,8 +115,22 @@ def tensors_of(case: Case) -> dict[str, np.ndarray]:
     return {name: zoo_rule.draw(name, tensor.shape) for name, tensor in shapes_of(case).items()}
 
 
+class Drawn(NamedTuple):
+    """A tensor of the reference's checkpoint that is drawn when it is wanted: all of a VGG's are half a gigabyte."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return zoo_rule.draw(self.name, self.shape)
+
+
+@latest
 def built(case: Case) -> tuple[Model, Layout]:
-    """Our model, abstract, with the head that the reference has, and the layout of the reference's names."""
+    """Our model with the head that the reference has, and the layout of the reference's names.
+
+    It is abstract until `ported` fills it.
+    """
     shapes = shapes_of(case)
     family, config = models.find(case.backbone)
     layout = layouts(family, config)[detect(shapes, family, config)]
@@ -113,19 +141,18 @@ def built(case: Case) -> tuple[Model, Layout]:
     return models.build(case.backbone, rngs=None, **options), layout
 
 
-@functools.lru_cache(maxsize=1)
+@latest
 def ported(case: Case) -> tuple[Model, Layout]:
     """The same with the reference's weights."""
     model, layout = built(case)
-    port(tensors_of(case), model, layout)
+    port({name: Drawn(name, tensor.shape) for name, tensor in shapes_of(case).items()}, model, layout)
     return model, layout
 
 
 def misplaced(case: Case) -> list[str]:
     """Tensors without a place, leaves without a tensor, and names that do not come back."""
     model, layout = built(case)
-    shapes = shapes_of(case)
-    found = match(shapes, model, layout)
+    found = match(shapes_of(case), model, layout)
     back = {rule.path: layout.origin(rule.path) for rule in found.plan.values()}
     lost = [rule.name for path, rule in found.plan.items() if back[path] is None or back[path].name != rule.name]
     return [*found.unused, *found.missing, *found.misfits, *lost]
@@ -134,11 +161,10 @@ def misplaced(case: Case) -> list[str]:
 def round_trip(case: Case) -> list[str]:
     """The tensors that do not come back to the bit when they are exported again; also those lost or invented."""
     model, layout = ported(case)
-    theirs = {n: t for n, t in tensors_of(case).items() if not layout.ignores(n)}
+    theirs = {n: t.shape for n, t in shapes_of(case).items() if not layout.ignores(n)}
     back = export(model, layout)
-    return sorted(
-        n for n in {*theirs, *back} if n not in theirs or n not in back or not np.array_equal(theirs[n], back[n])
-    )
+    changed = [n for n in theirs.keys() & back if not np.array_equal(zoo_rule.draw(n, theirs[n]), back[n])]
+    return sorted({*changed, *(theirs.keys() ^ back.keys())})
 
 
 def parameters(case: Case) -> int:
@@ -184,7 +210,7 @@ def _classified(model: Model, images: jax.Array) -> dict[str, jax.Array]:
     return {name: x for name, x in model.outputs(images, train=True).items() if name != "maps"}
 
 
-def gradient_errors(case: Case) -> dict[str, float]:
+def gradient_errors(case: Case, quick: bool = True) -> dict[str, float]:
     """The loss and its gradients with respect to the first convolution and the classifier, in float64.
 
     In float32 the references differ from themselves by up to 3 % at the first convolution, where one ReLU of millions
@@ -206,7 +232,7 @@ def gradient_errors(case: Case) -> dict[str, float]:
         leaves = {path: jnp.asarray(x, jnp.float64) for path, x in (params | stats).items()}
         learned = {path: leaves.pop(path) for path in watched}
         images = zoo_rule.photos(int(case.golden("size"))).astype(np.float64)
-        loss, grads = compiled(jax.value_and_grad(loss_fn))(learned, leaves, images)
+        loss, grads = compiled(jax.value_and_grad(loss_fn), quick)(learned, leaves, images)
     errors = {"loss": abs(float(loss) / float(case.golden("loss")) - 1)}
     for path, rule in watched.items():
         ours, theirs = TRANSFORMS[rule.transform].theirs(np.asarray(grads[path])), case.golden(f"grad:{rule.name}")
@@ -244,6 +270,7 @@ def _text(value: np.ndarray) -> str:
     return value.item().decode()
 
 
-def compiled(function):
-    """Compiled in the least time."""
-    return jax.jit(function, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+def compiled(function, quick: bool = True):
+    """Compiled in the least time, or as runs compile."""
+    options = QUICK if quick else {"xla_backend_optimization_level": 3}
+    return jax.jit(function, compiler_options=options if jax.default_backend() == "cpu" else None)

@@ -206,7 +206,7 @@ MUTANTS = (
         "tljax/train/step.py",
         "decay * average[path] + (1 - decay) * new[path]",
         "(1 - decay) * average[path] + decay * new[path]",
-        ("tests/run/test_strategies.py::test_what_is_kept_of_averaged_weights_is_the_average",),
+        (f"{STEP}::test_averaged_weights_follow_slowly_and_forget_the_start",),
     ),
     Mutant(
         "accumulated_gradients_add_up",
@@ -304,7 +304,7 @@ MUTANTS = (
         "tljax/run/sweep.py",
         "    results = _run_cells(made, console, open_test=not tuning)\n",
         "    results = _run_cells(made, console, open_test=True)\n",
-        (f"{TRAIN}::test_a_sweep_compares_strategies_and_tunes_numbers_on_validation",),
+        (f"{TRAIN}::test_what_a_sweep_tunes_is_chosen_by_the_mean_over_seeds",),
     ),
     Mutant(
         "tuned_by_the_first_seed",
@@ -312,7 +312,7 @@ MUTANTS = (
         "tljax/run/sweep.py",
         'tables.score(results[i], "valid") for i in indices]',
         'tables.score(results[i], "valid") for i in indices[:1]]',
-        (f"{TRAIN}::test_a_sweep_compares_strategies_and_tunes_numbers_on_validation", TOGETHER),
+        (f"{TRAIN}::test_what_a_sweep_tunes_is_chosen_by_the_mean_over_seeds", TOGETHER),
     ),
     Mutant(
         "best_by_training_accuracy",
@@ -328,7 +328,7 @@ MUTANTS = (
         "tljax/checkpoints.py",
         '    return score, -metrics["loss"], -metrics["epoch"]\n',
         '    return score, -metrics["loss"], metrics["epoch"]\n',
-        (TRAIN, RESUME),
+        ("tests/test_checkpoints.py::test_score_then_loss_then_the_earlier_epoch_decide",),
     ),
     Mutant(
         "best_by_the_loss_alone",
@@ -336,7 +336,7 @@ MUTANTS = (
         "tljax/checkpoints.py",
         '    return score, -metrics["loss"], -metrics["epoch"]\n',
         '    return -metrics["loss"], score, -metrics["epoch"]\n',
-        (f"{TRAIN}::test_a_run_leaves_everything_that_it_promises", TRAIN),
+        ("tests/test_checkpoints.py::test_score_then_loss_then_the_earlier_epoch_decide",),
     ),
     Mutant(
         "best_checkpoint_is_deleted",
@@ -344,7 +344,7 @@ MUTANTS = (
         "tljax/checkpoints.py",
         "policies.AnyPreservationPolicy([policies.LatestN(1), best])",
         "policies.AnyPreservationPolicy([policies.LatestN(1)])",
-        (f"{TRAIN}::test_best_and_latest_are_kept_and_the_best_is_what_was_judged", TRAIN),
+        ("tests/test_checkpoints.py::test_best_and_latest_are_kept",),
     ),
     Mutant(
         "patience_over_all_phases",
@@ -393,7 +393,7 @@ MUTANTS = (
         "tljax/train/member.py",
         "        self.log.rewind(self.progress.rows)\n",
         "        self.log.rewind(10**6)\n",
-        (f"{RESUME}::test_death_at_any_step_leads_to_the_same_bits",),
+        (f"{RESUME}::test_a_row_whose_checkpoint_was_not_written_is_written_again",),
     ),
     Mutant(
         "resume_without_average",

@@ -42,6 +42,7 @@ def grid(*strides, side=32):
 
 
 assign = jax.jit(assign, static_argnums=3)
+centre_of = jax.jit(centreness)
 
 
 def test_assignment_equals_torchvisions():
@@ -97,7 +98,7 @@ def test_a_box_between_the_centres_has_its_nearest_place_and_is_central_there():
     assert (assign(places, label, box, False) == -1).all()
     found = assign(places, label, box, True)
     assert places[found >= 0].tolist() == [[12, 12, 8]]
-    assert centreness(places[5], box[0]) == 1
+    assert centre_of(places[5], box[0]) == 1
     # Of two boxes at one place, the smaller has it, whatever their order.
     two = np.array([[13.0, 13.0, 15.0, 15.0], [9.0, 9.0, 11.0, 10.0]], np.float32)
     for order in ([0, 1], [1, 0]):
@@ -118,7 +119,7 @@ def test_a_small_box_goes_to_the_finest_level_and_a_large_one_to_the_coarsest():
 
 def test_centreness_is_that_of_the_paper():
     boxes = np.array([0.0, 0.0, 16.0, 8.0])
-    value = centreness(jnp.array([[8.0, 4.0, 8.0], [4.0, 4.0, 8.0], [12.0, 2.0, 8.0]]), boxes)
+    value = centre_of(np.array([[8.0, 4.0, 8.0], [4.0, 4.0, 8.0], [12.0, 2.0, 8.0]]), boxes)
     np.testing.assert_allclose(value, [1, (4 / 12) ** 0.5, (4 / 12 * 2 / 6) ** 0.5], rtol=1e-6)
 
 
@@ -148,10 +149,12 @@ def test_what_is_said_inside_of_a_crowd_is_neither_right_nor_wrong():
     crowd, box = [0, 0, 16, 32], [2, 2, 14, 14]
     batch = {"label": jnp.array([[1, -2, -1]]), "boxes": jnp.array([[box, crowd, [0] * 4]], jnp.float32)}
 
-    def loss(logits):
+    @jax.jit
+    @jax.grad
+    def slope(logits):
         outputs = outputs_of(logits, jnp.ones((1, len(places), 4)), centre, places)
         return summands(outputs, batch).focal.sum()
 
-    felt = np.abs(jax.grad(loss)(logits)[0]).max(-1) > 0
+    felt = np.abs(slope(logits)[0]).max(-1) > 0
     has_box = np.array([2 < y < 14 and 2 < x < 14 for y, x, _ in places])
     np.testing.assert_array_equal(felt, (places[:, 0] >= 16) | has_box)

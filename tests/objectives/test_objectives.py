@@ -96,17 +96,26 @@ def drawn(seed, pictures=5, teachers=2):
     return outputs, {"label": jnp.asarray(rng.integers(0, 3, pictures))}, reference
 
 
+@cache
+def answers(dtype):
+    """{objective: [(value, gradient) of each case]}, in one program: compiling is what takes the time."""
+    parts = ("outputs", "batch", "reference", "hyper")
+    given = {name: [[case[part] for part in parts] for case in found] for name, found in cases().items()}
+
+    @jit
+    def run(given):
+        return {name: [jax.value_and_grad(OBJECTIVES[name])(*case) for case in found] for name, found in given.items()}
+
+    with jax.enable_x64(dtype == "float64"):
+        return run(cast(given, dtype))
+
+
 @pytest.mark.parametrize("name", OF_CLASSES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
 def test_value_and_gradient_are_the_references(name, dtype, tolerance):
-    # One program for all cases: compiling is what takes the time.
-    step = jit(lambda given: [jax.value_and_grad(OBJECTIVES[name])(*arguments) for arguments in given])
-    with jax.enable_x64(dtype == "float64"):
-        answers = step(
-            cast([[c[part] for part in ("outputs", "batch", "reference", "hyper")] for c in cases()[name]], dtype)
-        )
-    assert answers
-    for (value, grads), case in zip(answers, cases()[name], strict=True):
+    found = answers(dtype)[name]
+    assert found
+    for (value, grads), case in zip(found, cases()[name], strict=True):
         assert value.shape == ()
         assert value.dtype == dtype or value == 0
         np.testing.assert_allclose(value, case["value"], rtol=tolerance, atol=tolerance * 1e-3)

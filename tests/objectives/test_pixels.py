@@ -16,12 +16,14 @@ LOSSES = {
     "dice": pixels.dice,
     "lovasz": pixels.lovasz,
 }
+STEPS = {name: jax.jit(jax.value_and_grad(loss)) for name, loss in LOSSES.items()}
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_and_gradient_equal_the_references(name):
     with jax.enable_x64(True):
-        value, gradient = jax.value_and_grad(LOSSES[name])(jnp.asarray(GOLDEN["logits"]), jnp.asarray(GOLDEN["labels"]))
+        step = jax.jit(jax.value_and_grad(LOSSES[name]))
+        value, gradient = step(jnp.asarray(GOLDEN["logits"]), jnp.asarray(GOLDEN["labels"]))
     # The reference's Lovász loss is in float32.
     np.testing.assert_allclose(value, GOLDEN[name], rtol=1e-6 if name == "lovasz" else 1e-12)
     np.testing.assert_allclose(gradient, GOLDEN[f"{name}_gradient"], atol=1e-7 if name == "lovasz" else 1e-14)
@@ -29,16 +31,15 @@ def test_value_and_gradient_equal_the_references(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_is_lost_where_nothing_counts(name):
-    value, gradient = jax.value_and_grad(LOSSES[name])(jnp.ones((1, 2, 2, 4)), jnp.full((1, 2, 2), pixels.IGNORED))
+    value, gradient = STEPS[name](np.ones((1, 2, 2, 4), np.float32), np.full((1, 2, 2), pixels.IGNORED, np.int32))
     assert value == 0
-    assert not gradient.any()
+    assert not np.any(gradient)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_certainty_of_the_truth_costs_nothing_and_has_a_finite_gradient(name):
-    labels = jnp.array([[[0, 1], [2, 3]]])
-    logits = 200.0 * jax.nn.one_hot(labels, 4)
-    value, gradient = jax.value_and_grad(LOSSES[name])(logits, labels)
-    assert jnp.isfinite(gradient).all()
+    labels = np.array([[[0, 1], [2, 3]]], np.int32)
+    value, gradient = STEPS[name](200 * np.eye(4, dtype=np.float32)[labels], labels)
+    assert np.isfinite(gradient).all()
     if name != "weighted":  # smoothed labels are never met
         assert value == pytest.approx(0, abs=1e-6)

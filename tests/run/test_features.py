@@ -23,22 +23,30 @@ from tljax.weights import PRESETS, export, make_preprocess, parameters_digest
 from tljax.weights.files import write_safetensors
 from tljax.weights.rules import layouts
 
-STAGES = ("stem", "stage1", "stage2", "stage3")
+# Three convolutions at the sides 8, 4 and 2.
+VGG = {"blocks": ((4,), (6,), (8,))}
+STAGES = ("stem", "stage1", "stage2", "stage3", "pool")
+
+
+def build(seed, options=VGG):
+    head = {"pool": "gap", "hidden": ()}
+    return models.build("vgg11_bn", num_classes=3, options=options, image_size=8, **head, rngs=nnx.Rngs(seed))
 
 
 @pytest.fixture
 def ready(tiny, tmp_path):
     """A config with a file of weights, without phases."""
-    model = models.build("resnet8", num_classes=3, rngs=nnx.Rngs(5))
+    model = build(5)
     layout = layouts(model.family, model.config)["torchvision"]
     write_safetensors(tmp_path / "source.safetensors", export(model, layout))
+    tiny.model.options = VGG
     tiny.strategy.name, tiny.strategy.phases = "feature_extraction", ()
     tiny.model.weights, tiny.model.preprocess = str(tmp_path / "source.safetensors"), "unit"
     return tiny
 
 
 def test_the_maps_are_the_models_without_padding_and_the_average_feeds_the_classifier():
-    model = models.build("resnet8", num_classes=3, rngs=nnx.Rngs(0))
+    model = build(0)
     parts = leaves_of.split(model)
     leaves = parts.params | parts.stats
     images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), np.uint8)
@@ -54,12 +62,12 @@ def test_the_maps_are_the_models_without_padding_and_the_average_feeds_the_class
         assert x.dtype == np.float32
         np.testing.assert_allclose(x, theirs[stage], atol=1e-5)
     pooled = extract(make_features(parts.graphdef, unit, "float32", STAGES, "gap"), leaves, split, 4, mesh)
-    logits = pooled["stage3"] @ leaves["head/dense/kernel"] + leaves["head/dense/bias"]
+    logits = pooled["pool"] @ leaves["head/dense/kernel"] + leaves["head/dense/bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_stages_behind_the_last_one_wanted_are_not_computed():
-    parts = leaves_of.split(models.build("resnet8", num_classes=3, rngs=nnx.Rngs(0)))
+    parts = leaves_of.split(build(0, {"blocks": ((4,), (32,), (32,))}))
     leaves, images = parts.params | parts.stats, jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)
 
     def flops(*stages):
@@ -77,7 +85,7 @@ def test_a_file_has_what_it_promises(ready, tmp_path, console):
     prepared = prepare(config)
     with np.load(train) as file:  # without pickle
         assert set(file) == {"stage2", "stem", "label", "picture", "classes", "about"}
-        assert (file["stage2"].shape, file["stem"].shape) == ((36, 32), (36, 16))
+        assert (file["stage2"].shape, file["stem"].shape) == ((36, 6), (36, 4))
         np.testing.assert_array_equal(file["label"], prepared.data.train.labels)
         assert [bytes.fromhex(p) for p in file["picture"]] == prepared.data.train.picture_hashes
         assert file["classes"].tolist() == ["1", "2", "3"]
@@ -89,7 +97,7 @@ def test_a_file_has_what_it_promises(ready, tmp_path, console):
     assert about["split"] == {"name": "train", "fingerprint": prepared.data.train.fingerprint, "size": 36}
     assert about["preprocess"]["scale"] == 1 / 255
     for key, value in {
-        "backbone": "resnet8",
+        "backbone": "vgg11_bn",
         "pool": "gap",
         "precision": "float32",
         "stages": ["stage2", "stem"],
@@ -97,7 +105,7 @@ def test_a_file_has_what_it_promises(ready, tmp_path, console):
         assert about[key] == value
     assert about["config_digest"] == schema.digest(config)
     text = console.export_text()
-    assert "36 pictures, stage2 32, stem 16" in text
+    assert "36 pictures, stage2 6, stem 4" in text
     assert "source.safetensors" in text
     assert "Warning" not in text
     assert "test" not in text.replace(str(tmp_path), "")
@@ -111,7 +119,7 @@ def test_all_stages_whole_of_pictures_without_labels_and_of_test(ready, console)
     data = prepare(config).data
     with np.load(unlabelled) as file:
         assert "label" not in file
-        assert file["stage3"].shape == (len(data.unlabelled.images), 2, 2, 64)
+        assert file["stage3"].shape == (len(data.unlabelled.images), 2, 2, 8)
         assert [n for n in file if n in STAGES] == list(STAGES)
         assert json.loads(str(file["about"]))["split"]["fingerprint"] == data.unlabelled.fingerprint
     with np.load(test) as file:
@@ -202,7 +210,7 @@ def test_probes_are_judged_once_on_the_features_that_are_exported(ready, tmp_pat
     result = probe.run([config], config.workdir, console)
     assert len(opened) == 1
     assert json.loads((tmp_path / "run" / "probe.json").read_text()) == json.loads(json.dumps(result))
-    assert result["features"] == 8 * 8 * 16 + 2 * 2 * 64
+    assert result["features"] == 8 * 8 * 4 + 2 * 2 * 8
     assert list(result["probes"]) == ["logistic", "ridge", "knn"]
     for one in result["probes"].values():
         assert set(one["valid"]) == set(one["test"]) == set({*dict(classification.METRICS), "loss"})

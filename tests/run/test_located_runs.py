@@ -1,51 +1,73 @@
 """Masks and boxes from config to report: what a run writes, what it goes on from, and how several are compared."""
 
+import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from tests.run import small
 from tljax import config as schema
 from tljax.errors import UserError
 from tljax.run import evaluate, predict, sweep
 from tljax.run.prepare import prepare
 from tljax.run.train import train
+from tljax.train import keep
 from tljax.train.feed import Feed
 
 SCENES = {"train": 24, "valid": 8, "test": 8, "side": 16, "objects": (1, 2), "ink": "light"}
-HEADS = {"unet": {"channels": (8, 8)}, "detector": {"channels": 8, "neck": "deconv"}}
+HEADS = {"unet": {"channels": (8,)}, "detector": {"channels": 8, "neck": "deconv"}}
 
 
-@pytest.fixture
-def located(tiny):
-    """A function of a head: a config that trains in seconds on scenes of 16 pixels."""
-
-    def make(head):
-        tiny.data.name, tiny.data.options, tiny.data.image_size = "scenes", SCENES, 16
-        tiny.data.classes, tiny.data.labels_per_class = (), None
-        tiny.model.options = {"depths": (1, 1, 1), "widths": (8, 8, 8)}
-        tiny.model.aux_weight = 0.4 if head == "unet" else 0.0  # deep supervision
-        tiny.model.head, tiny.model.head_options, tiny.model.dropout = head, HEADS[head], 0.0
-        tiny.strategy.name, tiny.strategy.phases = "scratch", ()
-        tiny.augment.flip, tiny.augment.scale = True, (0.8, 1.2)
-        tiny.train.epochs, tiny.train.eval_epochs = 2.0, 1.0
-        return tiny
-
-    return make
+def config_of(head, workdir):
+    """A config that trains in seconds on scenes of 16 pixels."""
+    c = small.config(workdir)
+    c.data.name, c.data.options, c.data.image_size = "scenes", SCENES, 16
+    c.data.classes, c.data.labels_per_class = (), None
+    c.model.backbone = "vgg11"
+    c.model.head, c.model.head_options, c.model.dropout = head, HEADS[head], 0.0
+    if head == "unet":
+        c.model.tap, c.model.aux_weight = "stage2", 0.4  # with deep supervision
+    c.strategy.name, c.strategy.phases = "scratch", ()
+    c.augment.crop_padding, c.augment.flip, c.augment.scale = 0, True, (0.8, 1.2)
+    c.train.epochs, c.train.eval_epochs = 2.0, 1.0
+    return c
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_a_run_its_report_its_evaluation_and_its_predictions(located, head, console, tmp_path):
-    c = located(head)
-    c.report.figures = True
-    config = schema.parse(c)
-    result = train(config, console)
+@pytest.fixture(scope="module", autouse=True)
+def few_rows_at_once():
+    """As many rows are evaluated at once as a split has, not hundreds of which most are padding."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keep, "BATCH_BYTES", 0)  # which makes it eight
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A function of a head: config and result of a finished run, with figures."""
+
+    @functools.cache
+    def run(head):
+        c = config_of(head, tmp_path_factory.mktemp(head) / "run")
+        c.report.figures = True
+        config = schema.parse(c)
+        return config, train(config, Console(quiet=True))
+
+    return run
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_a_run_its_report_its_evaluation_and_its_predictions(whole, head, console, tmp_path):
+    config, result = whole(head)
+    workdir = Path(config.workdir)
     assert result["metric"] == {"unet": "miou", "detector": "ap"}[head]
-    report = (tmp_path / "run" / "report.md").read_text()
+    report = (workdir / "report.md").read_text()
     for figure in {"unet": ("masks", "confusion"), "detector": ("boxes", "precision_recall")}[head]:
         assert f"(figures/{figure}.png)" in report
-        assert (tmp_path / "run" / "figures" / f"{figure}.png").is_file()
+        assert (workdir / "figures" / f"{figure}.png").is_file()
     again = evaluate.evaluate(config, console)
     assert again["test"] == result["test"]
     # A wide grey file and one of a colour, each answered at its own size.
@@ -54,8 +76,8 @@ def test_a_run_its_report_its_evaluation_and_its_predictions(located, head, cons
     Image.fromarray(prepare(config).data.valid.images[0]).resize((40, 24)).convert("L").save(folder / "wide.png")
     Image.new("RGB", (16, 16), "red").save(folder / "red.jpg")
     rows = predict.predict(config, folder, console)
-    assert [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()] == rows
-    made = tmp_path / "run" / "predictions"
+    assert [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()] == rows
+    made = workdir / "predictions"
     assert {p.name for p in made.glob("*.overlay.png")} == {"wide.overlay.png", "red.overlay.png"}
     if head == "unet":
         with Image.open(rows[1]["mask"]) as mask:
@@ -72,11 +94,10 @@ def test_a_run_its_report_its_evaluation_and_its_predictions(located, head, cons
             assert -1e-3 <= y <= y + height <= 24 + 1e-3
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_a_run_that_died_goes_on_to_the_same_bits(located, head, console, tmp_path, monkeypatch):
-    c = located(head)
-    whole = train(schema.parse(c), console)
-    c.workdir = str(tmp_path / "stopped")
+@pytest.mark.parametrize("head", list(HEADS))
+def test_a_run_that_died_goes_on_to_the_same_bits(whole, head, console, tmp_path, monkeypatch):
+    config, expected = whole(head)
+    config = schema.override(config, {"workdir": str(tmp_path / "stopped"), "report.figures": False})
     taken, take = [], Feed.take
 
     def dying(self, steps):
@@ -87,22 +108,26 @@ def test_a_run_that_died_goes_on_to_the_same_bits(located, head, console, tmp_pa
 
     monkeypatch.setattr(Feed, "take", dying)
     with pytest.raises(KeyboardInterrupt):
-        train(schema.parse(c), console)
-    gone_on = train(schema.parse(c), console)
+        train(config, console)
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    gone_on = train(config, console)
+    assert len(taken) == 5 + 3
     for key in ("parameters_digest", "valid", "test"):
-        assert gone_on[key] == whole[key]
+        assert gone_on[key] == expected[key]
 
 
-def test_a_sweep_is_chosen_by_the_tasks_own_score(located, console):
-    c = located("unet")
+def test_a_sweep_is_chosen_by_the_tasks_own_score(tmp_path, console):
+    c = config_of("unet", tmp_path / "run")
+    c.train.epochs = 1
     c.sweep = {"optim.lr": [1e-4, 3e-3], "seed": [0]}
     summary = sweep.run(schema.parse(c), console)
     assert len(summary["rows"]) == 1
     assert sum(cell["test"] is not None for cell in summary["cells"]) == 1
 
 
-def test_views_that_are_kept_have_their_own_masks(located, console):
-    c = located("unet")
+def test_views_that_are_kept_have_their_own_masks(tmp_path, console):
+    c = config_of("unet", tmp_path / "run")
+    c.train.epochs, c.model.aux_weight = 1, 0.0
     c.strategy.name, c.strategy.phases = "custom", (schema.Phase("head", (("head/.*", 1.0), (".*", 0.0))),)
     c.cache.where, c.cache.views = "memory", 2
     result = train(schema.parse(c), console)
@@ -125,6 +150,6 @@ def test_views_that_are_kept_have_their_own_masks(located, console):
         ("unet", {"augment.scale": (1.2, 0.8)}, "two factors above 0, the smaller one first"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(located, head, changes, words):
+def test_what_does_not_fit_is_one_sentence(tmp_path, head, changes, words):
     with pytest.raises(UserError, match=words):
-        prepare(schema.override(schema.parse(located(head)), changes))
+        prepare(schema.override(schema.parse(config_of(head, tmp_path / "run")), changes))

@@ -1,6 +1,5 @@
 """Fields of `model` that change the network, from config to result."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -25,30 +24,34 @@ from tljax.weights.rules import layouts
 ROOT = Path(__file__).parent.parent.parent
 SMALL = inception.Variant(
     1,
-    ((Conv(4, 3),), (MaxPool(), ((Conv(3),), (Conv(2), Conv(3, 3)))), (Conv(5),)),
+    ((Conv(4, 3),), (MaxPool(), Conv(5))),
     auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), places=4, hidden=6, dropout=0.5),),
 )
 
 
 def test_one_channel_drop_path_and_remat_train_resume_and_evaluate(tiny, console):
-    tiny.model.in_channels = 1
-    tiny.model.options = {"drop_path": 0.2, "widths": [8, 8, 16]}
+    tiny.model.backbone, tiny.model.in_channels = "resnet8", 1
+    tiny.model.options = {"drop_path": 0.2, "depths": (2,), "widths": (8,)}
     tiny.model.remat = True
-    tiny.train.precision = "bfloat16"
+    tiny.train.precision, tiny.train.epochs = "bfloat16", 1
+    tiny.strategy.name, tiny.strategy.phases = "scratch", ()
     config = parse(tiny)
     result = train(config, console)
     assert result["preprocess"]["channels"] == 1
     assert 0 <= result["test"]["accuracy"] <= 1
+    recorded = json.loads((Path(config.workdir) / "config.json").read_text())["model"]
+    assert recorded["options"] == {"drop_path": 0.2, "depths": [2], "widths": [8]}
     again = evaluate(config, console)
     assert again["parameters_digest"] == result["parameters_digest"]
-    # The first three of three BasicBlocks' rates: 0, 0.1, 0.2.
-    model = prepare(config).network.model
+    stage = prepare(config).network.model.stage1
+    assert [stage.block0.drop.rate, stage.block1.drop.rate] == pytest.approx([0, 0.2])
+    model = models.build("resnet8", num_classes=3, options={"drop_path": 0.2}, rngs=None)
     assert [getattr(model, f"stage{k}").block0.drop.rate for k in (1, 2, 3)] == pytest.approx([0, 0.1, 0.2])
 
 
 def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predictions(tiny, console, monkeypatch):
     monkeypatch.setitem(inception.VARIANTS, "small", SMALL)
-    tiny.model.backbone = "small"
+    tiny.model.backbone, tiny.model.options = "small", {}
     tiny.model.aux_weight = 0.3
     tiny.strategy.phases = ()
     tiny.strategy.name = "scratch"
@@ -65,7 +68,7 @@ def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predict
 
 def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
     def run(remat):
-        options = {"options": {"drop_path": 0.5}, "image_size": 16}
+        options = {"options": {"drop_path": 0.5, "depths": (1, 1), "widths": (4, 6)}, "image_size": 16}
         model = models.build("resnet8", num_classes=3, remat=remat, rngs=nnx.Rngs(0), **options)
         graphdef, params, stats = leaves_of.split(model)
         images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
@@ -95,7 +98,8 @@ def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_written(tiny, settings, words):
-    config = override(parse(tiny), settings)
+    resnet = {"model.backbone": "resnet8", "model.options": {}, "strategy.name": "scratch", "strategy.phases": ()}
+    config = override(parse(tiny), resnet | settings)
     if words is None:
         assert prepare(config).network.leaves()["stem/unit/conv/kernel"].shape[2] == 5
         return
@@ -104,7 +108,21 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(tiny, se
     assert not Path(config.workdir).exists()
 
 
-@pytest.mark.parametrize("name", ["resnet50", "densenet121", "inception_v3", "convnext_tiny"])
+TRANSFER = ("resnet50", "convnext_tiny", "densenet121", "inception_v3")
+
+
+@pytest.mark.parametrize("name", TRANSFER)
+def test_transfer_recipes_name_weights_of_their_network(name):
+    config = load_config_file(ROOT / "configs" / f"{name}_transfer.py")
+    entry = weights.CATALOGUE[config.model.weights]
+    assert entry.backbone == config.model.backbone == name
+    # A published auxiliary classifier is for the classes of the source, and trains anew.
+    assert (config.model.aux_weight > 0) == bool(getattr(models.find(name)[1], "auxiliary", ()))
+
+
+@pytest.mark.parametrize(
+    "name", [*TRANSFER[:2], *(pytest.param(name, marks=pytest.mark.deep) for name in TRANSFER[2:])]
+)
 def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
     config = load_config_file(ROOT / "configs" / f"{name}_transfer.py")
     entry = weights.CATALOGUE[config.model.weights]
@@ -141,10 +159,3 @@ def _their_shape(rule, shape):
     from tljax.weights.rules.table import TRANSFORMS
 
     return TRANSFORMS[rule.transform].theirs(np.broadcast_to(np.float32(0), shape)).shape
-
-
-def test_the_network_is_recorded_with_its_options(tiny, console):
-    tiny.model.options = {"widths": (4, 4, 4)}
-    config = dataclasses.replace(parse(tiny), workdir=tiny.workdir)
-    train(config, console)
-    assert json.loads((Path(tiny.workdir) / "config.json").read_text())["model"]["options"] == {"widths": [4, 4, 4]}

@@ -18,6 +18,7 @@ def get_config():
     c = config.default()
     c.data.classes = (0, 1)
     c.data.labels_per_class = 8
+    c.model.backbone, c.model.options = "vgg11_bn", {"blocks": ((4,), (8,))}
     c.model.preprocess = "unit"
     c.strategy.name = "scratch"
     c.train.batch_size = 8
@@ -38,6 +39,8 @@ def test_a_sweep_makes_its_weights_once_and_compares_strategies(tiny, recipe, tm
     tiny.model.weights = f"recipe:{recipe}"
     tiny.strategy.phases = ()
     tiny.strategy.name = "full"
+    # As many classes and as few drawings as the recipe: the same programs.
+    tiny.data.classes, tiny.model.dropout, tiny.augment.crop_padding = (2, 3), 0.0, 0
     tiny.train.epochs = 1
     tiny.sweep = {"strategy.name": ["scratch", "feature_extraction"]}
     tiny.workdir = str(tmp_path / "runs" / "compare")
@@ -56,7 +59,7 @@ def test_a_sweep_makes_its_weights_once_and_compares_strategies(tiny, recipe, tm
     assert results["feature_extraction"]["weights"]["sha256"] == source["parameters_digest"]
     # The preprocessing comes with the weights, and the run from scratch sees the same pictures.
     assert {r["preprocess"]["name"] for r in results.values()} == {"unit"}
-    assert results["feature_extraction"]["phases"][0]["learned_parameters"] == 64 * 3 + 3
+    assert results["feature_extraction"]["phases"][0]["learned_parameters"] == 8 * 2 + 2
     again = sweep.run(config, console)
     assert again["rows"] == summary["rows"]
     assert cli.main(["run.py", "--mode=evaluate", f"--workdir={tiny.workdir}"]) == 2

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests.conftest import ROOT
+from tests.run import small
 from tljax import config as schema
 from tljax.checkpoints import Checkpoints
 from tljax.errors import UserError
 from tljax.report.log import Bar, read_rows
+from tljax.run import cli
 from tljax.run.train import train
 from tljax.run.workdir import WorkDir
 
@@ -33,115 +37,134 @@ def outcome(result):
     return {k: result[k] for k in keys} | {"phases": phases}
 
 
-def test_death_at_any_step_leads_to_the_same_bits(tiny, tmp_path, console, monkeypatch):
-    tiny.train.checkpoint_epochs = 0.4
-    whole = train(schema.parse(tiny), console)
-    expected_rows = rows_of(tmp_path / "run")
-    alive = Bar.steps
-    rng = np.random.default_rng(0)
-    for trial in range(3):
-        workdir = tmp_path / f"dying{trial}"
-        tiny.workdir = str(workdir)
-        deaths, result = 0, None
-        while result is None:
-            left = int(rng.integers(1, 9))
+def train_dying(config, console, monkeypatch, at):
+    """Trains until the metrics of step `at` of this sitting arrive; returns the result where it is through before."""
+    alive, arrived = Bar.steps, []
 
-            def dying(self, count, *args, left=left):
-                alive(self, count, *args)
-                self.count, before = getattr(self, "count", 0) + count, getattr(self, "count", 0)
-                if before < left <= self.count:
-                    raise Death
+    def dying(self, count, *args):
+        alive(self, count, *args)
+        before = len(arrived)
+        arrived.extend([1] * count)
+        if before < at <= len(arrived):
+            raise Death
 
-            monkeypatch.setattr(Bar, "steps", dying if deaths < 6 else alive)
-            try:
-                result = train(schema.parse(tiny), console)
-            except Death:
-                deaths += 1
-        assert deaths > 1
-        assert outcome(result) == outcome(whole)
-        assert rows_of(workdir) == expected_rows
+    with monkeypatch.context() as patch:
+        patch.setattr(Bar, "steps", dying)
+        try:
+            return train(config, console)
+        except Death:
+            return None
 
 
-@pytest.fixture
-def long_run(tmp_path):
-    """A config file whose run takes some seconds of training, in two phases, mid-epoch checkpoints included."""
-    path = tmp_path / "long.py"
-    path.write_text(
-        "from tljax import config\n"
-        "def get_config():\n"
-        "    c = config.default()\n"
-        "    c.data.classes = (1, 2, 3)\n"
-        "    c.model.dropout = 0.2\n"
-        "    c.strategy.name = 'custom'\n"
-        "    c.strategy.phases = (\n"
-        "        config.Phase('head', (('head/.*', 1.0), ('.*', 0.0)), epochs=4),\n"
-        "        config.Phase('all', (('.*', 1.0),)),\n"
-        "    )\n"
-        "    c.augment.flip = True\n"
-        "    c.train.batch_size = 8\n"
-        "    c.train.epochs = 8\n"
-        "    c.train.checkpoint_epochs = 0.4\n"
-        "    c.report.figures = False\n"
-        "    return c\n"
-    )
-    return path
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The config, result and rows of a run that nothing interrupts, with checkpoints between validations."""
+    c = small.config(tmp_path_factory.mktemp("whole") / "run")
+    c.train.checkpoint_epochs = 0.4
+    config = schema.parse(c)
+    return config, train(config, Console(quiet=True)), rows_of(Path(config.workdir))
 
 
-def start(config, workdir):
-    return subprocess.Popen(
-        [sys.executable, "run.py", f"--config={config}", f"--workdir={workdir}"],
-        cwd=ROOT,
+@pytest.mark.parametrize(
+    ("deaths", "places"),
+    [
+        ((1, 6, 4, 3), [None, (0, 5), (0, 7), (1, 0)]),  # before there is a checkpoint, and to the end of the phase
+        ((12, 2, 5), [(1, 2), (1, 2), (1, 5)]),  # between two checkpoints, so that nothing was gained
+    ],
+)
+def test_death_at_any_step_leads_to_the_same_bits(whole, deaths, places, tmp_path, console, monkeypatch):
+    config, expected, expected_rows = whole
+    config, stood = schema.override(config, {"workdir": str(tmp_path / "dying")}), []
+    for at in deaths:
+        assert train_dying(config, console, monkeypatch, at) is None
+        with Checkpoints(tmp_path / "dying") as checkpoints:
+            progress = checkpoints.latest and checkpoints.progress(checkpoints.latest)
+        stood.append(progress and (progress["phase"], progress["step"]))
+    assert stood == places
+    assert outcome(train(config, console)) == outcome(expected)
+    assert rows_of(tmp_path / "dying") == expected_rows
+
+
+def test_a_row_whose_checkpoint_was_not_written_is_written_again(whole, tmp_path, console, monkeypatch):
+    config, expected, expected_rows = whole
+    config, save = schema.override(config, {"workdir": str(tmp_path / "dying")}), Checkpoints.save
+
+    def dying(self, step, state, progress, metrics):
+        if metrics is not None and progress["rows"] == 2:
+            raise Death
+        save(self, step, state, progress, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", dying)
+        with pytest.raises(Death):
+            train(config, console)
+    assert len(rows_of(tmp_path / "dying")) == 2
+    assert outcome(train(config, console)) == outcome(expected)
+    assert rows_of(tmp_path / "dying") == expected_rows
+
+
+LONG = """
+from tests.run import small
+
+def get_config():
+    c = small.config(None)
+    c.train.epochs = 10
+    c.train.checkpoint_epochs = 0.4
+    return c
+"""
+
+
+def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
+    """A process is killed, the command is interrupted when it goes on, and ends as a run that nothing interrupts."""
+    (tmp_path / "long.py").write_text(LONG)
+    monkeypatch.chdir(ROOT)
+    command, workdir = ["run.py", f"--config={tmp_path}/long.py"], tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, *command, f"--workdir={workdir}"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-
-
-def wait_for_rows(process, workdir, count):
     deadline = time.monotonic() + 120
-    while len(read_rows(workdir / "metrics.jsonl")) < count and process.poll() is None:
+    while len(read_rows(workdir / "metrics.jsonl")) < 2 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
 
+    alive, seen, asked = Bar.steps, [], []
 
-def test_ctrl_c_and_kill_9_of_real_processes(long_run, tmp_path):
-    whole = start(long_run, tmp_path / "whole")
-    rng, workdir = np.random.default_rng(1), tmp_path / "killed"
-    for kill, rows in ((signal.SIGINT, 1), (signal.SIGKILL, 3), (signal.SIGKILL, 5)):
-        process = start(long_run, workdir)
-        wait_for_rows(process, workdir, rows)
-        time.sleep(rng.uniform(0, 0.15))
-        process.send_signal(kill)
-        _, err = process.communicate(timeout=60)
-        if kill == signal.SIGINT:
-            assert process.returncode == 130
-            assert "the same command goes on from here" in err
-        else:
-            assert process.returncode == -signal.SIGKILL
-        assert not (workdir / "result.json").exists()
-    final = start(long_run, workdir)
-    assert final.wait(timeout=120) == 0
-    assert whole.wait(timeout=120) == 0
+    def interrupted(self, count, *args):
+        alive(self, count, *args)
+        seen.extend([1] * count)
+        if len(seen) > 5 and not asked:  # the second Ctrl-C would end this process
+            asked.append(signal.raise_signal(signal.SIGINT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bar, "steps", interrupted)
+        assert cli.main([*command, f"--workdir={workdir}"]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+    assert not (workdir / "result.json").exists()
+
+    for folder in (workdir, tmp_path / "whole"):
+        assert cli.main([*command, f"--workdir={folder}"]) == 0
     results = [json.loads((w / "result.json").read_text()) for w in (tmp_path / "whole", workdir)]
     assert outcome(results[0]) == outcome(results[1])
     assert rows_of(tmp_path / "whole") == rows_of(workdir)
     assert results[1]["seconds"] > 0
 
 
-def test_another_config_on_the_same_workdir_is_refused_with_what_differs(tiny, console):
-    train(schema.parse(tiny), console)
-    tiny.optim.lr = 0.02
-    tiny.seed = 5
+def test_another_config_on_the_same_workdir_is_refused_with_what_differs(whole, console):
+    config, *_ = whole
     with pytest.raises(UserError) as caught:
-        train(schema.parse(tiny), console)
+        train(schema.override(config, {"optim.lr": 0.02, "seed": 5}), console)
     assert "optim.lr: 0.01 → 0.02" in str(caught.value)
     assert "seed: 0 → 5" in str(caught.value)
 
 
-def test_a_finished_run_is_not_run_again(tiny, console):
-    first = train(schema.parse(tiny), console)
-    assert train(schema.parse(tiny), console) == json.loads(json.dumps(first))
+def test_a_finished_run_is_not_run_again(whole, console):
+    config, result, _ = whole
+    assert train(config, console) == json.loads(json.dumps(result))
     assert "is finished" in console.export_text()
 
 

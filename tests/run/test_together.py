@@ -1,20 +1,23 @@
 """Runs that differ in numbers alone train together, and each is what it would have been alone."""
 
-import dataclasses
+import contextlib
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
+from tests.run import small
 from tljax import config as schema
 from tljax.checkpoints import Checkpoints
 from tljax.errors import TrainingStopped
 from tljax.report.log import read_rows
 from tljax.run import sweep, together
+from tljax.run.prepare import prepare
 from tljax.run.train import train, train_together
-from tljax.train.program import make_steps
+from tljax.train.loop import Fit
 
 NUMBERS = (
     {"optim.lr": 0.02, "optim.label_smoothing": 0.1},
@@ -23,15 +26,16 @@ NUMBERS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch):
-    """Small networks: a loop over their runs may be slow here, and must be right."""
-    monkeypatch.setattr(together, "in_turn", lambda run: False)
+@contextlib.contextmanager
+def at_once():
+    """Convolutions of several runs train together even on a processor, where it is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(together, "in_turn", lambda run: False)
+        yield
 
 
-def configs_of(tiny, folder, numbers):
-    base = schema.parse(tiny)
-    base = schema.override(base, {"optim.weight_decay": 0.01})
+def configs_of(c, folder, numbers):
+    base = schema.override(schema.parse(c), {"optim.weight_decay": 0.01})
     return [schema.override(base, {"workdir": str(folder / str(i)), **n}) for i, n in enumerate(numbers)]
 
 
@@ -61,57 +65,69 @@ def assert_alike(a, b):
         assert a == b
 
 
-@pytest.mark.parametrize("how", ["vmap", pytest.param("map", marks=pytest.mark.deep)])
-def test_each_is_the_run_alone(tiny, tmp_path, console, how, monkeypatch):
-    tiny.train.epochs, tiny.train.early_stop_epochs, tiny.cache.where = 6, 1, "memory"
-    if how == "vmap":  # which is for dense layers
-        first, second = tiny.strategy.phases
-        tiny.strategy.phases = (first, dataclasses.replace(second, rules=first.rules))
-    monkeypatch.setattr(together, "how", lambda run: how, raising=False)
-    both, alone = (configs_of(tiny, tmp_path / name, NUMBERS) for name in ("both", "alone"))
-    programs = make_steps.cache_info().misses
-    results = together_of(both, console)
-    assert make_steps.cache_info().misses == programs + 2  # one a phase
+def dense_phases():
+    """Two phases in which the head alone learns, which is when runs train together on a processor."""
+    c = small.config(None)
+    first, second = c.strategy.phases
+    return first, schema.Phase(second.name, first.rules, optim=second.optim)
+
+
+def short(c):
+    """Three epochs a phase, with the features of frozen stages in memory."""
+    c.train.epochs, c.train.early_stop_epochs, c.cache.where = 3 * len(c.strategy.phases), 1, "memory"
+    return c
+
+
+@pytest.fixture(scope="module", params=["vmap", pytest.param("map", marks=pytest.mark.deep)])
+def both(request, tmp_path_factory):
+    """Configs and results of three runs that trained together, and how many programs that took."""
+    folder, c = tmp_path_factory.mktemp(request.param), small.config(None)
+    c.strategy.phases = dense_phases() if request.param == "vmap" else c.strategy.phases
+    configs = configs_of(short(c), folder, NUMBERS)
+    assert together.how(prepare(configs[0])) == request.param
+    with at_once(), small.watched_programs() as programs:
+        results = together_of(configs, Console(quiet=True))
+    return configs, results, len(programs)
+
+
+def moved(configs, folder):
+    """The same runs in other work directories."""
+    return [schema.override(c, {"workdir": str(folder / Path(c.workdir).name)}) for c in configs]
+
+
+def assert_same_run(config, result, other, expected):
+    for key in ("valid", "test", "gap", "best", "phases", "seed", "data"):
+        a, b = (json.loads(json.dumps(r[key])) for r in (result, expected))
+        for record in (*a, *b) if key == "phases" else ():
+            del record["seconds"]
+        assert_alike(a, b)
+    assert_alike(rows_of(config.workdir), rows_of(other.workdir))
+    with Checkpoints(Path(config.workdir)) as mine, Checkpoints(Path(other.workdir)) as theirs:
+        assert (mine.best, mine.latest) == (theirs.best, theirs.latest)
+        a, b = mine.read_params(mine.best), theirs.read_params(theirs.best)
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_allclose(a[path], b[path], rtol=1e-5, atol=1e-5)
+
+
+def test_each_is_the_run_alone(both, tmp_path, console):
+    configs, results, programs = both
+    assert programs == 2  # one a phase
     stopped = set()
-    for config, other, result in zip(both, alone, results, strict=True):
+    for config, other, result in zip(configs, moved(configs, tmp_path), results, strict=True):
         expected = train(other, console, lines=False)
-        same = ("valid", "test", "gap", "best", "phases", "seed", "data")
-        for key in same:
-            a, b = (json.loads(json.dumps(r[key])) for r in (result, expected))
-            for record in (*a, *b) if key == "phases" else ():
-                del record["seconds"]
-            assert_alike(a, b)
-        assert_alike(rows_of(config.workdir), rows_of(other.workdir))
+        assert_same_run(config, result, other, expected)
         stopped.add(tuple(phase["steps"] for phase in expected["phases"]))
-        with Checkpoints(Path(config.workdir)) as mine, Checkpoints(Path(other.workdir)) as theirs:
-            assert (mine.best, mine.latest) == (theirs.best, theirs.latest)
-            a, b = mine.read_params(mine.best), theirs.read_params(theirs.best)
-        assert a.keys() == b.keys()
-        for path in a:
-            np.testing.assert_allclose(a[path], b[path], rtol=1e-5, atol=1e-5)
     assert len(stopped) > 1  # early stopping is each run's own
     # What is finished is read.
-    assert [r["parameters_digest"] for r in together_of(both, console)] == [r["parameters_digest"] for r in results]
+    with at_once():
+        again = together_of(configs, console)
+    assert [r["parameters_digest"] for r in again] == [r["parameters_digest"] for r in results]
 
 
-def test_one_that_diverges_leaves_the_others_alone(tiny, tmp_path, console):
-    tiny.optim.name = "sgd"
-    tiny.strategy.phases = tiny.strategy.phases[:1]
-    numbers = ({"optim.lr": 0.01}, {"optim.lr": 1e30})
-    good, bad = together_of(configs_of(tiny, tmp_path, numbers), console)
-    assert isinstance(bad, TrainingStopped)
-    assert "not finite at step" in str(bad)
-    assert (
-        good["valid"]["accuracy"]
-        == train(configs_of(tiny, tmp_path / "alone", numbers)[0], console)["valid"]["accuracy"]
-    )
-
-
-@pytest.mark.deep
-def test_what_died_goes_on_wherever_each_stands(tiny, tmp_path, console, monkeypatch):
-    tiny.train.checkpoint_epochs = 0.4
-    whole = together_of(configs_of(tiny, tmp_path / "whole", NUMBERS[:2]), console)
-    configs = configs_of(tiny, tmp_path / "died", NUMBERS[:2])
+def test_what_died_goes_on_wherever_each_stands(both, tmp_path, console, monkeypatch):
+    configs, expected, _ = both
+    died = moved(configs, tmp_path)
 
     class Death(BaseException):
         pass
@@ -120,20 +136,43 @@ def test_what_died_goes_on_wherever_each_stands(tiny, tmp_path, console, monkeyp
 
     def dying(self, *args):
         saves.append(1)
-        if len(saves) == 4:  # between two runs' checkpoints of the same step
-            self.wait()
+        if len(saves) == 5:  # the first run is a checkpoint ahead of the others
             raise Death
         save(self, *args)
         self.wait()
 
-    monkeypatch.setattr(Checkpoints, "save", dying)
-    with pytest.raises(Death):
-        together_of(configs, console)
-    monkeypatch.undo()
-    results = together_of(configs, console)
-    for result, expected in zip(results, whole, strict=True):
-        assert_alike(result["best"], expected["best"])
-        assert_alike(result["test"]["loss"], expected["test"]["loss"])
+    groups, run = [], Fit.run
+
+    def watched(self, leaves):
+        run(self, leaves)
+        groups.append([Path(member.config.workdir).name for member in self.members])
+
+    with at_once(), monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", dying)
+        with pytest.raises(Death):
+            together_of(died, console)
+    stood = []
+    for config in died:
+        with Checkpoints(Path(config.workdir)) as checkpoints:
+            progress = checkpoints.progress(checkpoints.latest)
+        stood.append((progress["phase"], progress["step"]))
+    assert stood[0] > stood[1] == stood[2] > (0, 0)
+    with at_once(), monkeypatch.context() as patch:
+        patch.setattr(Fit, "run", watched)
+        results = together_of(died, console)
+    assert groups == [["0"], ["1", "2"]]  # those that stand at the same step go on together
+    for run_of in zip(died, results, configs, expected, strict=True):
+        assert_same_run(*run_of)
+
+
+def test_one_that_diverges_leaves_the_others_alone(tiny, tmp_path, console):
+    tiny.strategy.phases = dense_phases()[:1]
+    numbers = ({"optim.lr": 0.01}, {"optim.lr": 1e30})
+    good, bad = together_of(configs_of(short(tiny), tmp_path, numbers), console)
+    assert isinstance(bad, TrainingStopped)
+    assert "not finite at step" in str(bad)
+    alone = train(configs_of(tiny, tmp_path / "alone", numbers)[0], console)
+    assert good["valid"]["accuracy"] == alone["valid"]["accuracy"]
 
 
 def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
@@ -142,7 +181,8 @@ def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
     def sizes(*numbers):
         configs = [schema.override(base, n) for n in numbers]
         assert len({together.alike(c) for c in configs}) == 1
-        return [len(batch) for batch in together.batches(configs)]
+        with at_once():
+            return [len(batch) for batch in together.batches(configs)]
 
     assert sizes({"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.weight_decay": 0.1}) == [2, 1]
     assert sizes({}, {"optim.name": "momentum"}, {"optim.name": "sgd"}) == [1, 1, 1]
@@ -151,8 +191,7 @@ def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
     assert together.alike(schema.override(base, {"strategy.temperature": 2.0})) == together.alike(base)
 
 
-def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny, monkeypatch):
-    monkeypatch.undo()
+def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny):
     for phases, expected in ((tiny.strategy.phases, True), (tiny.strategy.phases[:1], False)):
         tiny.strategy.phases = phases
         config = schema.parse(tiny)
@@ -164,13 +203,14 @@ def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny, monkeypat
 def test_a_sweep_over_numbers_compiles_once_opens_test_for_the_winner_and_draws_a_map(tiny, tmp_path, console):
     tiny.workdir = str(tmp_path / "sweep")
     tiny.strategy.phases = tiny.strategy.phases[:1]
+    tiny.train.epochs = 1
     tiny.report.figures = True
-    tiny.sweep = {"optim.lr": [0.001, 0.02], "optim.weight_decay": [0.01, 0.1, 0.3], "seed": [0, 1]}
-    programs = make_steps.cache_info().misses
-    summary = sweep.run(schema.parse(tiny), console)
-    # The program for six runs serves both seeds; the winners are only judged.
-    assert make_steps.cache_info().misses == programs + 1
-    assert len(summary["cells"]) == 12
+    tiny.sweep = {"optim.lr": [0.001, 0.02], "optim.weight_decay": [0.01, 0.3], "seed": [0, 1]}
+    with small.watched_programs() as programs:
+        summary = sweep.run(schema.parse(tiny), console)
+    # The program for four runs serves both seeds; the winners are only judged.
+    assert len(programs) == 1
+    assert len(summary["cells"]) == 8
     assert sum(cell["test"] is not None for cell in summary["cells"]) == 2
     assert (tmp_path / "sweep" / "figures" / "heat_map.png").stat().st_size > 1000
     assert "figures/heat_map.png" in (tmp_path / "sweep" / "report.md").read_text()

@@ -1,11 +1,17 @@
 """One run, whole: what it writes, what it says, and when it stops."""
 
+import dataclasses
+import io
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.numpy import save_file
 
+from tests.run import small
 from tljax import config as schema
 from tljax import weights
 from tljax.checkpoints import Checkpoints
@@ -19,16 +25,36 @@ from tljax.tasks import classification
 METRICS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece")
 
 
-@pytest.fixture
-def finished(tiny, console, tmp_path):
-    tiny.report.figures = True
-    tiny.report.tensorboard = True
-    tiny.model.weights = None
-    return train(schema.parse(tiny), console), tmp_path / "run", tiny
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, which nobody changes: its result, work directory, config and what its console showed."""
+    c = small.config(tmp_path_factory.mktemp("finished") / "run")
+    # So fast that the last validation is not the best one.
+    head, top = c.strategy.phases
+    c.strategy.phases = head, dataclasses.replace(top, optim={"name": "nesterov", "lr": 0.1})
+    c.report.figures = c.report.tensorboard = True
+    config, console = schema.parse(c), Console(record=True, file=io.StringIO(), width=200)
+    return train(config, console), Path(config.workdir), config, console.export_text()
 
 
-def test_a_run_leaves_everything_that_it_promises(finished, console):
-    result, workdir, _ = finished
+@pytest.fixture(scope="module")
+def second(finished, tmp_path_factory):
+    """The result and config of a finished run on other classes, whose source weights are gone."""
+    folder = tmp_path_factory.mktemp("second")
+    shutil.copytree(finished[1], folder / "source")
+    c = small.config(folder / "run")
+    c.model.weights = f"workdir:{folder / 'source'}"
+    c.data.classes = (4, 5)
+    c.strategy.name, c.strategy.phases = "feature_extraction", ()
+    c.train.epochs = 1
+    config = schema.parse(c)
+    result = train(config, Console(quiet=True))
+    shutil.rmtree(folder / "source")
+    return result, config
+
+
+def test_a_run_leaves_everything_that_it_promises(finished):
+    result, workdir, _, text = finished
     assert json.loads((workdir / "result.json").read_text()) == json.loads(json.dumps(result))
     for split in ("valid", "test"):
         assert all(0 <= result[split][m] <= 1 for m in METRICS)
@@ -38,7 +64,7 @@ def test_a_run_leaves_everything_that_it_promises(finished, console):
     for phase in result["phases"]:
         assert set(phase) >= {"name", "epochs", "seconds", "learned_parameters", "optimizer_bytes"}
         assert phase["frozen_unchanged"]
-    assert result["phases"][0]["learned_parameters"] == 64 * 3 + 3
+    assert result["phases"][0]["learned_parameters"] == 8 * 3 + 3
     # Adam holds two moments, Nesterov one.
     assert result["phases"][0]["optimizer_bytes"] == 2 * 4 * result["phases"][0]["learned_parameters"]
     assert result["phases"][1]["optimizer_bytes"] == 4 * result["phases"][1]["learned_parameters"]
@@ -54,21 +80,21 @@ def test_a_run_leaves_everything_that_it_promises(finished, console):
         assert (workdir / "figures" / f"{name}.png").stat().st_size > 3000
         assert f"figures/{name}.png" in (workdir / "report.md").read_text()
     assert list((workdir / "tensorboard").glob("events.*"))
-    assert "validation" in console.export_text()
+    assert "validation" in text
 
 
 def test_best_and_latest_are_kept_and_the_best_is_what_was_judged(finished):
-    result, workdir, _ = finished
+    result, workdir, *_ = finished
     with Checkpoints(workdir) as checkpoints:
-        assert checkpoints.best == result["best"]["step"]
+        assert checkpoints.best == result["best"]["step"] < checkpoints.latest
         assert checkpoints.latest == sum(p["steps"] for p in result["phases"])
         leaves = checkpoints.read_params(checkpoints.best)
     assert weights.parameters_digest(leaves) == result["parameters_digest"]
 
 
 def test_evaluate_finds_the_same_numbers(finished, console):
-    result, _, tiny = finished
-    again = evaluate.evaluate(schema.parse(tiny), console)
+    result, _, config, _ = finished
+    again = evaluate.evaluate(config, console)
     assert again["test"] == result["test"]
     text = console.export_text()
     assert "The parameters are the recorded ones" in text
@@ -78,8 +104,8 @@ def test_evaluate_finds_the_same_numbers(finished, console):
 def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
     from PIL import Image
 
-    _, workdir, tiny = finished
-    config, folder = schema.parse(tiny), tmp_path / "pictures"
+    _, workdir, config, _ = finished
+    folder = tmp_path / "pictures"
     folder.mkdir()
     valid = prepare(config).data.valid
     for i in range(6):
@@ -106,30 +132,21 @@ def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
             predict.predict(config, bad, console)
 
 
-def test_a_finished_run_predicts_without_its_data_and_source_weights(finished, console, tmp_path, monkeypatch):
+def test_a_finished_run_predicts_without_its_data_and_source_weights(second, console, tmp_path, monkeypatch):
     from PIL import Image
 
-    _, _, tiny = finished
-    tiny.workdir = str(tmp_path / "second")
-    tiny.model.weights = f"workdir:{tmp_path / 'run'}"
-    train(schema.parse(tiny), console)
-    (tmp_path / "run").rename(tmp_path / "gone")
+    _, config = second
+    assert not Path(config.model.weights.removeprefix("workdir:")).exists()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     monkeypatch.setattr("tljax.data.load", lambda *_: pytest.fail("the data were read"))
-    (row,) = predict.predict(schema.parse(tiny), tmp_path / "black.png", console)
-    assert {c["class"] for c in row["top"]} == {"1", "2", "3"}
+    (row,) = predict.predict(config, tmp_path / "black.png", console)
+    assert {c["class"] for c in row["top"]} == {"4", "5"}
 
 
-def test_a_finished_run_is_a_source_of_weights(finished, console, tmp_path):
-    result, workdir, tiny = finished
-    tiny.workdir = str(tmp_path / "second")
-    tiny.model.weights = f"workdir:{workdir}"
-    tiny.data.classes = (4, 5)
-    tiny.strategy.phases = ()
-    tiny.strategy.name = "feature_extraction"
-    second = train(schema.parse(tiny), console)
-    assert second["weights"] == {"name": f"workdir:{workdir}", "sha256": result["parameters_digest"]}
-    with Checkpoints(workdir) as a, Checkpoints(tmp_path / "second") as b:
+def test_a_finished_run_is_a_source_of_weights(finished, second):
+    (first, workdir, *_), (result, config) = finished, second
+    assert result["weights"] == {"name": config.model.weights, "sha256": first["parameters_digest"]}
+    with Checkpoints(workdir) as a, Checkpoints(Path(config.workdir)) as b:
         source, target = a.read_params(a.best), b.read_params(b.best)
     for path in source:
         if not path.startswith("head/"):
@@ -167,7 +184,7 @@ def test_early_stopping_ends_a_phase_and_the_next_one_runs(tiny, console):
     # A rate too small to learn anything: the first validation stays the best.
     tiny.strategy.phases = (
         schema.Phase("idle", ((".*/kernel", 1.0), (".*", 0.0)), epochs=10, optim={"name": "sgd", "lr": 1e-12}),
-        schema.Phase("real", ((".*", 1.0),)),
+        schema.Phase("real", ((".*/kernel", 1.0), (".*", 0.0)), optim={"name": "sgd", "lr": 0.05}),
     )
     result = train(schema.parse(tiny), console)
     idle, real = result["phases"]
@@ -176,23 +193,45 @@ def test_early_stopping_ends_a_phase_and_the_next_one_runs(tiny, console):
     assert result["best"]["phase"] == "real"
 
 
-def test_a_sweep_compares_strategies_and_tunes_numbers_on_validation(tiny, console, tmp_path):
+def test_a_sweep_tunes_numbers_on_validation(tiny, console, tmp_path):
     tiny.strategy.phases = tiny.strategy.phases[:1]
     tiny.train.epochs = 2
-    tiny.sweep = {"optim.lr": [1e-6, 0.03], "data.labels_per_class": [8, 16], "seed": [0, 1]}
+    tiny.sweep = {"optim.lr": [1e-6, 0.03], "seed": [0, 1]}
     summary = sweep.run(schema.parse(tiny), console)
-    assert [r["settings"]["data.labels_per_class"] for r in summary["rows"]] == [8, 16]
-    assert all(r["seeds"] == 2 for r in summary["rows"])
-    valid = {(*c["settings"].values(),): c["valid"] for c in summary["cells"]}
-    for row in summary["rows"]:
-        labels, chosen = row["settings"]["data.labels_per_class"], row["settings"]["optim.lr"]
-        means = {lr: np.mean([valid[lr, labels, s] for s in (0, 1)]) for lr in (1e-6, 0.03)}
-        assert means[chosen] == max(means.values())
-    opened = {(*c["settings"].values(),) for c in summary["cells"] if c["test"] is not None}
-    assert opened == {
-        (r["settings"]["optim.lr"], r["settings"]["data.labels_per_class"], s) for r in summary["rows"] for s in (0, 1)
-    }
+    (row,), valid = summary["rows"], {(*c["settings"].values(),): c["valid"] for c in summary["cells"]}
+    means = {lr: np.mean([valid[lr, seed] for seed in (0, 1)]) for lr in (1e-6, 0.03)}
+    chosen = row["settings"]["optim.lr"]
+    assert (means[chosen], row["seeds"]) == (max(means.values()), 2)
+    assert {(*c["settings"].values(),) for c in summary["cells"] if c["test"] is not None} == {(chosen, 0), (chosen, 1)}
     assert "lr" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_what_a_sweep_tunes_is_chosen_by_the_mean_over_seeds(tiny, console, tmp_path, monkeypatch):
+    """Per compared setting; only the chosen runs open the test split, and it has no say."""
+    valid = {
+        **{(0.1, 8, 0): 0.9, (0.1, 8, 1): 0.1, (0.2, 8, 0): 0.6, (0.2, 8, 1): 0.7},
+        **{(0.1, 16, 0): 0.5, (0.1, 16, 1): 0.8, (0.2, 16, 0): 0.6, (0.2, 16, 1): 0.6},
+    }
+    opened = []
+
+    def told(runs, console, *, open_test, lines):
+        results = []
+        for run in runs:
+            settings = run.config.optim.lr, run.config.data.labels_per_class, run.config.seed
+            opened.extend([settings] if open_test else [])
+            test = {"test": {"accuracy": 1 - valid[settings]}} if open_test else {}
+            result = {"metric": "accuracy", "phases": [], "seconds": 0.0, "valid": {"accuracy": valid[settings]}}
+            results.append(result | test)
+        return results
+
+    monkeypatch.setattr(sweep, "train_together", told)
+    tiny.sweep = {"optim.lr": [0.1, 0.2], "data.labels_per_class": [8, 16], "seed": [0, 1]}
+    summary = sweep.run(schema.parse(tiny), console)
+    chosen = {8: 0.2, 16: 0.1}
+    assert {r["settings"]["data.labels_per_class"]: r["settings"]["optim.lr"] for r in summary["rows"]} == chosen
+    assert all(r["seeds"] == 2 for r in summary["rows"])
+    assert sorted(opened) == sorted((lr, labels, seed) for labels, lr in chosen.items() for seed in (0, 1))
+    assert {(*c["settings"].values(),): c["valid"] for c in summary["cells"]} == valid
 
 
 @pytest.mark.parametrize(
@@ -216,11 +255,13 @@ def test_what_can_be_known_beforehand_is_said_before_anything_is_written(tiny, t
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny, tmp_path, console):
-    save_file({"conv1.weight": np.zeros((16, 3, 3, 3), np.float32)}, tmp_path / "half.safetensors")
+    # One tensor that would fit, and one that only VGGs with BatchNorm have: few networks to compare the file with.
+    tensors = {"features.0.weight": np.zeros((4, 3, 3, 3), np.float32), "features.1.running_var": np.ones(5)}
+    save_file(tensors, tmp_path / "half.safetensors")
     tiny.model.weights = str(tmp_path / "half.safetensors")
     with pytest.raises(UserError, match=r"Nobody knows what .* was trained on: set model\.preprocess"):
         train(schema.parse(tiny), console)
     tiny.model.preprocess = "torch"
-    with pytest.raises(UserError, match=r"does not fit.*Leaves without a tensor: stage1/block0/unit1/bn/bias"):
+    with pytest.raises(UserError, match=r"does not fit.*Leaves without a tensor: stage2/conv1/bn/bias"):
         train(schema.parse(tiny), console)
     assert not (tmp_path / "run").exists()

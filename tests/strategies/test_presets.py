@@ -19,7 +19,7 @@ def half_squares(leaves):
 
 
 # Every day, presets whose last phases differ in what is trainable or in their objectives' kind.
-EVERYDAY = ("scratch", "feature_extraction", "freeze_last", "micro_two_heads", "distillation", "fixmatch")
+EVERYDAY = ("scratch", "feature_extraction", "micro_two_heads", "fixmatch")
 
 
 @pytest.mark.parametrize("preset", [pytest.param(p, marks=[pytest.mark.deep] * (p not in EVERYDAY)) for p in PRESETS])

@@ -68,3 +68,21 @@ def test_an_update_that_is_not_finite_is_noticed_though_the_loss_is(tmp_path):
     _, metrics = step_of(case, plan, case.batch(plan), lr=np.float32(np.inf))
     assert np.isfinite(metrics["loss"])
     assert not metrics["finite"]
+
+
+def test_averaged_weights_follow_slowly_and_forget_the_start(tmp_path):
+    settings = {"strategy.average": 0.9, "optim.lr": 0.1}
+    case = Case.make(config_of(tmp_path, "fixmatch", "vgg", **settings))
+    (plan,) = case.plans
+    state, _ = step_of(case, plan, case.batch(plan))
+    first = {path: np.array(x) for path, x in state.learned.items()}
+    # The first step is all of the average, of the second it is half; from the tenth on it is a tenth.
+    np.testing.assert_array_equal(*(np.array(x["stem/conv1/kernel"]) for x in (state.average, first)))
+    state, _ = step_of(case, plan, case.batch(plan), state)
+    second = {path: np.array(x) for path, x in state.learned.items()}
+    for path in first:
+        np.testing.assert_allclose(state.average[path], (first[path] + second[path]) / 2, rtol=1e-5, atol=1e-7)
+    average = {path: np.array(x) for path, x in state.average.items()}
+    state, _ = step_of(case, plan, case.batch(plan), state._replace(step=jnp.int32(50)))
+    for path, new in state.learned.items():
+        np.testing.assert_allclose(state.average[path], 0.9 * average[path] + 0.1 * new, rtol=1e-5, atol=1e-7)

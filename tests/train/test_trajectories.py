@@ -52,7 +52,7 @@ STABLE = ["sgd", "momentum", "momentum_clip", "adam_smooth", "head_only"]
 # The optimizers do not depend on the network: every day, the VGG has them in float64, and the ResNet what its BatchNorm
 # could change. The rest is deep.
 EVERYDAY = {
-    ("vgg", "float64"): ("sgd", "nesterov", "adamw", "rmsprop", "momentum_clip", "momentum_decay"),
+    ("vgg", "float64"): ("sgd", "nesterov", "adamw", "rmsprop", "momentum_clip"),
     ("vgg", "float32"): ("adam_smooth",),
     ("resnet", "float64"): ("head_only",),
     ("resnet", "float32"): ("momentum",),

@@ -12,6 +12,7 @@ from tljax.errors import UserError
 from tljax.models import resnet, vgg
 from tljax.models import state as leaves_of
 from tljax.weights.rules import layouts
+from tljax.weights.rules.table import TRANSFORMS
 
 TINY = vgg.Variant(((4,), (6, 6)))
 
@@ -43,6 +44,19 @@ def test_every_tensor_lands_transposed_in_its_place():
         assert (after[f"{path}/kernel"] == source[f"{name}.weight"].transpose(2, 3, 1, 0)).all()
         assert (after[f"{path}/bias"] == source[f"{name}.bias"]).all()
     assert (after["head/dense/kernel"] == before["head/dense/kernel"]).all()
+
+
+@pytest.mark.parametrize(
+    ("transform", "side"), [("chw7_to_io", 7), ("chw4_to_io", 4), ("oi77_to_io", 7), ("oi11_to_io", 1)]
+)
+def test_a_dense_layer_on_a_whole_map_answers_as_theirs(transform, side):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(side, side, 3)), rng.normal(size=(5, 3, side, side))
+    # A convolution over the whole map, or a dense layer on it when it is flattened as C, H, W.
+    theirs = kernel if transform.startswith("oi") else kernel.reshape(5, -1)
+    ours = TRANSFORMS[transform].ours(theirs)
+    np.testing.assert_allclose(x.reshape(-1) @ ours, np.einsum("oihw,hwi->o", kernel, x))
+    np.testing.assert_array_equal(TRANSFORMS[transform].theirs(np.ascontiguousarray(ours)), theirs)
 
 
 @pytest.mark.parametrize(

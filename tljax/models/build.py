@@ -200,7 +200,7 @@ def build(
             classifiers = head == "classifier"
             made = _auxiliary(backbone, family, config, num_classes, shapes, given) if classifiers else True
             own = {"auxiliary": made}
-        model.head = make_head(head, model, num_classes, image_size, own | head_options, **given)
+        model.head = make_head(head, model, num_classes, image_size, own | head_options, **given, shapes=shapes)
         return model
 
     model = nnx.eval_shape(construct)
@@ -209,12 +209,25 @@ def build(
     return model
 
 
-def make_head(head: str, model: Model, num_classes: int, side: int, options: Mapping[str, Any], dtype, rngs) -> Head:
-    """A head of `HEADS` for a model's stages; a classifier has what its family's had where `options` say nothing."""
+def make_head(
+    head: str,
+    model: Model,
+    num_classes: int,
+    side: int,
+    options: Mapping[str, Any],
+    dtype,
+    rngs,
+    shapes: Mapping[str, tuple[int, int, int]] | None = None,
+) -> Head:
+    """A head of `HEADS` for a model's stages; a classifier has what its family's had where `options` say nothing.
+
+    `shapes` are the model's `map_shapes` where they are there already: it takes a trace of all stages to know them.
+    """
     own = getattr(FAMILIES[model.family], "HEAD", {}) if head == "classifier" else {}
     if "side" in inspect.signature(HEADS[head].__init__).parameters:
         own = own | {"side": side}
-    return HEADS[head](map_shapes(model, side), num_classes, **own | dict(options), dtype=dtype, rngs=rngs)
+    shapes = shapes or map_shapes(model, side)
+    return HEADS[head](shapes, num_classes, **own | dict(options), dtype=dtype, rngs=rngs)
 
 
 def options_of(head: str) -> dict[str, Any]:

@@ -239,10 +239,13 @@ def _seen_by_pool(size: int, stride: int, pads: tuple, x: jax.Array) -> list[jax
 
 def _max_pool_forward(size: int, stride: int, pads: tuple, sides: tuple, x: jax.Array):
     seen = _seen_by_pool(size, stride, pads, x)
-    y, first = functools.reduce(jnp.maximum, seen), jnp.zeros((), jnp.uint8)
-    for place, here in reversed(list(enumerate(seen))):
-        first = jnp.where(here == y, jnp.uint8(place), first)
-    return y, first
+    # Not by equality with the maximum: XLA may compute `x` again for each reader, with other rounding, and where
+    # nothing is equal, the gradient would go to the first place.
+    most, first = seen[0], jnp.zeros(seen[0].shape, jnp.uint8)
+    for place, here in enumerate(seen[1:], start=1):
+        first = jnp.where(here > most, jnp.uint8(place), first)
+        most = jnp.maximum(most, here)
+    return most, first
 
 
 def _max_pool_backward(size: int, stride: int, pads: tuple, sides: tuple, first: jax.Array, dy: jax.Array):

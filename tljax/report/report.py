@@ -1,5 +1,6 @@
 """The Markdown report of one run, filled into the template that lies beside this module."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -33,6 +34,30 @@ def write(
     ValueError when a figure lies outside `workdir`, jinja2.UndefinedError when `result` lacks a key.
     """
     workdir = Path(workdir)
+    text = (
+        _environment()
+        .get_template("report.md.j2")
+        .render(
+            result=result,
+            config=json.dumps(config, indent=2, default=str),
+            history=history,
+            figures=_links(figures, workdir),
+            classes=classes,
+            plan_text=plan_text,
+            title=title(config),
+            metrics=task.metrics,
+            columns=_columns(result),
+        )
+    )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "report.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Kept, because a template is compiled when it is first asked for."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -49,21 +74,7 @@ def write(
         number=number,
         seconds=humanise_seconds,
     )
-    text = environment.get_template("report.md.j2").render(
-        result=result,
-        config=json.dumps(config, indent=2, default=str),
-        history=history,
-        figures=_links(figures, workdir),
-        classes=classes,
-        plan_text=plan_text,
-        title=title(config),
-        metrics=task.metrics,
-        columns=_columns(result),
-    )
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "report.md"
-    path.write_text(text, encoding="utf-8")
-    return path
+    return environment
 
 
 def _columns(result: dict) -> list[str]:

@@ -67,11 +67,13 @@ def guess(tensors: Mapping[str, np.ndarray]) -> Guess:
 
 def _by_name(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str, str]]:
     """(tensors without a place, whether layout and variant are of different libraries, backbone, layout)."""
+    strangers = {}  # by layout, which many variants share
     for backbone in models.names():
         for name, layout in _layouts(backbone).items():
-            strangers = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
+            if layout not in strangers:
+                strangers[layout] = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
             foreign = (name == "keras") != backbone.endswith(("_keras", "_v1"))
-            yield strangers, int(foreign), backbone, name
+            yield strangers[layout], int(foreign), backbone, name
 
 
 @functools.cache

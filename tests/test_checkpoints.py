@@ -1,0 +1,33 @@
+"""Which checkpoints of a run are kept, and which of them is the best."""
+
+import numpy as np
+import pytest
+
+from tljax.checkpoints import Checkpoints, goodness
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ((0.9, 2.0, 3.0), (0.8, 0.1, 1.0)),  # the score before the loss
+        ((0.9, 0.5, 3.0), (0.9, 0.6, 1.0)),  # the loss before the epoch
+        ((0.9, 0.5, 1.0), (0.9, 0.5, 3.0)),  # the earlier epoch
+    ],
+)
+def test_score_then_loss_then_the_earlier_epoch_decide(better, worse):
+    a, b = (dict(zip(("accuracy", "loss", "epoch"), values, strict=True)) for values in (better, worse))
+    assert goodness(a) > goodness(b)
+
+
+def test_best_and_latest_are_kept(tmp_path):
+    scores = {1: 0.5, 2: 0.9, 3: 0.7, 4: None}
+    (tmp_path / "checkpoints").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, score in scores.items():
+            metrics = None if score is None else {"accuracy": score, "loss": 1.0, "epoch": float(step)}
+            checkpoints.save(step, {"params": {"a": np.full(2, step, np.float32)}}, {}, metrics)
+            checkpoints.wait()
+        assert (checkpoints.best, checkpoints.latest) == (2, 4)
+        assert checkpoints.read_params(2)["a"].tolist() == [2, 2]
+    kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
+    assert kept == [2, 4]
