@@ -30,6 +30,7 @@ from tljax.report.report import humanise_bytes  # noqa: E402
 from tljax.report.tables import MISSING, mean_interval, percent  # noqa: E402
 from tljax.run import features, probe, sweep  # noqa: E402
 from tljax.run.config_files import load_config_file  # noqa: E402
+from tljax.run.phase_rows import phase_rows  # noqa: E402
 from tljax.run.plan import cost  # noqa: E402
 from tljax.run.prepare import prepare  # noqa: E402
 from tljax.run.recipes import with_made_weights  # noqa: E402
@@ -138,7 +139,8 @@ def described(name: str, config: Config, folder: Path) -> str:
     own = {k: v for k, v in FIELDS.get(name, {}).items() if k not in TEACHERS | UNLABELLED}
     single = schema.override(config, {**first, "sweep": {}, "strategy.name": name, **own})
     prepared = prepare(*with_made_weights([single], Path(config.workdir).parent, None))
-    blocks.blocks(blocks.rows(prepared.plans, prepared.network.model, prepared.config.optim.lr), folder / f"{name}.png")
+    rows = phase_rows(prepared.plans, prepared.network.model, prepared.config.optim.lr)
+    blocks.blocks(blocks.from_dicts(rows), folder / f"{name}.png")
     costs = [cost(prepared, plan) for plan in prepared.plans]
     steps = [plan.steps for plan in prepared.plans]
     flops = sum(c.step_flops * n for c, n in zip(costs, steps, strict=True)) / sum(steps)

@@ -19,15 +19,27 @@ OUTPUT = ("workdir", "report", "features")
 def check(config: Any, fields: Sequence[str]) -> None:
     """Raises UserError with the first sentence that applies to a `Config`; `fields` are the schema's dotted names."""
     for phase in config.strategy.phases:
-        where = f"strategy.phases[{phase.name}].optim"
-        merged = {**dataclasses.asdict(config.optim), **phase.optim}
-        _raise_first(_optim(build(type(config.optim), merged, f"{where}."), where))
+        check_phase(phase, config.optim)
     _raise_first([*_optim(config.optim, "optim"), *_data_and_model(config), *_strategy(config)])
     for dotted, values in config.sweep.items():
         if dotted not in fields or dotted.split(".")[0] in ("sweep", *OUTPUT):
             raise UserError(f'sweep cannot vary "{dotted}"{nearest(dotted, fields)}')
         if not isinstance(values, list) or not values:
             raise UserError(f"sweep[{dotted!r}] must be a list of one or more values, got {values!r}.")
+
+
+def check_phase(phase: Any, optim: Any) -> Any:
+    """Returns a phase with its fields converted, or raises UserError with what is wrong with them.
+
+    Args:
+      phase: a `Phase`, perhaps made by a function of the user's.
+      optim: of the run, some fields of which the phase may change.
+    """
+    where = f"strategy.phases[{phase.name}]"
+    checked = build(type(phase), dataclasses.asdict(phase), f"{where}.")
+    merged = {**dataclasses.asdict(optim), **checked.optim}
+    _raise_first(_optim(build(type(optim), merged, f"{where}.optim."), f"{where}.optim"))
+    return checked
 
 
 def _raise_first(rules) -> None:

@@ -240,6 +240,9 @@ class Config:
 
     seed: int = opt(0, "seed of initialisation, batch order, label sampling, dropout and augmentation", ge=0)
     workdir: str | None = opt(None, "folder of the run; None: runs/NAME of the config file")
+    task: str | None = opt(
+        None, "what the network is for: classification, segmentation or detection; None: that of model.head"
+    )
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     strategy: StrategyConfig = dataclasses.field(default_factory=StrategyConfig)

@@ -415,8 +415,8 @@ MUTANTS = (
         "lock_ignored",
         "Two processes cannot run in one work directory.",
         "tljax/run/workdir.py",
-        "            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-        "            fcntl.flock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+        "                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
         (f"{RESUME}::test_two_processes_cannot_share_a_workdir",),
     ),
     # Caching.
@@ -893,11 +893,11 @@ MUTANTS = (
     ),
     Mutant(
         "written_before_checked",
-        "Bad input is found before anything is written.",
-        "tljax/run/train.py",
-        "    for run in runs:\n        WorkDir(run.config.workdir).check(run.config, run.inputs)\n",
-        "    for run in runs:\n        WorkDir(run.config.workdir).claim(run.config, run.inputs)\n"
-        "        WorkDir(run.config.workdir).check(run.config, run.inputs)\n",
+        "Another run's folder is refused before anything in it is written.",
+        "tljax/run/workdir.py",
+        "            workdir.check(config, inputs)\n            if workdir.read",
+        '            workdir.write("config.json", schema.to_dict(config))\n'
+        "            workdir.check(config, inputs)\n            if workdir.read",
         (f"{RESUME}::test_another_config_on_the_same_workdir_is_refused_with_what_differs",),
     ),
 )

@@ -1,5 +1,7 @@
 """The picture of what learns: read off plans, and drawn."""
 
+import json
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
@@ -11,6 +13,7 @@ from tljax.config import NeuronsConfig, Phase
 from tljax.models import additions
 from tljax.report import blocks, canvas
 from tljax.report.blocks import Block, Row
+from tljax.run.phase_rows import phase_rows
 from tljax.train.phases import Pictures, plan_phase
 from tljax.weights import PRESETS
 
@@ -28,7 +31,7 @@ def read():
             plan_phase(schema.Config(), phase, model, Pictures(36, 36, (28, 28, 3)), PRESETS["unit"])
             for phase in phases
         ]
-        return blocks.rows(plans, model, 0.001)
+        return blocks.from_dicts(json.loads(json.dumps(phase_rows(plans, model, 0.001))))
 
     return rows
 

@@ -10,18 +10,13 @@ from tljax.tasks import TASKS
 
 
 @pytest.fixture
-def written(tmp_path, result, config, history, classes):
-    """A function that writes the report, with changed arguments, and returns its text."""
+def written(tmp_path, result, config, history):
+    """A function that returns the text of the report, with changed arguments."""
     rows = history(("head", 4), ("all", 4))
 
     def write(**changes):
-        arguments = {
-            **{"result": result, "config": config, "history": rows, "figures": {}},
-            **{"task": TASKS["classifier"], "classes": classes, **changes},
-        }
-        path = report.write(tmp_path, **arguments)
-        assert path == tmp_path / "report.md"
-        return path.read_text(encoding="utf-8")
+        arguments = {"result": result, "config": config, "history": rows, "figures": {}} | changes
+        return report.render(tmp_path, task=TASKS["classification"], **arguments)
 
     return write
 
@@ -94,12 +89,11 @@ def test_warnings_and_optional_parts(written, result):
     result["data"]["shared_pictures"] = {"train/test": 0}
     result["phases"][1]["frozen_unchanged"] = False
     result["weights"] = result["peak_memory_bytes"] = None
-    text = written(plan_text="head  learned\nbody  frozen", history=[])
+    text = written(history=[])
     assert "in two splits, so" not in text
     assert "> **Warning:** frozen parameters changed during phase all." in text
     assert "| weights | none |" in text
     assert "| peak memory | \u2013 |" in text
-    assert "### Plan\n\n```text\nhead  learned\nbody  frozen\n```\n" in text
     assert "\n\n\n" not in text
 
 

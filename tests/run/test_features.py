@@ -151,7 +151,8 @@ def finish(config, seed=3):
     """Makes the config's workdir a finished run whose best model is random, and returns that model's leaves."""
     other = prepare(schema.override(config, {"seed": seed, "strategy.name": "scratch"}))
     leaves, prepared, folder = other.load_weights(), prepare(config), WorkDir(config.workdir)
-    folder.claim(config, prepared.inputs)
+    with WorkDir.create(config, prepared.inputs):
+        pass
     with Checkpoints(folder.path) as checkpoints:
         checkpoints.save(1, {"params": leaves}, {}, {"accuracy": 1.0, "loss": 0.0, "epoch": 1.0})
     result = {"data": prepared.data.describe(), "preprocess": schema.to_dict(prepared.network.preprocess)}

@@ -36,7 +36,7 @@ def case():
 
 def network(graphdef):
     """What is measured."""
-    return Network(graphdef, TASKS["classifier"], UNIT, "float32")
+    return Network(graphdef, TASKS["classification"], UNIT, "float32")
 
 
 def scores_of(case, criterion, key=0, cut=3):

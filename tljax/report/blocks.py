@@ -12,10 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
-from tljax.models import Model
-from tljax.models import state as leaves_of
 from tljax.report.canvas import BLUE, DPI, GREY, WIDTH, blank, save, short
-from tljax.train.phases import PhasePlan
 
 # In inches: the columns of names and of marks, a row, what separates rows and blocks, and the line of headers.
 LEFT, RIGHT, ROW, GAP, HEADER = 1.62, 1.68, 0.42, 0.08, 0.28
@@ -60,54 +57,16 @@ class Row:
     marks: tuple[str, ...] = ()
 
 
-def rows(plans: Sequence[PhasePlan], model: Model, lr: float) -> list[Row]:
-    """What there is to draw of a run's phases, the blocks in the order of the network.
+def from_dicts(phases: Sequence[Mapping]) -> list[Row]:
+    """Reads what result.json holds of the phases, as `tljax.run.phase_rows.phase_rows` wrote it."""
 
-    Args:
-      plans: of the phases, in order.
-      model: which may be abstract.
-      lr: learning rate that multiples are of.
-    """
-    leaves, epochs = leaves_of.split(model), sum(plan.phase.epochs for plan in plans)
-    further = {f"head/{name}/": name for name, _ in model.head.auxiliary_stages}
-    starts = {f"{stage}/": stage for stage in model.stage_names} | further | {"head/": "head"}
-    paths: dict[str, list[str]] = {name: [] for name in (*model.stage_names, "head", *further.values())}
-    for path in leaves.params | leaves.stats:
-        paths[next(name for start, name in starts.items() if path.startswith(start))].append(path)
-
-    def block(plan: PhasePlan, mine: list[str]) -> Block:
-        params, learned = set(mine) & leaves.params.keys(), set(mine) & set(plan.learned)
-        share = sum(leaves.params[p].size for p in learned) / sum(leaves.params[p].size for p in params)
-        layers = {layer: kernel for layer, (kernel, *_) in plan.layers.items() if kernel in params}
-        single = bool(learned) and all(plan.groups[p].single for p in learned)
-        if single:
-            outputs = sum(leaves.params[kernel].shape[-1] for kernel in layers.values())
-            share = sum(plan.neurons[layer] for layer in layers) / outputs
-        multiples = tuple(sorted({plan.groups[p].multiplier * plan.optim.lr / lr for p in learned}))
-        statistics = set(mine) & leaves.stats.keys()
-        return Block(share, single, multiples, bool(statistics & set(plan.moving)) if statistics else None)
+    def read(block: Mapping) -> Block:
+        return Block(**block | {"multiples": tuple(block["multiples"])})
 
     return [
-        Row(
-            plan.phase.name,
-            plan.phase.epochs / epochs,
-            {name: block(plan, mine) for name, mine in paths.items() if set(mine) & leaves.params.keys()},
-            _marks(plan),
-        )
-        for plan in plans
+        Row(p["name"], p["share"], {name: read(block) for name, block in p["blocks"].items()}, tuple(p["marks"]))
+        for p in phases
     ]
-
-
-def _marks(plan: PhasePlan) -> tuple[str, ...]:
-    needs = plan.spec.needs
-    used = {
-        "teacher": "teachers" in needs,
-        "source": any(need in needs for need in ("source_maps", "source_logits", "source_leaves")),
-        "weak": "weak" in needs,
-        "strong": "strong" in needs,
-        "average": plan.phase.average is not None,
-    }
-    return tuple(mark for mark, here in used.items() if here)
 
 
 def blocks(phases: Sequence[Row], path: str | Path) -> Path:

@@ -75,6 +75,12 @@ def mask_overlay(image: np.ndarray, classes: np.ndarray, names: Sequence[str]) -
     return np.concatenate([tinted, _legend(seen, names, tinted.shape[1])])
 
 
+def save(image: np.ndarray, path: Path) -> None:
+    """Writes uint8 [H, W, 3] as a PNG and makes the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
 def mask_png(classes: np.ndarray, path: str | Path) -> Path:
     """Write classes uint8 [H, W] as PNG whose pixels are the classes and whose palette shows them; returns `path`."""
     path = Path(path)

@@ -7,52 +7,77 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tljax.report.log import read_rows
 from tljax.report.tables import MISSING, escape
-from tljax.tasks import Task
+from tljax.tasks import TASKS, Task
 
 # What the columns of a table of classes are called, where their keys are not it.
 HEADINGS = {"f1": "F1", "support": "pictures", "iou": "IoU", "dice": "Dice", "ap": "AP", "ap50": "AP50"}
 
 
-def write(
+def write(workdir: str | Path) -> Path:
+    """Draw the figures of a finished run and write its report.md, from the files of its work directory alone.
+
+    Args:
+      workdir: with config.json, result.json and metrics.jsonl; figure_data.npz, which the figures of the task are drawn
+        from, may be missing, and its figures are left out then.
+
+    Returns:
+      The path of report.md.
+
+    Raises:
+      FileNotFoundError: config.json or result.json is missing.
+      jinja2.UndefinedError: result.json lacks a key.
+    """
+    workdir = Path(workdir)
+    config, result = (json.loads((workdir / name).read_text()) for name in ("config.json", "result.json"))
+    history, task = read_rows(workdir / "metrics.jsonl"), TASKS[result["task"]]
+    figures = draw(workdir, result, history, task) if config["report"]["figures"] else {}
+    path = workdir / "report.md"
+    path.write_text(render(workdir, result, config, history, figures, task), encoding="utf-8")
+    return path
+
+
+def draw(workdir: Path, result: Mapping, history: list[dict], task: Task) -> dict[str, Path]:
+    """Draw what the files of a work directory tell; returns the PNGs by their names in the report."""
+    from tljax.report import blocks, figures  # Matplotlib takes a second to import
+
+    folder, data = workdir / "figures", workdir / "figure_data.npz"
+    drawn = {"curves": figures.curves(history, folder / "curves.png", task.metrics[0], task.progress)}
+    if "phase_rows" in result:
+        drawn["blocks"] = blocks.blocks(blocks.from_dicts(result["phase_rows"]), folder / "blocks.png")
+    if data.is_file():
+        with np.load(data) as arrays:
+            drawn |= task.figures(dict(arrays), result["test"], result["data"]["classes"], folder)
+    return drawn
+
+
+def render(
     workdir: Path,
     result: dict,
     config: dict,
     history: list[dict],
-    figures: dict[str, Path],
+    figures: Mapping[str, Path],
     task: Task,
-    classes: list[str],
-    plan_text: str | None = None,
-) -> Path:
-    """Write `report.md` into `workdir` and return its path.
+) -> str:
+    """Return the text of a report.
 
-    `figures` maps names of `drawing.draw` to PNGs under `workdir`; the section of a missing one is
-    left out. `history` holds one row per validation round, `task` says which metrics there are,
-    `classes` are the K class names, `plan_text` the plan of the phases as plain text. Raises
-    ValueError when a figure lies outside `workdir`, jinja2.UndefinedError when `result` lacks a key.
+    `figures` maps names of `draw` to PNGs under `workdir`; the section of a missing one is left out. `history` holds
+    one row per validation, `task` says which metrics there are. Raises ValueError when a figure lies outside
+    `workdir`, jinja2.UndefinedError when `result` lacks a key.
     """
-    workdir = Path(workdir)
-    text = (
-        _environment()
-        .get_template("report.md.j2")
-        .render(
-            result=result,
-            config=json.dumps(config, indent=2, default=str),
-            history=history,
-            figures=_links(figures, workdir),
-            classes=classes,
-            plan_text=plan_text,
-            title=title(config),
-            metrics=task.metrics,
-            columns=_columns(result),
-        )
+    return _environment().get_template("report.md.j2").render(
+        result=result,
+        config=json.dumps(config, indent=2, default=str),
+        history=history,
+        figures=_links(figures, workdir),
+        title=title(config),
+        metrics=task.metrics,
+        columns=_columns(result),
     )
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "report.md"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from tljax.config import Config
 from tljax.errors import TljaxError, UserError, nearest
 from tljax.run.config_files import CONFIG_ERRORS, run_name, sentence
 
-MODES = ("train", "plan", "evaluate", "predict", "features", "probe")
+MODES = ("train", "plan", "evaluate", "predict", "features", "probe", "report")
 USAGE = """Transfer learning in JAX.
 
   python run.py --config=configs/quickstart.py                     train, or go on where the run was
@@ -23,6 +23,7 @@ USAGE = """Transfer learning in JAX.
   python run.py --config=configs/NAME.py --mode=plan               what would learn, and what it costs
   python run.py --workdir=runs/NAME --mode=evaluate                judge a finished run again
   python run.py --workdir=runs/NAME --mode=predict --input=PICTURE_OR_FOLDER
+  python run.py --workdir=runs/NAME --mode=report                  draw its figures and report again
   python run.py --config=configs/NAME.py --mode=features           write what the network's stages make of the pictures
   python run.py --config=configs/NAME.py --mode=probe              judge ready classifiers on such features
 
@@ -72,6 +73,12 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
     from rich.console import Console
 
     console = Console()
+    if values.mode == "report":
+        from tljax.report import report
+
+        path = report.write(_config_of_run(values).workdir)
+        console.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
+        return 0
     if values.mode in ("evaluate", "predict"):
         from tljax.run import evaluate, predict
 
@@ -110,11 +117,11 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         from tljax.run.evaluate import show
         from tljax.run.prepare import prepare
         from tljax.run.train import train
-        from tljax.tasks import TASKS
+        from tljax.tasks import task_of
 
         (config,) = _with_weights([config], Path(config.workdir).parent, console, prepare)
         result = train(config, console)
-        show(result, TASKS[config.model.head], config.workdir, console)
+        show(result, task_of(config), config.workdir, console)
         _say_next(config, console)
     return 0
 

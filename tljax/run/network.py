@@ -15,7 +15,7 @@ from tljax.data import Split
 from tljax.models import Model
 from tljax.models import state as leaves_of
 from tljax.models.state import Leaves
-from tljax.tasks import TASKS, Task
+from tljax.tasks import Task, task_of
 from tljax.train.evaluate import predict_rows
 from tljax.train.keep import rows_at_once
 from tljax.train.sharding import Mesh
@@ -82,7 +82,7 @@ class Network:
     @property
     def task(self) -> Task:
         """What the model is for."""
-        return TASKS[self.config.model.head]
+        return task_of(self.config)
 
     def predictor(self) -> Callable:
         """The compiled forward pass, from leaves and a batch to the task's answers."""

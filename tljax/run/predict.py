@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +14,7 @@ from tljax.config import Config
 from tljax.data.annotated.pictures import ENDINGS, read_picture, resize
 from tljax.errors import UserError
 from tljax.run.evaluate import finished
-from tljax.run.network import Network
-from tljax.tasks import classification, detection
-
-# Boxes that are less certain are in the results, but neither drawn nor told.
-SHOWN = 0.3
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """Pictures with what a network says of them.
-
-    Attributes:
-      files: of the pictures.
-      pictures: uint8 [H, W, C], each of its own size.
-      network: that answered.
-      answers: {name: [N, ...]}.
-      folder: for what is written, besides predictions.jsonl, which lies in the run's.
-    """
-
-    files: dict[str, Path]
-    pictures: list[np.ndarray]
-    network: Network
-    answers: dict[str, np.ndarray]
-    folder: Path
+from tljax.tasks import PredictionSet
 
 
 def predict(config: Config, source: Path, console: Console) -> list[dict]:
@@ -57,9 +33,10 @@ def predict(config: Config, source: Path, console: Console) -> list[dict]:
     pictures = [read_picture(path) for path in files.values()]
     images = np.stack([_like_data(picture, recorded["data"]["picture"]) for picture in pictures])
     workdir = Path(config.workdir)
-    found = Found(files, pictures, network, network.predict(best, {"image": images}), workdir / "predictions")
+    outputs, side = network.predict(best, {"image": images}), network.preprocess.size
+    found = PredictionSet(files, pictures, network.classes, side, outputs, workdir / "predictions")
     rows = []
-    for path, (row, text) in zip(files.values(), OF_TASK[network.task.name](found), strict=True):
+    for path, (row, text) in zip(files.values(), network.task.write_predictions(found), strict=True):
         rows.append({"picture": str(path), **row})
         console.print(f"{path}: {text}", highlight=False, markup=False, soft_wrap=True)
     out = workdir / "predictions.jsonl"
@@ -67,50 +44,6 @@ def predict(config: Config, source: Path, console: Console) -> list[dict]:
     also = f" and {found.folder}" if found.folder.is_dir() else ""
     console.print(f"Written to {out}{also}", highlight=False, markup=False, soft_wrap=True)
     return rows
-
-
-def _classes(found: Found, top: int = 5) -> Iterator[tuple[dict, str]]:
-    for row in classification.probabilities(found.answers):
-        order = np.argsort(-row, kind="stable")[:top]
-        best = [{"class": found.network.classes[i], "probability": float(row[i])} for i in order]
-        yield {"top": best}, "  ".join(f"{c['class']} {100 * c['probability']:.1f} %" for c in best)
-
-
-def _masks(found: Found) -> Iterator[tuple[dict, str]]:
-    from tljax.report import overlays
-
-    classes = found.network.classes
-    for name, picture, small in zip(found.files, found.pictures, found.answers["classes"], strict=True):
-        mask = resize(small, picture.shape[:2], Image.Resampling.NEAREST)
-        path = overlays.mask_png(mask, found.folder / f"{name}.mask.png")
-        _save(overlays.mask_overlay(picture, mask, classes), found.folder / f"{name}.overlay.png")
-        kinds, counts = np.unique(mask, return_counts=True)
-        shares = {classes[kind]: count / mask.size for kind, count in zip(kinds, counts.tolist(), strict=True)}
-        text = "  ".join(f"{kind} {100 * share:.1f} %" for kind, share in shares.items())
-        yield {"mask": str(path), "shares": shares}, text
-
-
-def _boxes(found: Found) -> Iterator[tuple[dict, str]]:
-    from tljax.report import overlays
-
-    classes, side = found.network.classes, found.network.preprocess.size
-    sizes = [picture.shape[:2] for picture in found.pictures]
-    results = detection.results(found.answers, [path.name for path in found.files.values()], sizes, side)
-    found.folder.mkdir(parents=True, exist_ok=True)
-    (found.folder / "results.json").write_text(json.dumps(results))
-    columns = (found.answers[key] for key in ("boxes", "classes", "scores"))
-    for name, picture, boxes, kinds, scores in zip(found.files, found.pictures, *columns, strict=True):
-        height, width = picture.shape[:2]
-        boxes, shown = boxes * np.array([height, width] * 2) / side, scores >= SHOWN
-        drawn = overlays.box_overlay(picture, boxes[shown], kinds[shown], scores[shown], classes)
-        _save(drawn, found.folder / f"{name}.overlay.png")
-        rows = zip(kinds.tolist(), scores.tolist(), boxes.tolist(), strict=True)
-        listed = [{"class": classes[kind], "score": score, "box": box} for kind, score, box in rows if kind >= 0]
-        told = [f"{one['class']} {one['score']:.2f}" for one in listed if one["score"] >= SHOWN]
-        yield {"boxes": listed}, "  ".join(told) or "nothing"
-
-
-OF_TASK = {"classification": _classes, "segmentation": _masks, "detection": _boxes}
 
 
 def _files(source: Path) -> dict[str, Path]:
@@ -137,8 +70,3 @@ def _like_data(picture: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         mode = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
         picture = np.atleast_3d(np.asarray(mode.convert("L" if channels == 1 else "RGB")))
     return resize(picture, (height, width))
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)

@@ -22,7 +22,7 @@ from tljax.run.config_files import load_config_file
 from tljax.run.network import Network, head_options
 from tljax.run.teachers import Teacher
 from tljax.strategies import Strategy, hint_stage, resolve, with_preset_head
-from tljax.tasks import TASKS
+from tljax.tasks import task_of
 from tljax.train.phases import PhasePlan, Pictures, plan_phase, terms_of
 from tljax.weights import PRESETS, Preprocess, Weights
 
@@ -94,7 +94,7 @@ def prepare(config: Config) -> Prepared:
       UserError: anything that would go wrong later for a reason that can be known now.
     """
     config = with_preset_head(config)
-    task = TASKS[config.model.head]
+    task = task_of(config)
     data = data_of.load(config.data, config.seed, task.name, config.train.on_bad_file)
     if config.model.num_classes not in (None, len(data.classes)):
         raise UserError(f"model.num_classes={config.model.num_classes}, but the data has {len(data.classes)} classes.")
@@ -179,7 +179,7 @@ def _to_be_made(source: str) -> Teacher:
 
     dtype, classes = config.train.precision, len(made.classes)
     head = head_options(config.model) | {"head": config.model.head}
-    return Teacher(source, made.model, made.preprocess, dtype, classes, made.classes, head, "", read)
+    return Teacher(source, made.model, made.preprocess, dtype, classes, made.classes, head, made.task, "", read)
 
 
 def _find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:

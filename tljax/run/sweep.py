@@ -62,9 +62,12 @@ def run(config: Config, console: Console) -> dict:
     for group in _alike(planned).values():
         for _ in together.batches([planned[i] for i in group]):
             pass
-    workdir = WorkDir(root)
-    workdir.check(config, {})
-    workdir.claim(config, {})
+    with WorkDir.create(config, {}) as workdir:
+        return _run(config, made, workdir, console)
+
+
+def _run(config: Config, made: list[Cell], workdir: WorkDir, console: Console) -> dict:
+    root = workdir.path
     configs = with_made_weights([c.config for c in made], root.parent, console)
     made = [dataclasses.replace(c, config=config) for c, config in zip(made, configs, strict=True)]
     tuning = [name for name in config.sweep if name.split(".")[0] in TUNED]

@@ -17,7 +17,7 @@ from tljax.models.additions import FURTHER
 from tljax.models.state import Leaves
 from tljax.run.network import build_model
 from tljax.run.network import head_options as asked_head
-from tljax.tasks import TASKS, Task
+from tljax.tasks import Task, default_task, task_of
 from tljax.train.reference import Observed
 from tljax.weights import Preprocess
 from tljax.weights.inspect import guess, head_options
@@ -36,6 +36,7 @@ class Teacher:
       classes: outputs of its classifier; 0: it has none.
       names: of these classes; empty where nobody has said.
       head: `head`, which it is, and its options that are not as the network was published.
+      task: what it was trained for.
       digest: of its weights.
       read: reads its leaves.
     """
@@ -47,13 +48,9 @@ class Teacher:
     classes: int
     names: tuple[str, ...]
     head: Mapping[str, Any]
+    task: Task
     digest: str
     read: Callable[[], Leaves]
-
-    @property
-    def task(self) -> Task:
-        """What its head is for."""
-        return TASKS[self.head["head"]]
 
     def describe(self) -> dict[str, str]:
         """Name and digest, for result.json."""
@@ -86,7 +83,8 @@ def find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
     make = functools.partial(
         models.build, backbone, num_classes=classes, image_size=fed.size, in_channels=fed.channels, rngs=None, **head
     )
-    return _teacher(source, found, make, fed, "float32", classes, (), head)
+    task = default_task(head["head"])
+    return _teacher(source, found, make, fed, "float32", classes, (), head, task)
 
 
 def _run(source: str, found: weights.Weights) -> Teacher:
@@ -94,17 +92,18 @@ def _run(source: str, found: weights.Weights) -> Teacher:
     names = tuple(json.loads((found.path / "result.json").read_text())["data"]["classes"])
     make = functools.partial(build_model, config, len(names), found.preprocess)
     options = asked_head(config.model) | {"head": config.model.head}
-    return _teacher(source, found, make, found.preprocess, config.train.precision, len(names), names, options)
+    precision, task = config.train.precision, task_of(config)
+    return _teacher(source, found, make, found.preprocess, precision, len(names), names, options, task)
 
 
-def _teacher(source, found, make: Callable[[], Model], preprocess, dtype, classes, names, head) -> Teacher:
+def _teacher(source, found, make: Callable[[], Model], preprocess, dtype, classes, names, head, task) -> Teacher:
     def read() -> Leaves:
         filled = make()
         # Further outputs, for its own training, teach nothing.
         weights.load(filled, found, optional=("head/aux.*", FURTHER))
         return leaves_of.values(filled)
 
-    return Teacher(source, make(), preprocess, dtype, classes, names, head, found.sha256, read)
+    return Teacher(source, make(), preprocess, dtype, classes, names, head, task, found.sha256, read)
 
 
 def seen(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from tljax import config as schema
 from tljax import plugins
+from tljax.checks import check_phase
 from tljax.config import Config, ModelConfig, Phase
 from tljax.errors import UserError, nearest
 from tljax.strategies.presets import HEADS, PRESETS
-from tljax.tasks import TASKS
+from tljax.tasks import task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +71,9 @@ def _phases(config: Config, stages: Sequence[str]) -> list[Phase]:
     if not isinstance(phases, (list, tuple)) or not phases or not all(isinstance(p, Phase) for p in phases):
         raise UserError(f"strategy.name={name!r} must return a list of tljax.config.Phase, got {phases!r}.")
     if own:
-        phases = _checked(config, phases)
+        phases = [check_phase(phase, config.optim) for phase in phases]
     # A phase of the user's own may have a decay of its own.
     return [dataclasses.replace(p, layer_decay=p.layer_decay * strategy.layer_decay) for p in phases]
-
-
-def _checked(config: Config, phases: Sequence[Phase]) -> tuple[Phase, ...]:
-    """Phases that a user's function made, held to what the config's own are held to."""
-    strategy = dataclasses.replace(config.strategy, name="custom", phases=tuple(phases), objectives=())
-    return schema.parse(dataclasses.asdict(dataclasses.replace(config, strategy=strategy))).strategy.phases
 
 
 def _objectives(config: Config, phase: Phase) -> tuple[tuple[str, float], ...]:
@@ -87,7 +81,7 @@ def _objectives(config: Config, phase: Phase) -> tuple[tuple[str, float], ...]:
     optim = dataclasses.replace(config.optim, **phase.optim)
     further = {"aux_cross_entropy": config.model.aux_weight, "l2": optim.l2, "l2_sp": optim.l2_sp}
     # What a strategy says of labels holds of whatever they are labels of.
-    labels = TASKS[config.model.head].labels
+    labels = task_of(config).labels
     means = {"cross_entropy": labels, "source_cross_entropy": f"source_{labels}"}
     own = ((means.get(name, name), weight) for name, weight in phase.objectives)
     return (*own, *((name, weight) for name, weight in further.items() if weight))

@@ -1,11 +1,41 @@
-"""Tasks: what a network is for, and what it is judged by. The head says which."""
+"""Tasks: what a network is for, and what it is evaluated by."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tljax.errors import UserError, nearest
 from tljax.tasks.classification import CLASSIFICATION
 from tljax.tasks.detection import DETECTION
 from tljax.tasks.segmentation import SEGMENTATION
-from tljax.tasks.task import Task
+from tljax.tasks.task import PredictionSet, Task
 
-__all__ = ["TASKS", "Task"]
+if TYPE_CHECKING:
+    from tljax.config import Config
 
-# By the name of the head.
-TASKS = {"classifier": CLASSIFICATION, "unet": SEGMENTATION, "fcn": SEGMENTATION, "detector": DETECTION}
+__all__ = ["TASKS", "PredictionSet", "Task", "default_task", "task_of"]
+
+TASKS = {task.name: task for task in (CLASSIFICATION, SEGMENTATION, DETECTION)}
+
+
+def default_task(head: str) -> Task:
+    """Return the first task that reads the outputs of a head."""
+    return next(task for task in TASKS.values() if head in task.heads)
+
+
+def task_of(config: Config) -> Task:
+    """Return the task of a config: `config.task`, or by default that of its head.
+
+    Raises:
+      UserError: there is no such task, or it does not read the outputs of `model.head`.
+    """
+    if config.task is None:
+        return default_task(config.model.head)
+    if config.task not in TASKS:
+        raise UserError(f'There is no task "{config.task}"{nearest(config.task, TASKS)}')
+    task = TASKS[config.task]
+    if config.model.head not in task.heads:
+        raise UserError(
+            f"task={config.task!r} does not fit model.head={config.model.head!r}: take {' or '.join(task.heads)}."
+        )
+    return task

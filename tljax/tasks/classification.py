@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from tljax.data import Split
-from tljax.tasks.task import Arrays, Rows, Task
+from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
 
 METRICS = (
     ("accuracy", "accuracy"),
@@ -138,8 +139,43 @@ def _tuned(rows: Rows, split: Split, valid_rows: Rows, valid: Split, classes: tu
     return at_thresholds(split.labels, probabilities(rows), thresholds, classes)
 
 
+def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+    chances = probabilities(rows)
+    wrong = worst_first(split.labels, chances)[:count]
+    return {"label": split.labels, "probabilities": chances, "worst": wrong, "images": split.images[wrong]}
+
+
+def worst_first(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Indices of the wrongly classified images, the least probability of the true class first."""
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")]
+
+
+def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
+    from tljax.report import figures  # Matplotlib takes a second to import
+
+    worst, labels, chances, path = data["worst"], data["label"], data["probabilities"], folder / "most_wrong.png"
+    if len(worst):
+        figures.most_wrong(data["images"], labels[worst], chances[worst], classes, path, len(worst))
+    else:
+        figures.message(f"Nothing is wrong: all {len(labels):,} pictures are correct.", path)
+    return {
+        "confusion": figures.confusion(test["confusion"], classes, folder / "confusion.png"),
+        "roc": figures.roc(labels, chances, classes, folder / "roc.png"),
+        "most_wrong": path,
+    }
+
+
+def _write_predictions(found: PredictionSet, top: int = 5) -> Iterator[tuple[dict[str, Any], str]]:
+    for row in probabilities(found.outputs):
+        order = np.argsort(-row, kind="stable")[:top]
+        best = [{"class": found.classes[i], "probability": float(row[i])} for i in order]
+        yield {"top": best}, "  ".join(f"{c['class']} {100 * c['probability']:.1f} %" for c in best)
+
+
 CLASSIFICATION = Task(
     name="classification",
+    heads=("classifier",),
     metrics=METRICS,
     progress="accuracy",
     labels="cross_entropy",
@@ -147,6 +183,9 @@ CLASSIFICATION = Task(
     answers=_answers,
     scores=lambda rows, split, side: scores(split.labels, probabilities(rows)),
     details=lambda rows, split, side, classes: details(split.labels, probabilities(rows), classes),
+    figure_data=_figure_data,
+    figures=_figures,
+    write_predictions=_write_predictions,
     tuned=_tuned,
     located=False,
 )

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +19,12 @@ import numpy as np
 from tljax import boxes as boxes_of
 from tljax.data import Split
 from tljax.objectives.detector import MOST, decode, summands, targets
-from tljax.tasks.task import Arrays, Rows, Task
+from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
 
 # Of COCOeval's arrays, along the axis of areas.
 AREAS = {"ap": 0, "ap_small": 1, "ap_medium": 2, "ap_large": 3}
+# Predicted boxes that are less certain are in the results, but neither drawn nor printed.
+MIN_SHOWN = 0.3
 
 
 def seen(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
@@ -195,8 +199,55 @@ def _mean(values: np.ndarray) -> float | None:
     return float(there.mean()) if there.size else None
 
 
+def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+    each = of_each(rows, split, side)
+    worst = np.argsort(each, kind="stable")[: count // 2]
+    return {
+        "images": split.images[worst],
+        "boxes": split.boxes[worst],
+        "label": split.labels[worst],
+        "predicted_boxes": rows["boxes"][worst] / split.scale(side),
+        "scores": rows["scores"][worst],
+        "classes": rows["classes"][worst],
+        "f1": each[worst],
+    }
+
+
+def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
+    from tljax.report import sheets  # Matplotlib takes a second to import
+
+    curves, order, path = test["precision_recall"], np.arange(len(data["f1"])), folder / "precision_recall.png"
+    names = ("images", "boxes", "label", "predicted_boxes", "scores", "classes")
+    return {
+        "precision_recall": sheets.precision_recall(curves["recall"], curves["precision"], classes, path),
+        "boxes": sheets.box_sheet(
+            *(data[name] for name in names), classes, folder / "boxes.png", order, data["f1"], len(order), "F1"
+        ),
+    }
+
+
+def _write_predictions(found: PredictionSet) -> Iterator[tuple[dict[str, Any], str]]:
+    from tljax.report import overlays
+
+    sizes = [image.shape[:2] for image in found.images]
+    found.folder.mkdir(parents=True, exist_ok=True)
+    written = results(found.outputs, [path.name for path in found.files.values()], sizes, found.side)
+    (found.folder / "results.json").write_text(json.dumps(written))
+    columns = (found.outputs[key] for key in ("boxes", "classes", "scores"))
+    for name, image, boxes, kinds, certainty in zip(found.files, found.images, *columns, strict=True):
+        height, width = image.shape[:2]
+        boxes, shown = boxes * np.array([height, width] * 2) / found.side, certainty >= MIN_SHOWN
+        drawn = overlays.box_overlay(image, boxes[shown], kinds[shown], certainty[shown], found.classes)
+        overlays.save(drawn, found.folder / f"{name}.overlay.png")
+        rows = zip(kinds.tolist(), certainty.tolist(), boxes.tolist(), strict=True)
+        listed = [{"class": found.classes[kind], "score": score, "box": box} for kind, score, box in rows if kind >= 0]
+        named = [f"{one['class']} {one['score']:.2f}" for one in listed if one["score"] >= MIN_SHOWN]
+        yield {"boxes": listed}, "  ".join(named) or "nothing"
+
+
 DETECTION = Task(
     name="detection",
+    heads=("detector",),
     metrics=(
         ("ap", "AP"),
         ("ap50", "AP50"),
@@ -212,4 +263,7 @@ DETECTION = Task(
     answers=answers,
     scores=scores,
     details=details,
+    figure_data=_figure_data,
+    figures=_figures,
+    write_predictions=_write_predictions,
 )

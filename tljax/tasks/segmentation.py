@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 
 from tljax.data import Split
+from tljax.data.annotated.pictures import resize
 from tljax.objectives.pixels import IGNORED, on_grid
-from tljax.tasks.task import Arrays, Rows, Task
+from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
 
 # How far a boundary may lie from the true one, as a share of the diagonal (Perazzi et al. 2016, section 5.1).
 TOLERANCE = 0.008
@@ -195,8 +198,43 @@ def of_each(rows: Rows) -> np.ndarray:
     return np.where(there, iou, 0).sum(-1) / np.where(there.any(-1), there.sum(-1), np.nan)
 
 
+def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+    each = of_each(rows)
+    worst = np.argsort(each, kind="stable")[: count // 3]
+    return {
+        "images": split.images[worst],
+        "label": split.labels[worst],
+        "classes": rows["classes"][worst],
+        "iou": each[worst],
+    }
+
+
+def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
+    from tljax.report import figures, sheets  # Matplotlib takes a second to import
+
+    images, labels, path, order = data["images"], data["label"], folder / "masks.png", np.arange(len(data["iou"]))
+    return {
+        "confusion": figures.confusion(test["confusion"], classes, folder / "confusion.png"),
+        "masks": sheets.mask_sheet(images, labels, data["classes"], classes, path, order, data["iou"], len(order)),
+    }
+
+
+def _write_predictions(found: PredictionSet) -> Iterator[tuple[dict[str, Any], str]]:
+    from tljax.report import overlays
+
+    for name, image, small in zip(found.files, found.images, found.outputs["classes"], strict=True):
+        mask = resize(small, image.shape[:2], Image.Resampling.NEAREST)
+        path = overlays.mask_png(mask, found.folder / f"{name}.mask.png")
+        overlays.save(overlays.mask_overlay(image, mask, found.classes), found.folder / f"{name}.overlay.png")
+        kinds, counts = np.unique(mask, return_counts=True)
+        shares = {found.classes[kind]: count / mask.size for kind, count in zip(kinds, counts.tolist(), strict=True)}
+        text = "  ".join(f"{kind} {100 * share:.1f} %" for kind, share in shares.items())
+        yield {"mask": str(path), "shares": shares}, text
+
+
 SEGMENTATION = Task(
     name="segmentation",
+    heads=("unet", "fcn"),
     metrics=(
         ("miou", "mean IoU"),
         ("dice", "Dice, macro"),
@@ -209,4 +247,7 @@ SEGMENTATION = Task(
     answers=answers,
     scores=scores,
     details=details,
+    figure_data=_figure_data,
+    figures=_figures,
+    write_predictions=_write_predictions,
 )

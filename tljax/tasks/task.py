@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,12 +16,34 @@ Rows = Mapping[str, np.ndarray]
 Arrays = Mapping[str, jax.Array]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PredictionSet:
+    """Images of the user's with a network's outputs for them.
+
+    Attributes:
+      files: of the images, by names that differ.
+      images: uint8 [H, W, C], each of its own size.
+      classes: names of the network's classes.
+      side: of the network's input, in pixels.
+      outputs: {name: [N, ...]}, of the task's `answers`.
+      folder: for files of the predictions.
+    """
+
+    files: Mapping[str, Path]
+    images: Sequence[np.ndarray]
+    classes: Sequence[str]
+    side: int
+    outputs: Rows
+    folder: Path
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The parts in which classification, segmentation and detection differ.
 
     Attributes:
       name: of the task.
+      heads: names of the heads whose outputs it reads, in `tljax.models.heads.HEADS`.
       metrics: key and name in reports of every scalar of `scores` but the loss, the first of which chooses the best
         model; higher is better.
       progress: the key under which training steps show `seen`.
@@ -36,9 +59,15 @@ class Task:
       tuned: (rows, split, validation rows, validation split, classes) → further entries of the result, which depend on
         a choice made on validation; None: nothing is chosen.
       located: whether what it tells lies somewhere on a picture, and moves with it.
+      figure_data: (rows, split, side, count) → {name: array}, all that `figures` needs of a split's images and answers,
+        at most `count` images among it.
+      figures: (figure data, metrics of the test split, classes, folder) → {name in the report: file}; draws them.
+      write_predictions: predictions → a row of predictions.jsonl and a line of text for each image; writes what goes
+        into files of its own.
     """
 
     name: str
+    heads: tuple[str, ...]
     metrics: tuple[tuple[str, str], ...]
     progress: str
     labels: str
@@ -46,5 +75,8 @@ class Task:
     answers: Callable[[Mapping[str, Any], Arrays], dict[str, jax.Array]]
     scores: Callable[[Rows, Split, int], dict[str, float | None]]
     details: Callable[[Rows, Split, int, tuple[str, ...]], dict[str, Any]]
+    figure_data: Callable[[Rows, Split, int, int], dict[str, np.ndarray]]
+    figures: Callable[[Rows, Mapping[str, Any], Sequence[str], Path], dict[str, Path]]
+    write_predictions: Callable[[PredictionSet], Iterator[tuple[dict[str, Any], str]]]
     tuned: Callable[[Rows, Split, Rows, Split, tuple[str, ...]], dict[str, Any]] | None = None
     located: bool = True

@@ -21,7 +21,7 @@ from tljax.errors import UserError
 from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
 from tljax.objectives.weight_maps import boundary_weights
-from tljax.tasks import TASKS, Task
+from tljax.tasks import Task, task_of
 from tljax.train.features import over_rows
 from tljax.train.progress import Log
 from tljax.train.reference import PREFIX, Observed, observe, shapes_of
@@ -227,7 +227,7 @@ class Keeper:
     @property
     def task(self) -> Task:
         """Of the run."""
-        return TASKS[self.config.model.head]
+        return task_of(self.config)
 
     def _keys(self, view: int) -> Iterator[jax.Array]:
         """A key for each batch of a view."""

@@ -14,7 +14,7 @@ from tljax.checkpoints import Checkpoints, goodness
 from tljax.config import Config
 from tljax.errors import TrainingStopped
 from tljax.models.state import Leaves
-from tljax.tasks import TASKS, Task
+from tljax.tasks import Task, task_of
 from tljax.train.optimizer import learning_rate, optimizer_bytes
 from tljax.train.phases import PhasePlan
 from tljax.train.progress import Progress, Rows, no_sums
@@ -107,7 +107,7 @@ class Member:
     @property
     def task(self) -> Task:
         """What it learns."""
-        return TASKS[self.config.model.head]
+        return task_of(self.config)
 
     def validated(self, valid: dict[str, float | None]) -> dict[str, float]:
         """Takes note of a validation's scores; returns the metrics of its checkpoint."""

@@ -20,7 +20,7 @@ from tljax.models.layers import BatchNorm, Dropout
 from tljax.models.state import Leaves
 from tljax.objectives import Objective
 from tljax.strategies import Group, assign, frozen_modules, frozen_prefix, neurons
-from tljax.tasks import TASKS
+from tljax.tasks import task_of
 from tljax.train import optimizer
 from tljax.train.keep import Keeping, choose
 from tljax.train.reference import PREFIX, Observed, bytes_of, frozen_stages
@@ -136,7 +136,7 @@ def plan_phase(
     needs = frozenset().union(*(term.needs for term in terms))
     if "average" in needs and phase.average is None:
         raise UserError(f'Phase "{phase.name}": an objective looks at the averaged weights, but average is not set.')
-    task = TASKS[config.model.head]
+    task = task_of(config)
     for need, wanted in (("masks", "segmentation"), ("boxes", "detection")):
         if need in needs and task.name != wanted:
             term = next(term.name for term in terms if need in term.needs)
