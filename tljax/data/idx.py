@@ -4,16 +4,47 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from tljax.config import DataConfig
 from tljax.data.types import Source, Split
 from tljax.errors import UserError
 
 PREFIXES = {"train": "train", "test": "t10k"}
+FASHION_CLASSES = (
+    "t-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+def source(config: DataConfig) -> Source:
+    """MNIST-format files in `data.path`."""
+    if config.path is None:
+        raise UserError("data.name='idx' needs data.path, the folder of the four IDX files.")
+    return read_source(Path(config.path))
+
+
+def fashion_source(config: DataConfig) -> Source:
+    """Fashion-MNIST (Xiao et al. 2017) in `data.path`, else in `$TLJAX_DATA_DIR/fashion-mnist`."""
+    if config.path is None and "TLJAX_DATA_DIR" not in os.environ:
+        raise UserError(
+            "data.name='fashion-mnist' needs data.path, or TLJAX_DATA_DIR as the folder that has fashion-mnist/."
+        )
+    folder = Path(config.path) if config.path else Path(os.environ["TLJAX_DATA_DIR"]) / "fashion-mnist"
+    return read_source(folder, FASHION_CLASSES)
 
 
 def read_array(path: Path) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tljax.config import DataConfig
+from tljax.data import digits, idx
 from tljax.data import options as source_options
 from tljax.data.splits import per_class
 from tljax.data.textures import background, contrasting
@@ -117,9 +118,7 @@ def items(options: Options, path: str | None = None) -> dict[str, Items]:
 
 
 def _items(name: str, path: str | None) -> tuple[dict[str, Items], tuple[str, ...]]:
-    from tljax.data import sources  # late: it knows this module
-
-    load = {"digits": sources.digits_source, "fashion-mnist": sources.fashion_source}[name]
+    load = {"digits": digits.source, "fashion-mnist": idx.fashion_source}[name]
     published = load(DataConfig(name=name, path=path))
     held_out, rest = per_class(published.train.labels, lambda n: max(1, n // 5), key="scenes validation")
     rows = {"train": rest, "valid": held_out, "test": np.arange(len(published.test))}

@@ -1,36 +1,15 @@
-"""Data sets by name, and which of them have masks or boxes.
-
-Here are those that have classes of pictures: scikit-learn's digits, IDX folders, and prepared TensorFlow Datasets.
-"""
+"""Data sets by name, and which of them have masks or boxes."""
 
 from __future__ import annotations
-
-import functools
-import os
-from pathlib import Path
 
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data import idx, options, scenes
+from tljax.data import digits, idx, options, scenes
 from tljax.data.annotated import coco, folders, tfds, voc, yolo
 from tljax.data.annotated.pictures import resize as resize_picture
-from tljax.data.splits import per_class
 from tljax.data.types import Source, Split
 from tljax.errors import UserError, nearest
-
-FASHION_CLASSES = (
-    "t-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
 
 
 def load(config: DataConfig, task: str = "classification", on_bad_file: str = "error") -> Source:
@@ -55,42 +34,6 @@ def load(config: DataConfig, task: str = "classification", on_bad_file: str = "e
         options.read(config, options.NoOptions)
         return READERS[task][name](config)
     return READERS[task][name](config, task, on_bad_file)
-
-
-def digits_source(config: DataConfig) -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey, 0..16 rescaled to 0..255; a fixed quarter is test."""
-    if config.path is not None:
-        raise UserError("data.path has no meaning for data.name='digits', which is built in.")
-    return _digits()
-
-
-@functools.cache
-def _digits() -> Source:
-    # Imported late: it costs a second that other sources need not pay.
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    everything = Split(images, bunch.target.astype(np.int32))
-    test, train = per_class(everything.labels, lambda count: round(count / 4), key="digits test")
-    return Source(everything.take(train), everything.take(test), tuple(map(str, range(10))))
-
-
-def idx_source(config: DataConfig) -> Source:
-    """MNIST-format files in `data.path`."""
-    if config.path is None:
-        raise UserError("data.name='idx' needs data.path, the folder of the four IDX files.")
-    return idx.read_source(Path(config.path))
-
-
-def fashion_source(config: DataConfig) -> Source:
-    """Fashion-MNIST (Xiao et al. 2017) in `data.path`, else in `$TLJAX_DATA_DIR/fashion-mnist`."""
-    if config.path is None and "TLJAX_DATA_DIR" not in os.environ:
-        raise UserError(
-            "data.name='fashion-mnist' needs data.path, or TLJAX_DATA_DIR as the folder that has fashion-mnist/."
-        )
-    folder = Path(config.path) if config.path else Path(os.environ["TLJAX_DATA_DIR"]) / "fashion-mnist"
-    return idx.read_source(folder, FASHION_CLASSES)
 
 
 def tfds_source(config: DataConfig) -> Source:
@@ -122,9 +65,9 @@ _MASKS = {"scenes": scenes.source, "coco": coco.source, "voc": voc.source, "mask
 _BOXES = {"scenes": scenes.source, "coco": coco.source, "voc": voc.source, "yolo": yolo.source}
 READERS = {
     "classification": {
-        "digits": digits_source,
-        "idx": idx_source,
-        "fashion-mnist": fashion_source,
+        "digits": digits.source,
+        "idx": idx.source,
+        "fashion-mnist": idx.fashion_source,
         "tfds:NAME": tfds_source,
     },
     "segmentation": _MASKS | {"tfds:NAME": tfds.source},
