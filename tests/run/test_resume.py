@@ -168,11 +168,13 @@ def test_a_finished_run_is_not_run_again(whole, console):
     assert "is finished" in console.export_text()
 
 
-def test_two_processes_cannot_share_a_workdir(tiny, console, tmp_path):
+def test_two_processes_cannot_share_a_workdir(tiny):
     config = schema.parse(tiny)
-    owner = WorkDir(config.workdir)
-    owner.claim(config, {})
-    with owner, pytest.raises(UserError, match="Another process is running"), WorkDir(config.workdir):
+    with (
+        WorkDir.create(config, {}),
+        pytest.raises(UserError, match="Another process is running"),
+        WorkDir.create(config, {}),
+    ):
         pass
 
 

@@ -17,7 +17,8 @@ from tljax import weights
 from tljax.checkpoints import Checkpoints
 from tljax.data import SealedSplit
 from tljax.errors import TrainingStopped, UserError
-from tljax.run import evaluate, predict, sweep
+from tljax.report import report
+from tljax.run import cli, evaluate, predict, sweep
 from tljax.run.prepare import prepare
 from tljax.run.train import train
 from tljax.tasks import classification
@@ -81,6 +82,28 @@ def test_a_run_leaves_everything_that_it_promises(finished):
         assert f"figures/{name}.png" in (workdir / "report.md").read_text()
     assert list((workdir / "tensorboard").glob("events.*"))
     assert "validation" in text
+
+
+def test_the_report_is_drawn_again_from_the_work_directory_alone(finished, tmp_path, capsys):
+    _, workdir, _, _ = finished
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(workdir, copy)
+    text, figures = (copy / "report.md").read_text(), sorted(p.name for p in (copy / "figures").iterdir())
+    (copy / "report.md").unlink()
+    shutil.rmtree(copy / "figures")
+    shutil.rmtree(copy / "checkpoints")
+    assert cli.main(["run.py", "--mode=report", f"--workdir={copy}"]) == 0
+    assert "report.md" in capsys.readouterr().out
+    assert (copy / "report.md").read_text() == text
+    assert sorted(p.name for p in (copy / "figures").iterdir()) == figures
+    # A run of an earlier version has neither the arrays nor the phases that figures are drawn from.
+    (copy / "figure_data.npz").unlink()
+    result = json.loads((copy / "result.json").read_text())
+    del result["phase_rows"]
+    (copy / "result.json").write_text(json.dumps(result))
+    shutil.rmtree(copy / "figures")
+    report.write(copy)
+    assert [p.name for p in (copy / "figures").iterdir()] == ["curves.png"]
 
 
 def test_best_and_latest_are_kept_and_the_best_is_what_was_judged(finished):

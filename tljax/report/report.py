@@ -69,14 +69,18 @@ def render(
     one row per validation, `task` says which metrics there are. Raises ValueError when a figure lies outside
     `workdir`, jinja2.UndefinedError when `result` lacks a key.
     """
-    return _environment().get_template("report.md.j2").render(
-        result=result,
-        config=json.dumps(config, indent=2, default=str),
-        history=history,
-        figures=_links(figures, workdir),
-        title=title(config),
-        metrics=task.metrics,
-        columns=_columns(result),
+    return (
+        _environment()
+        .get_template("report.md.j2")
+        .render(
+            result=result,
+            config=json.dumps(config, indent=2, default=str),
+            history=history,
+            figures=_links(figures, workdir),
+            title=title(config),
+            metrics=task.metrics,
+            columns=_columns(result),
+        )
     )
 
 
