@@ -456,7 +456,7 @@ MUTANTS = (
         "cache_ignores_the_code",
         "Cached features of another version of the code are not used.",
         "tljax/train/keep.py",
-        '"versions": [tljax.__version__, jax.__version__, _code()]',
+        '"versions": [tljax.__version__, jax.__version__, source_digest(CODE)]',
         '"versions": [tljax.__version__, jax.__version__]',
         (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
     ),

@@ -98,7 +98,7 @@ def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatc
         assert not reused(**change), name
         assert reused(**change), name
     assert reused()
-    monkeypatch.setattr(keep, "_code", lambda: "another version of the code")
+    monkeypatch.setattr(keep, "source_digest", lambda modules: "of another version of the code")
     assert not reused()
 
 

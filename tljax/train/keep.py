@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from tljax.errors import UserError
 from tljax.models.convolution import inference_options
 from tljax.models.state import Leaves
 from tljax.objectives.weight_maps import boundary_weights
+from tljax.source_digest import source_digest
 from tljax.tasks import Task, task_of
 from tljax.train.features import over_rows
 from tljax.train.progress import Log
@@ -33,6 +33,8 @@ from tljax.weights import parameters_digest
 
 # The largest map of a batch that networks are run on in inference mode: beyond it nothing gets faster.
 BATCH_BYTES = 1 << 26
+# What computes features: other code may compute others.
+CODE = ("tljax.train.reference", "tljax.train.views")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +197,7 @@ class Keeper:
             "views": drawn,
             "device": jax.devices()[0].device_kind,
             "products": [str(jax.config.jax_default_matmul_precision), bool(jax.config.jax_enable_x64)],
-            "versions": [tljax.__version__, jax.__version__, _code()],
+            "versions": [tljax.__version__, jax.__version__, source_digest(CODE)],
         }
         entry = self.store.get(key, shapes, fill)
         self._tell(what, entry, count, passes)
@@ -275,14 +277,3 @@ def _observer(network: Observed, augment: AugmentConfig | None, located: bool):
 
 def _without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
-
-
-@functools.cache
-def _code() -> str:
-    """Digest of the code that makes features of pictures: another version of it may make others."""
-    root, sha = Path(tljax.__file__).parent, hashlib.sha256()
-    parts = ("augment", "geometry", "photometric", "reference", "views")
-    names = ("weights/preprocess.py", *(f"train/{name}.py" for name in parts))
-    for path in [*sorted(root.glob("models/**/*.py")), *(root / name for name in names)]:
-        sha.update(path.read_bytes())
-    return sha.hexdigest()

@@ -1,0 +1,45 @@
+"""The digest by which cached features know the code that made them."""
+
+import shutil
+
+import pytest
+
+from tljax.source_digest import PACKAGE, imported_files, source_digest
+from tljax.train.keep import CODE
+
+
+def test_what_is_imported_is_found_directly_or_not(tmp_path):
+    package = tmp_path / "pkg"
+    (package / "sub").mkdir(parents=True)
+    sources = {
+        "__init__.py": "",
+        "a.py": "import numpy\nfrom pkg.sub import b, function\n",
+        "sub/__init__.py": "from pkg.c import constant\n",
+        "sub/b.py": "def late():\n    import pkg.d\n",
+        "c.py": "import pkg.a\nconstant = 1\n",
+        "d.py": "",
+        "unused.py": "import pkg.a\n",
+    }
+    for name, text in sources.items():
+        (package / name).write_text(text)
+    found = [path.relative_to(package).as_posix() for path in imported_files(("pkg.a",), package)]
+    assert found == ["a.py", "c.py", "d.py", "sub/__init__.py", "sub/b.py"]
+
+
+@pytest.fixture
+def package(tmp_path):
+    return shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def test_any_file_that_features_depend_on_changes_their_digest(package):
+    files = imported_files(CODE, package)
+    names = {path.relative_to(package).as_posix() for path in files}
+    needed = [
+        m.replace(".", "/") + ".py" for m in ("models.layers", "models.vgg", "weights.preprocess", "train.augment")
+    ]
+    assert names >= set(needed)
+    digests = {source_digest.__wrapped__(CODE, package)}
+    for path in files:
+        path.write_bytes(path.read_bytes() + b"\n")
+        digests.add(source_digest.__wrapped__(CODE, package))
+    assert len(digests) == len(files) + 1
