@@ -1,4 +1,4 @@
-"""The forms of a convolution beside XLA's own, shape by shape: what `rule` in tljax/models/convolution.py rests on.
+"""The forms of a convolution beside XLA's own, shape by shape: what `rule` in tljax/ops/convolution.py rests on.
 
 python benchmarks/convolutions.py [--models resnet50 --size 64 --batch 16] [--dtype bfloat16] [--json FILE]
 
@@ -22,8 +22,8 @@ import numpy as np
 from flax import nnx
 
 from tljax import models
-from tljax.models import convolution
-from tljax.models.convolution import FORMS, Forms, Window, rule
+from tljax.ops import convolution
+from tljax.ops.convolution import FORMS, Forms, Window, rule
 
 PARTS = Forms._fields
 

@@ -28,7 +28,7 @@ def tljax(task):
     from flax import nnx
 
     from tljax import models
-    from tljax.models import state as leaves_of
+    from tljax.models import params as leaves_of
 
     head = VGG_HEAD if has_dense_layers(task) else {}
     dtype = jnp.dtype(task["dtype"])

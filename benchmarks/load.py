@@ -47,8 +47,8 @@ def load_step(step: str, name: str, path: str) -> None:
     from flax import nnx
 
     from tljax import models, weights
-    from tljax.weights.files import write_safetensors
-    from tljax.weights.rules import layouts
+    from tljax.weights.formats import write_safetensors
+    from tljax.weights.layouts import layouts
 
     lap("import")
     jax.devices()

@@ -26,7 +26,7 @@ class OurStep:
     def __init__(self, config, mesh_of=lambda mesh: mesh):
         import jax
 
-        from tljax.run.prepare import prepare
+        from tljax.run.experiment import prepare
         from tljax.train.step import Given, init_state, make_train_step
 
         self.prepared = prepare(config)
@@ -47,7 +47,7 @@ class OurStep:
             return batch
         import jax
 
-        from tljax.train.reference import observe
+        from tljax.features.frozen_network import observe
 
         for network in self.plan.once:
             said = jax.jit(functools.partial(observe, network))

@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.models import zoo  # noqa: E402
 from tljax import models  # noqa: E402
-from tljax.models import state as leaves_of  # noqa: E402
-from tljax.weights.rules import layouts  # noqa: E402
+from tljax.models import params as leaves_of  # noqa: E402
+from tljax.weights.layouts import layouts  # noqa: E402
 
 TITLES = {
     "vgg": "VGG", "resnet": "ResNet, ResNeXt, Wide ResNet", "densenet": "DenseNet", "inception": "Inception",

@@ -21,19 +21,19 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from tljax import config as schema  # noqa: E402
-from tljax.cache import keep_compiled_programs  # noqa: E402
 from tljax.config import Config  # noqa: E402
 from tljax.errors import UserError  # noqa: E402
-from tljax.objectives import NEEDS, OBJECTIVES  # noqa: E402
-from tljax.report import blocks  # noqa: E402
-from tljax.report.report import humanise_bytes  # noqa: E402
+from tljax.losses import NEEDS, OBJECTIVES  # noqa: E402
+from tljax.report import phase_diagram  # noqa: E402
+from tljax.report.markdown import humanise_bytes  # noqa: E402
 from tljax.report.tables import MISSING, mean_interval, percent  # noqa: E402
 from tljax.run import features, probe, sweep  # noqa: E402
 from tljax.run.config_files import load_config_file  # noqa: E402
+from tljax.run.experiment import prepare  # noqa: E402
 from tljax.run.phase_rows import phase_rows  # noqa: E402
 from tljax.run.plan import cost  # noqa: E402
-from tljax.run.prepare import prepare  # noqa: E402
 from tljax.run.recipes import with_made_weights  # noqa: E402
+from tljax.storage.cache_dir import keep_compiled_programs  # noqa: E402
 from tljax.strategies import PRESETS  # noqa: E402
 
 # The first is the page's own; of the others it has the table alone.
@@ -64,7 +64,7 @@ def main() -> None:
     config, accuracies = sweeps[0]["config"], sweeps[0]["accuracies"]
     accuracies |= probed(config, console)
     costs = {name: described(name, config, given.to / "strategies") for name in PRESETS}
-    blocks.key(given.to / "strategies" / "key.png")
+    phase_diagram.key(given.to / "strategies" / "key.png")
     page = environment.get_template("strategies.md.in").render(
         sweeps=sweeps,
         config=config,
@@ -140,7 +140,7 @@ def described(name: str, config: Config, folder: Path) -> str:
     single = schema.override(config, {**first, "sweep": {}, "strategy.name": name, **own})
     prepared = prepare(*with_made_weights([single], Path(config.workdir).parent, None))
     rows = phase_rows(prepared.plans, prepared.network.model, prepared.config.optim.lr)
-    blocks.blocks(blocks.from_dicts(rows), folder / f"{name}.png")
+    phase_diagram.blocks(phase_diagram.from_dicts(rows), folder / f"{name}.png")
     costs = [cost(prepared, plan) for plan in prepared.plans]
     steps = [plan.steps for plan in prepared.plans]
     flops = sum(c.step_flops * n for c, n in zip(costs, steps, strict=True)) / sum(steps)

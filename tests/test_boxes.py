@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tljax import boxes
+from tljax.ops import boxes
 
 GOLDEN = np.load(Path(__file__).parents[0] / "golden" / "boxes.npz")
 A, B = (jnp.asarray(GOLDEN["boxes"][part], jnp.float32) for part in (slice(20), slice(20, None)))

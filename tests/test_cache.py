@@ -6,7 +6,7 @@ import sys
 
 PROGRAM = """
 import jax, jax.numpy as jnp, pathlib
-from tljax.cache import folder, keep_compiled_programs
+from tljax.storage.cache_dir import folder, keep_compiled_programs
 keep_compiled_programs()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tljax.checkpoints import Checkpoints, goodness
+from tljax.storage.checkpoints import Checkpoints, goodness
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.run import small
 from tljax import config as schema
-from tljax import objectives
+from tljax import losses
 from tljax.errors import UserError
 from tljax.run.train import train
 
@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden" / "bss.npz"
 
 @functools.cache
 def differentiated():
-    shrinkage = objectives.find(f"{FILE}:shrinkage")
+    shrinkage = losses.find(f"{FILE}:shrinkage")
 
     def of_features(x, smallest):
         last = jnp.stack([0.5 * x, x, 1.5 * x], axis=1)[:, None]

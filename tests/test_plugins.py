@@ -72,7 +72,7 @@ def test_what_is_not_there(file, monkeypatch, spec, words):
         ("import no_such_module_at_all\n", "line 1: ModuleNotFoundError: No module named 'no_such_module_at_all'"),
         ("raise ValueError('two\\nlines')\n", "line 1: ValueError: two lines"),
         (
-            "from tljax.objectives import objective\n@objective('waek')\ndef f(): pass\n",
+            "from tljax.losses import objective\n@objective('waek')\ndef f(): pass\n",
             'line 2: There is no need "waek"',
         ),
     ],

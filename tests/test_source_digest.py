@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from tljax.source_digest import PACKAGE, imported_files, source_digest
-from tljax.train.keep import CODE
+from tljax.features.feature_cache import CODE
+from tljax.storage.source_digest import PACKAGE, imported_files, source_digest
 
 
 def test_what_is_imported_is_found_directly_or_not(tmp_path):

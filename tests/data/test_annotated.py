@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tljax.config import DataConfig
-from tljax.data import sources
-from tljax.data.annotated.collect import objects
-from tljax.data.annotated.pictures import read_mask, read_picture
+from tljax.data.sources import registry
+from tljax.data.sources.images import read_mask, read_picture
+from tljax.data.sources.records import objects
 from tljax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -139,7 +139,7 @@ def folder(tmp_path):
 
 def masks(folder, on_bad_file="error", image_size=None, **options):
     config = DataConfig(name="masks", path=str(folder), image_size=image_size, options=options)
-    return sources.load(config, "segmentation", on_bad_file)
+    return registry.load(config, "segmentation", on_bad_file)
 
 
 def test_folders_of_masks(folder):
@@ -259,4 +259,4 @@ def test_a_folder_valid_is_the_validation_split(folder):
 )
 def test_sources_that_do_not_fit_are_one_sentence(config, task, words):
     with pytest.raises(UserError, match=words):
-        sources.load(DataConfig(**config), task)
+        registry.load(DataConfig(**config), task)

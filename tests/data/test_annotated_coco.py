@@ -12,8 +12,8 @@ from pycocotools import mask as coding
 from pycocotools.coco import COCO
 
 from tljax.config import DataConfig
-from tljax.data import sources
-from tljax.data.annotated.coco import _region
+from tljax.data.sources import registry
+from tljax.data.sources.coco import _region
 from tljax.errors import UserError
 
 H, W = 12, 16
@@ -65,7 +65,7 @@ def folder(tmp_path):
 
 def load(folder, task, on_bad_file="error", image_size=None, **options):
     config = DataConfig(name="coco", path=str(folder), image_size=image_size, options=options)
-    return sources.load(config, task, on_bad_file)
+    return registry.load(config, task, on_bad_file)
 
 
 def change(folder, what, split="train2017"):

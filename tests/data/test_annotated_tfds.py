@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from tljax.config import DataConfig
-from tljax.data import sources
-from tljax.data.annotated import tfds as reader
+from tljax.data.sources import registry
+from tljax.data.sources import tfds as reader
 from tljax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 
 def load(folder, task, image_size=None, **options):
     config = DataConfig(name="tfds:tiny_scenes", path=str(folder), image_size=image_size, options=options)
-    return sources.load(config, task)
+    return registry.load(config, task)
 
 
 def rows_of(split):

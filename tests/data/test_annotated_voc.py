@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tljax.config import DataConfig
-from tljax.data import sources
+from tljax.data.sources import registry
 from tljax.errors import UserError
 
 OBJECT = """<object><name>{}</name><difficult>{}</difficult>
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 
 def load(path, task, on_bad_file="error", **options):
-    return sources.load(DataConfig(name="voc", path=str(path), options=options), task, on_bad_file)
+    return registry.load(DataConfig(name="voc", path=str(path), options=options), task, on_bad_file)
 
 
 def test_boxes_count_from_one_and_include_their_last_pixel(folder):

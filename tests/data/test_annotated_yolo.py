@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from tljax.config import DataConfig
-from tljax.data import sources
-from tljax.data.annotated.yolo import _yaml_names
+from tljax.data.sources import registry
+from tljax.data.sources.yolo import _yaml_names
 from tljax.errors import UserError
 
 NAMES = {"classes": ("ant", "bee")}
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def load(folder, on_bad_file="error", options=NAMES):
-    return sources.load(DataConfig(name="yolo", path=str(folder), options=options), "detection", on_bad_file)
+    return registry.load(DataConfig(name="yolo", path=str(folder), options=options), "detection", on_bad_file)
 
 
 def test_boxes_are_centres_and_sides_as_shares(folder):

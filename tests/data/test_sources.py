@@ -9,7 +9,7 @@ import pytest
 
 from tljax import data
 from tljax.config import DataConfig
-from tljax.data import idx
+from tljax.data.sources import idx
 from tljax.errors import UserError
 
 

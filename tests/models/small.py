@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import models
-from tljax.models import convnext, densenet, resnet, unet, vgg
-from tljax.models import state as leaves_of
+from tljax.models import params as leaves_of
+from tljax.models.backbones import convnext, densenet, resnet, unet, vgg
 
 VGG = vgg.Variant(((2,), (3,), (3,), (4,), (4,)))
 RESNET = resnet.Variant((1, 1, 1, 1), (4, 4, 6, 8), bottleneck=False)

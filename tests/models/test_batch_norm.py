@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tljax.models import batch_norm
-from tljax.models.once import once
+from tljax.ops import batch_norm
+from tljax.ops.fusion import once
 
 
 @pytest.fixture(autouse=True)

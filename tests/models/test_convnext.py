@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from tljax import models
-from tljax.models import convnext, layers
-from tljax.models import state as leaves_of
+from tljax.models import layers
+from tljax.models import params as leaves_of
+from tljax.models.backbones import convnext
 
 TINY = convnext.Variant((1, 2, 1), (4, 6, 8), size=3)
 

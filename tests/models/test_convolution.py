@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tljax.models import convolution, layers
-from tljax.models.convolution import Forms, Window, convolve, linear_in_kernel, native, rule
+from tljax.models import layers
+from tljax.ops import convolution
+from tljax.ops.convolution import Forms, Window, convolve, linear_in_kernel, native, rule
 
 NATIVE = ("native",) * 3
 SAME = ((1, 1), (1, 1))

@@ -7,10 +7,10 @@ from flax import nnx
 
 from tljax import models
 from tljax.errors import UserError
-from tljax.models import densenet
-from tljax.models import state as leaves_of
+from tljax.models import params as leaves_of
+from tljax.models.backbones import densenet
 from tljax.models.layers import average_pool
-from tljax.weights.rules import densenet as rules
+from tljax.weights.layouts import densenet as rules
 
 TINY = densenet.Variant((2, 1), growth=3, initial=4, dropout=0.5)
 

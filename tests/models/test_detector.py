@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.errors import UserError
-from tljax.models import init
-from tljax.models import state as leaves_of
+from tljax.models import initializers
+from tljax.models import params as leaves_of
 from tljax.models.heads.detector import Detector
 
 SIDE = 32
@@ -27,7 +27,7 @@ class Holder(nnx.Module):
 
 def made(**options):
     holder = nnx.eval_shape(lambda: Holder(**options))
-    init.fill(holder, jax.random.key(0), by_path=holder.head.initialisers)
+    initializers.fill(holder, jax.random.key(0), by_path=holder.head.initialisers)
     return holder.head
 
 

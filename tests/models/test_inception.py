@@ -8,9 +8,9 @@ from flax import nnx
 
 from tljax import models
 from tljax.errors import UserError
-from tljax.models import inception
-from tljax.models import state as leaves_of
-from tljax.models.inception import Auxiliary, AveragePool, AverageTo, Conv, MaxPool, Variant
+from tljax.models import params as leaves_of
+from tljax.models.backbones import inception
+from tljax.models.backbones.inception import Auxiliary, AveragePool, AverageTo, Conv, MaxPool, Variant
 
 TINY = Variant(
     3,

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from tljax import models
-from tljax.models import layers, resnet, vgg
-from tljax.models import state as leaves_of
+from tljax.models import layers
+from tljax.models import params as leaves_of
+from tljax.models.backbones import resnet, vgg
 from tljax.strategies import neurons
 
 # Compiling is most of the work.

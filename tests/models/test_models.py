@@ -13,15 +13,15 @@ from flax import nnx
 import tljax
 from tljax import models, weights
 from tljax.errors import UserError
-from tljax.models import resnet, vgg
-from tljax.models import state as leaves_of
+from tljax.models import params as leaves_of
+from tljax.models.backbones import resnet, vgg
 from tljax.models.layers import Dropout, average_pool_to
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def test_the_public_api():
-    model = tljax.models.build("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
+    model = tljax.models.factory("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
 
     @nnx.jit
     def run(model, images):

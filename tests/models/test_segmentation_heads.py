@@ -15,10 +15,10 @@ from tests.models.small import CONVNEXT, DENSENET, RESNET, TINY, VGG, build, dra
 from tests.models.test_inception import TINY as INCEPTION
 from tests.models.zoo import compiled
 from tljax.errors import UserError
-from tljax.models import init
-from tljax.models import state as leaves_of
+from tljax.models import initializers
+from tljax.models import params as leaves_of
 from tljax.models.heads import HEADS
-from tljax.models.heads.head import levels
+from tljax.models.heads.base import levels
 from tljax.models.upsample import bilinear, fit
 from tljax.strategies.neurons import layers_of
 
@@ -168,7 +168,7 @@ def test_fcn_starts_with_scores_of_zero_and_interpolation():
     row = np.array([0.25, 0.75, 0.75, 0.25])
     np.testing.assert_allclose(values["head/up1/kernel"], np.einsum("h,w,io->hwio", row, row, np.eye(3)), atol=1e-7)
     ramp = np.arange(6.0)[None, :, None, None] * np.ones((1, 1, 3, 1))
-    inner = scattered(ramp, init.bilinear(None, (16, 16, 1, 1)), 8)[0, 8:-8, 16, 0]
+    inner = scattered(ramp, initializers.bilinear(None, (16, 16, 1, 1)), 8)[0, 8:-8, 16, 0]
     np.testing.assert_allclose(inner, (np.arange(40) + 0.5) / 8, atol=1e-6)
     assert leaves(build(VGG, "fcn", rngs=nnx.Rngs(0), variant="torchvision"))["head/score/kernel"].any()
 

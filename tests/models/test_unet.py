@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 from tljax import models
-from tljax.models import state as leaves_of
-from tljax.models import unet
-from tljax.weights.rules import layouts
+from tljax.models import params as leaves_of
+from tljax.models.backbones import unet
+from tljax.weights.layouts import layouts
 
 TINY = unet.Variant((2, 3, 4))
 

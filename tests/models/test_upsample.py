@@ -7,8 +7,8 @@ import pytest
 
 from tests.models.small import scattered
 from tests.models.zoo import compiled
-from tljax.models import state as leaves_of
-from tljax.models.linear import Neurons
+from tljax.models import params as leaves_of
+from tljax.models.partial_training import Neurons
 from tljax.models.upsample import ConvTranspose, bilinear, fit, repeat
 
 

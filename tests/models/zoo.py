@@ -19,12 +19,12 @@ from flax import nnx
 from tests.golden import zoo_rule
 from tljax import models
 from tljax.models import Model
-from tljax.models import state as leaves_of
+from tljax.models import params as leaves_of
 from tljax.models.layers import Dropout
-from tljax.weights.inspect import head_options
-from tljax.weights.port import export, match, port
-from tljax.weights.rules import Layout, detect, layouts
-from tljax.weights.rules.table import TRANSFORMS
+from tljax.weights.assign import export, match, port
+from tljax.weights.detect import head_options
+from tljax.weights.layouts import Layout, detect, layouts
+from tljax.weights.layouts.table import TRANSFORMS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 REFERENCES = ("torchvision", "timm", "keras", "unet", "segmentation")

@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant(
         "frozen_statistics_move",
         "Running statistics of frozen layers keep their bits.",
-        "tljax/train/phases.py",
+        "tljax/train/plan.py",
         "        moving=tuple(p for p in stats if groups[p].learns),\n",
         "        moving=tuple(stats),\n",
         (f"{FREEZING}::test_what_learns_moves_and_what_is_frozen_keeps_its_bits[resnet]",),
@@ -67,7 +67,7 @@ MUTANTS = (
     Mutant(
         "dropout_follows_the_whole_network",
         "A dropout is off where nothing of the module around it is trainable.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "        learns = mean.learns if mean else any(g.learns for p, g in groups.items() if p.startswith(around))\n",
         "        learns = mean.learns if mean else any(g.learns for p, g in groups.items())\n",
         (f"{GROUPS}::test_batch_norm_follows_its_mean_and_dropout_its_surroundings",),
@@ -75,7 +75,7 @@ MUTANTS = (
     Mutant(
         "decay_of_frozen_parameters",
         "Weight decay does not apply to frozen parameters.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "        decays = multiplier > 0 and path in params and len(leaf.shape) > 1\n",
         "        decays = path in params and len(leaf.shape) > 1\n",
         (f"{GROUPS}::test_first_match_decides_and_decay_spares_biases_and_norms", GROUPS),
@@ -83,7 +83,7 @@ MUTANTS = (
     Mutant(
         "decay_of_biases_and_norms",
         "Weight decay spares biases and norms.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "        decays = multiplier > 0 and path in params and len(leaf.shape) > 1\n",
         "        decays = multiplier > 0 and path in params\n",
         (f"{GROUPS}::test_first_match_decides_and_decay_spares_biases_and_norms",),
@@ -122,7 +122,7 @@ MUTANTS = (
     Mutant(
         "rule_without_match_passes",
         "A rule that matches nothing is an error.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "        if rule not in deciding:\n",
         "        if rule not in phase.rules:\n",
         (f"{GROUPS}::test_errors_name_what_was_looked_for",),
@@ -130,7 +130,7 @@ MUTANTS = (
     Mutant(
         "last_rule_wins",
         "The first rule that matches a path decides.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "        pattern, multiplier = hits[0]\n        deciding.add(hits[0])\n",
         "        pattern, multiplier = hits[-1]\n        deciding.add(hits[-1])\n",
         (f"{GROUPS}::test_first_match_decides_and_decay_spares_biases_and_norms",),
@@ -138,7 +138,7 @@ MUTANTS = (
     Mutant(
         "uncovered_path_is_frozen",
         "A parameter that no rule covers is an error.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "        matching.update(hits)\n",
         "        hits = hits or [phase.rules[-1]]\n        matching.update(hits)\n",
         (f"{GROUPS}::test_errors_name_what_was_looked_for",),
@@ -146,7 +146,7 @@ MUTANTS = (
     Mutant(
         "phase_without_trainable_parameters",
         "A phase in which nothing is trainable is an error.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "    if not any(groups[path].learns for path in params):\n",
         "    if not groups:\n",
         (f"{GROUPS}::test_errors_name_what_was_looked_for",),
@@ -154,7 +154,7 @@ MUTANTS = (
     Mutant(
         "layer_decay_from_the_stem",
         "Layer-wise decay shrinks the rate of the first stages most.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "    depth = {stage: len(stages) - i for i, stage in enumerate(stages)}\n",
         "    depth = {stage: i + 1 for i, stage in enumerate(stages)}\n",
         (f"{GROUPS}::test_layer_decay_counts_stages_from_the_head",),
@@ -170,7 +170,7 @@ MUTANTS = (
     Mutant(
         "changed_frozen_parameters_pass",
         "Frozen parameters are compared bit for bit after every phase.",
-        "tljax/train/member.py",
+        "tljax/train/run_state.py",
         "if moved := [path for path, digest in frozen.items() if digest != progress.frozen[path]]:",
         "if moved := [path for path in frozen if path not in progress.frozen]:",
         (f"{MEMBER}::test_a_phase_that_changed_a_frozen_parameter_stops_the_run",),
@@ -186,7 +186,7 @@ MUTANTS = (
     Mutant(
         "gradient_of_all_channels",
         "The gradient of a partly trainable kernel is computed for its trainable channels.",
-        "tljax/models/linear.py",
+        "tljax/models/partial_training.py",
         "(dy[..., neurons.index])",
         "(dy[..., : len(neurons.index)])",
         ("tests/models/test_layers_neurons.py",),
@@ -194,7 +194,7 @@ MUTANTS = (
     Mutant(
         "moving_prefix_is_frozen",
         "Stages whose dropout is on are not cached as frozen.",
-        "tljax/strategies/groups.py",
+        "tljax/strategies/param_groups.py",
         "        if stage in random or any(",
         "        if any(",
         (GROUPS, KEEP, "tests/run/test_model_options.py"),
@@ -235,7 +235,7 @@ MUTANTS = (
     Mutant(
         "nan_goes_on",
         "A loss that is not finite stops the run.",
-        "tljax/train/member.py",
+        "tljax/train/run_state.py",
         '        if not metrics["finite"].all():\n',
         '        if not len(metrics["finite"]):\n',
         (f"{TRAIN}::test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good",),
@@ -243,7 +243,7 @@ MUTANTS = (
     Mutant(
         "gradient_into_teachers",
         "No gradient flows into teachers and the source network.",
-        "tljax/objectives/objective.py",
+        "tljax/losses/base.py",
         "jax.lax.stop_gradient(reference)",
         "reference",
         ("tests/objectives/test_objectives.py::test_nothing_flows_into_the_reference",),
@@ -293,7 +293,7 @@ MUTANTS = (
     Mutant(
         "test_split_opens_twice",
         "The test split of a run can be opened once.",
-        "tljax/data/types.py",
+        "tljax/data/dataset.py",
         "        split, self._split = self._split, None\n        return split\n",
         "        return self._split\n",
         ("tests/data/test_splits.py::test_the_test_split_opens_once",),
@@ -317,7 +317,7 @@ MUTANTS = (
     Mutant(
         "best_by_training_accuracy",
         "The best checkpoint is the one with the best validation score.",
-        "tljax/train/member.py",
+        "tljax/train/run_state.py",
         "            chosen_by: valid[chosen_by] or 0.0,  # None: there was nothing to find\n",
         '            chosen_by: sums["correct"] / (steps * size),\n',
         (f"{TRAIN}::test_a_run_leaves_everything_that_it_promises", TRAIN),
@@ -325,7 +325,7 @@ MUTANTS = (
     Mutant(
         "best_by_the_later_epoch",
         "Of equally good validations the earlier one is the best.",
-        "tljax/checkpoints.py",
+        "tljax/storage/checkpoints.py",
         '    return score, -metrics["loss"], -metrics["epoch"]\n',
         '    return score, -metrics["loss"], metrics["epoch"]\n',
         ("tests/test_checkpoints.py::test_score_then_loss_then_the_earlier_epoch_decide",),
@@ -333,7 +333,7 @@ MUTANTS = (
     Mutant(
         "best_by_the_loss_alone",
         "The validation score decides before the loss.",
-        "tljax/checkpoints.py",
+        "tljax/storage/checkpoints.py",
         '    return score, -metrics["loss"], -metrics["epoch"]\n',
         '    return -metrics["loss"], score, -metrics["epoch"]\n',
         ("tests/test_checkpoints.py::test_score_then_loss_then_the_earlier_epoch_decide",),
@@ -341,7 +341,7 @@ MUTANTS = (
     Mutant(
         "best_checkpoint_is_deleted",
         "The best checkpoint is kept beside the latest.",
-        "tljax/checkpoints.py",
+        "tljax/storage/checkpoints.py",
         "policies.AnyPreservationPolicy([policies.LatestN(1), best])",
         "policies.AnyPreservationPolicy([policies.LatestN(1)])",
         ("tests/test_checkpoints.py::test_best_and_latest_are_kept",),
@@ -349,7 +349,7 @@ MUTANTS = (
     Mutant(
         "patience_over_all_phases",
         "Early stopping counts within the phase.",
-        "tljax/train/member.py",
+        "tljax/train/run_state.py",
         "patience, best = self.config.train.early_stop_epochs, self.progress.phase_best",
         "patience, best = self.config.train.early_stop_epochs, self.progress.best",
         (f"{MEMBER}::test_patience_counts_from_the_best_validation_of_the_phase",),
@@ -390,7 +390,7 @@ MUTANTS = (
     Mutant(
         "resume_repeats_rows",
         "metrics.jsonl has every validation once, however often a run was resumed.",
-        "tljax/train/member.py",
+        "tljax/train/run_state.py",
         "        self.log.rewind(self.progress.rows)\n",
         "        self.log.rewind(10**6)\n",
         (f"{RESUME}::test_a_row_whose_checkpoint_was_not_written_is_written_again",),
@@ -423,7 +423,7 @@ MUTANTS = (
     Mutant(
         "cache_ignores_parameters",
         "Cached features are not used after a parameter of the frozen stages changed.",
-        "tljax/train/keep.py",
+        "tljax/features/feature_cache.py",
         '            "leaves": parameters_digest(leaves),\n',
         '            "leaves": len(leaves),\n',
         (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
@@ -431,7 +431,7 @@ MUTANTS = (
     Mutant(
         "cache_ignores_images",
         "Cached features are not used for other images.",
-        "tljax/train/keep.py",
+        "tljax/features/feature_cache.py",
         '            "pictures": split.fingerprint,\n',
         '            "pictures": len(split),\n',
         (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
@@ -439,7 +439,7 @@ MUTANTS = (
     Mutant(
         "cache_ignores_preprocessing",
         "Cached features are not used under another preprocessing.",
-        "tljax/train/keep.py",
+        "tljax/features/feature_cache.py",
         "_without_addresses(repr(network))",
         "_without_addresses(repr(dataclasses.replace(network, preprocess=None)))",
         (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
@@ -447,7 +447,7 @@ MUTANTS = (
     Mutant(
         "cache_ignores_the_seed_of_views",
         "Cached views of another seed are not used.",
-        "tljax/train/keep.py",
+        "tljax/features/feature_cache.py",
         '{"count": views, "seed": self.config.seed,',
         '{"count": views,',
         (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
@@ -455,7 +455,7 @@ MUTANTS = (
     Mutant(
         "cache_ignores_the_code",
         "Cached features of another version of the code are not used.",
-        "tljax/train/keep.py",
+        "tljax/features/feature_cache.py",
         '"versions": [tljax.__version__, jax.__version__, source_digest(CODE)]',
         '"versions": [tljax.__version__, jax.__version__]',
         (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
@@ -463,7 +463,7 @@ MUTANTS = (
     Mutant(
         "cache_rows_shuffled",
         "Cached features stand in the order of the images.",
-        "tljax/train/features.py",
+        "tljax/features/extract.py",
         "            out[name][start : start + real] = rows[:real]\n",
         "            out[name][start : start + real] = rows[:real][::-1]\n",
         (f"{KEEP}::test_rows_are_those_of_the_pictures_in_their_order",),
@@ -496,7 +496,7 @@ MUTANTS = (
     Mutant(
         "seeds_share_their_images",
         "Runs of different seeds do not train as one program.",
-        "tljax/run/together.py",
+        "tljax/run/replica_groups.py",
         '    del tree["optim"]\n',
         '    del tree["optim"], tree["seed"]\n',
         (f"{TOGETHER}::test_what_shapes_a_program_or_the_pictures_keeps_runs_apart",),
@@ -505,7 +505,7 @@ MUTANTS = (
     Mutant(
         "padded_rows_counted",
         "Padding of the last batch is in no metric.",
-        "tljax/train/features.py",
+        "tljax/features/extract.py",
         "            out[name][start : start + real] = rows[:real]\n",
         "            out[name][start : start + real] = rows[len(rows) - real :]\n",
         ("tests/run/test_features.py", KEEP),
@@ -545,7 +545,7 @@ MUTANTS = (
     Mutant(
         "suppression_across_classes",
         "Boxes of different classes do not suppress each other.",
-        "tljax/boxes.py",
+        "tljax/ops/boxes.py",
         " & (kinds[:, None] == kinds[None])",
         "",
         ("tests/test_boxes.py::test_suppression_equals_tensorflows",),
@@ -554,7 +554,7 @@ MUTANTS = (
     Mutant(
         "temperature_not_squared",
         "The distillation loss has the factor T².",
-        "tljax/objectives/transfer.py",
+        "tljax/losses/distillation.py",
         "    return temperature**2 * (jnp.exp(theirs) * (theirs - own)).sum(-1).mean()\n",
         "    return (jnp.exp(theirs) * (theirs - own)).sum(-1).mean()\n",
         ("tests/objectives/test_objectives.py::test_value_and_gradient_are_the_references",),
@@ -570,7 +570,7 @@ MUTANTS = (
     Mutant(
         "delta_sums_over_the_batch",
         "DELTA's loss is a mean over images.",
-        "tljax/objectives/transfer.py",
+        "tljax/losses/distillation.py",
         'half_square(widen(outputs["maps"][s]) - widen(m)) / len(m)',
         'half_square(widen(outputs["maps"][s]) - widen(m))',
         ("tests/objectives/test_objectives.py::test_every_objective_is_a_mean_over_pictures",),
@@ -578,7 +578,7 @@ MUTANTS = (
     Mutant(
         "class_weights_not_normalized",
         "Weighted cross-entropy is divided by the weights of the labels, as in PyTorch.",
-        "tljax/objectives/pixels.py",
+        "tljax/losses/pixelwise.py",
         "    return _mean(jnp.where(counted, losses, 0), (targets * weights).sum(-1))\n",
         "    return _mean(jnp.where(counted, losses, 0), counted)\n",
         ("tests/objectives/test_pixels.py::test_value_and_gradient_equal_the_references",),
@@ -586,7 +586,7 @@ MUTANTS = (
     Mutant(
         "ignored_pixels_in_the_loss",
         "Pixels of 255 have no loss.",
-        "tljax/objectives/pixels.py",
+        "tljax/losses/pixelwise.py",
         "    counted = labels != IGNORED if labels.ndim > 1 else jnp.ones(labels.shape, bool)\n",
         "    counted = jnp.ones(labels.shape, bool)\n",
         ("tests/objectives/test_pixels.py::test_value_and_gradient_equal_the_references",),
@@ -594,7 +594,7 @@ MUTANTS = (
     Mutant(
         "label_smoothing_ignored",
         "Label smoothing is in the loss.",
-        "tljax/objectives/pixels.py",
+        "tljax/losses/pixelwise.py",
         "optax.smooth_labels(targets, smoothing) * weights",
         "targets * weights",
         ("tests/objectives/test_objectives.py::test_value_and_gradient_are_the_references",),
@@ -602,7 +602,7 @@ MUTANTS = (
     Mutant(
         "l2_sp_towards_zero",
         "L2-SP penalizes the distance from the source's values.",
-        "tljax/objectives/penalties.py",
+        "tljax/losses/regularization.py",
         "half_square(widen(x) - widen(kept[path]))",
         "half_square(widen(x))",
         ("tests/objectives/test_objectives.py::test_value_and_gradient_are_the_references",),
@@ -610,7 +610,7 @@ MUTANTS = (
     Mutant(
         "threshold_ignored",
         "Pseudo-labels below the threshold have no loss.",
-        "tljax/objectives/unlabelled.py",
+        "tljax/losses/semi_supervised.py",
         '    confident = targets.max(-1) >= hyper["threshold"]\n',
         "    confident = targets.max(-1) >= 0\n",
         ("tests/objectives/test_objectives.py::test_no_picture_above_the_threshold_is_zero",),
@@ -618,7 +618,7 @@ MUTANTS = (
     Mutant(
         "kl_the_other_way_round",
         "Distillation is the divergence from the teacher to the student.",
-        "tljax/objectives/transfer.py",
+        "tljax/losses/distillation.py",
         "(jnp.exp(theirs) * (theirs - own)).sum(-1).mean()",
         "(jnp.exp(own) * (own - theirs)).sum(-1).mean()",
         ("tests/objectives/test_objectives.py::test_value_and_gradient_are_the_references",),
@@ -626,7 +626,7 @@ MUTANTS = (
     Mutant(
         "centre_and_focal_swapped_weights",
         "The focal loss weighs objects by alpha.",
-        "tljax/objectives/detector.py",
+        "tljax/losses/detection.py",
         "jnp.where(wanted, ALPHA, 1 - ALPHA)",
         "jnp.where(wanted, 1 - ALPHA, ALPHA)",
         ("tests/objectives/test_detection_objectives.py::test_losses_and_their_gradients_equal_torchvisions",),
@@ -635,7 +635,7 @@ MUTANTS = (
     Mutant(
         "voc_boxes_swapped",
         "Boxes are [y0, x0, y1, x1].",
-        "tljax/data/annotated/voc.py",
+        "tljax/data/sources/voc.py",
         "boxes.append([y0 - 1, x0 - 1, y1, x1])",
         "boxes.append([x0 - 1, y0 - 1, x1, y1])",
         ("tests/data/test_annotated_voc.py::test_boxes_count_from_one_and_include_their_last_pixel",),
@@ -643,7 +643,7 @@ MUTANTS = (
     Mutant(
         "voc_boxes_from_zero",
         "VOC's pixels count from one.",
-        "tljax/data/annotated/voc.py",
+        "tljax/data/sources/voc.py",
         "boxes.append([y0 - 1, x0 - 1, y1, x1])",
         "boxes.append([y0, x0, y1, x1])",
         ("tests/data/test_annotated_voc.py::test_boxes_count_from_one_and_include_their_last_pixel",),
@@ -651,7 +651,7 @@ MUTANTS = (
     Mutant(
         "coco_boxes_swapped",
         "Boxes are [y0, x0, y1, x1].",
-        "tljax/data/annotated/coco.py",
+        "tljax/data/sources/coco.py",
         "boxes.append([y, x, y + height, x + width])",
         "boxes.append([x, y, x + width, y + height])",
         ("tests/data/test_annotated_coco.py::test_boxes_classes_and_crowds",),
@@ -667,7 +667,7 @@ MUTANTS = (
     Mutant(
         "box_scale_swapped",
         "Boxes scale with the height and the width of their images.",
-        "tljax/data/types.py",
+        "tljax/data/dataset.py",
         "np.array([side / height, side / width] * 2, np.float32)",
         "np.array([side / width, side / height] * 2, np.float32)",
         ("tests/tasks/test_detection.py", "tests/data"),
@@ -675,7 +675,7 @@ MUTANTS = (
     Mutant(
         "box_without_area_kept",
         "A box that is cut to no area at the edge is left out.",
-        "tljax/data/annotated/collect.py",
+        "tljax/data/sources/records.py",
         "    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)\n",
         "    kept = (boxes[:, 2:] >= boxes[:, :2]).all(1)\n",
         ("tests/data/test_annotated.py::test_boxes_are_cut_at_the_edges_and_those_without_area_left_out",),
@@ -683,7 +683,7 @@ MUTANTS = (
     Mutant(
         "warped_box_without_area_kept",
         "A box that augmentation moves off the image is dropped.",
-        "tljax/train/geometry.py",
+        "tljax/augment/affine.py",
         "    return clipped, (left > 0) & (left >= least * whole)\n",
         "    return clipped, left >= least * left\n",
         ("tests/train/test_geometry.py", "tests/train/test_views.py"),
@@ -691,7 +691,7 @@ MUTANTS = (
     Mutant(
         "mask_beyond_the_edge_is_background",
         "Beyond the edge of an augmented image the mask is 255.",
-        "tljax/train/geometry.py",
+        "tljax/augment/affine.py",
         "    return jnp.where(inside, seen, IGNORED).astype(labels.dtype)\n",
         "    return jnp.where(inside, seen, 0).astype(labels.dtype)\n",
         ("tests/train/test_geometry.py",),
@@ -699,7 +699,7 @@ MUTANTS = (
     Mutant(
         "boxes_stay_while_images_move",
         "Boxes move with their augmented images.",
-        "tljax/train/views.py",
+        "tljax/augment/pipeline.py",
         'changed |= {"boxes": boxes * scale, ',
         "changed |= {",
         ("tests/train/test_views.py::test_picture_mask_and_boxes_move_together",),
@@ -716,7 +716,7 @@ MUTANTS = (
     Mutant(
         "fingerprint_of_images_alone",
         "A split's fingerprint depends on images, labels and order.",
-        "tljax/data/types.py",
+        "tljax/data/dataset.py",
         "_fingerprint(*(x for x in self._arrays if x is not None))",
         "_fingerprint(self.images)",
         ("tests/data/test_splits.py::test_fingerprint_sees_pixels_labels_and_order",),
@@ -748,7 +748,7 @@ MUTANTS = (
     Mutant(
         "sixteen_bits_clipped",
         "Images of 16 bits are scaled to 8.",
-        "tljax/data/annotated/pictures.py",
+        "tljax/data/sources/images.py",
         "np.round(deep / 257).astype(np.uint8)",
         "np.clip(deep, 0, 255).astype(np.uint8)",
         ("tests/data/test_annotated.py::test_sixteen_bits_are_scaled_and_not_clipped",),
@@ -781,7 +781,7 @@ MUTANTS = (
     Mutant(
         "tensorflow_pool_padding",
         "Max pooling pads as PyTorch does.",
-        "tljax/models/resnet.py",
+        "tljax/models/backbones/resnet.py",
         "max_pool(x, 3, 2, padding=1) if self.pool else x",
         "max_pool(x, 3, 2, ceil=True) if self.pool else x",
         ("tests/models/test_zoo.py::test_inference_equals_the_reference[torchvision-resnet18]",),
@@ -829,7 +829,7 @@ MUTANTS = (
     Mutant(
         "partial_port_passes",
         "Weights that fill only a part of the model are refused.",
-        "tljax/weights/port.py",
+        "tljax/weights/assign.py",
         "    missing = [p for p in target if p not in plan and not _matches(p, (*keep, *optional))]\n",
         "    missing = []\n",
         ("tests/weights/test_port.py::test_misfits_raise_with_both_lists_and_change_nothing",),
@@ -837,7 +837,7 @@ MUTANTS = (
     Mutant(
         "unused_tensors_pass",
         "Tensors without a place are refused.",
-        "tljax/weights/port.py",
+        "tljax/weights/assign.py",
         "            unused.append(name)\n",
         "            pass\n",
         ("tests/weights/test_port.py::test_misfits_raise_with_both_lists_and_change_nothing",),
@@ -845,7 +845,7 @@ MUTANTS = (
     Mutant(
         "wrong_shapes_pass",
         "Tensors of a wrong shape are refused.",
-        "tljax/weights/port.py",
+        "tljax/weights/assign.py",
         "        return not (self.unused or self.missing or self.misfits)\n",
         "        return not (self.unused or self.missing)\n",
         ("tests/weights/test_port.py::test_misfits_raise_with_both_lists_and_change_nothing",),
@@ -853,7 +853,7 @@ MUTANTS = (
     Mutant(
         "pickled_globals_are_called",
         "Nothing in a pickle is executed.",
-        "tljax/weights/files/torch_pickle.py",
+        "tljax/weights/formats/torch_pickle.py",
         '            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")  # torch\'s words, for `_explained`\n',
         "            return super().find_class(module, name)\n",
         ("tests/weights/test_files.py::test_nothing_in_a_pickle_is_executed",),
@@ -877,7 +877,7 @@ MUTANTS = (
     Mutant(
         "first_kernel_not_scaled",
         "An RGB kernel adapted to more channels keeps the size of its outputs.",
-        "tljax/weights/port.py",
+        "tljax/weights/assign.py",
         "kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)",
         "kernel[:, :, np.arange(channels) % 3] * np.float32(1)",
         ("tests/weights/test_find.py::test_the_rule_for_channels_keeps_the_sum_over_them",),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tljax.objectives.detector import (
+from tljax.losses.detection import (
     assign,
     centreness,
     detection,

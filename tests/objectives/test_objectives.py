@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.errors import UserError
-from tljax.objectives import NEEDS, OBJECTIVES, Objective, find, objective
-from tljax.objectives.unlabelled import pseudo_targets
+from tljax.losses import NEEDS, OBJECTIVES, Objective, base, find
+from tljax.losses.semi_supervised import pseudo_targets
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "objectives.npz"
 # Others' numbers for them are in test_pixels.py, test_pixel_objectives.py and test_detection_objectives.py.
@@ -257,7 +257,7 @@ def test_needs():
     assert set().union(*(o.needs for o in OBJECTIVES.values())) == NEEDS.keys() - {"maps"}
     assert all(name == o.name and o.function.__doc__ for name, o in OBJECTIVES.items())
     with pytest.raises(UserError, match=r'There is no need "teacher_logit".*did you mean "teacher_logits"'):
-        objective("teacher_logit")
+        base("teacher_logit")
 
 
 def test_find():
@@ -269,7 +269,7 @@ def test_find():
 def test_find_in_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from tljax.objectives import objective\n"
+        "from tljax.losses import objective\n"
         "def plain(outputs, batch, reference, hyper): return hyper['a'] * outputs['logits'].sum()\n"
         "@objective('weak')\n"
         "def needy(outputs, batch, reference, hyper): return outputs['weak']['logits'].mean()\n"

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from scipy.special import log_softmax
 
-from tljax.objectives import pixels
-from tljax.objectives import segmentation as objectives
-from tljax.objectives.pixels import IGNORED
-from tljax.objectives.weight_maps import boundary_weights
+from tljax.losses import pixelwise
+from tljax.losses import segmentation as objectives
+from tljax.losses.pixelwise import IGNORED
+from tljax.losses.weight_maps import boundary_weights
 
 
 def regions(mask):
@@ -84,26 +84,26 @@ def test_logits_are_brought_to_the_grid_of_the_labels(name):
     rows, columns = (np.arange(n) / 2 - 0.25 for n in (6, 4))
     tall = np.apply_along_axis(lambda x: np.interp(rows, np.arange(3), x), 1, coarse)
     fine = np.apply_along_axis(lambda x: np.interp(columns, np.arange(2), x), 2, tall)
-    np.testing.assert_allclose(pixels.on_grid(jnp.asarray(coarse), (6, 4)), fine, atol=1e-6)
+    np.testing.assert_allclose(pixelwise.on_grid(jnp.asarray(coarse), (6, 4)), fine, atol=1e-6)
 
     @jax.jit
     def losses(coarse, fine, labels):
         found = getattr(objectives, name)({"logits": coarse}, {"label": labels}, {}, {})
-        return found, getattr(pixels, name)(fine, labels)
+        return found, getattr(pixelwise, name)(fine, labels)
 
     np.testing.assert_allclose(*losses(coarse, fine, LABELS), rtol=1e-5)
 
 
 def test_half_precision_is_widened_before_it_is_resized():
     logits = jnp.asarray([[[[0.0], [1.0]]]], jnp.bfloat16)
-    found = pixels.on_grid(logits, (1, 200))
+    found = pixelwise.on_grid(logits, (1, 200))
     assert found.dtype == jnp.float32
     assert len(np.unique(found)) > 100
 
 
 def test_a_coarser_grid_has_the_mean_of_what_it_covers():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 40, 40, 2)))
-    found = pixels.on_grid(logits, (2, 2))
+    found = pixelwise.on_grid(logits, (2, 2))
     # The triangle twice as wide as the cell, cut at the edge.
     weights = np.interp(np.abs((np.arange(40) + 0.5) / 20 - np.array([[0.5], [1.5]])), [0, 1], [1, 0])
     weights /= weights.sum(1, keepdims=True)

@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tljax.objectives import pixels
+from tljax.losses import pixelwise
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "pixels.npz")
 LOSSES = {
-    "cross_entropy": pixels.cross_entropy,
-    "weighted": functools.partial(pixels.cross_entropy, weights=GOLDEN["weights"], smoothing=0.1),
-    "focal": pixels.focal,
-    "dice": pixels.dice,
-    "lovasz": pixels.lovasz,
+    "cross_entropy": pixelwise.cross_entropy,
+    "weighted": functools.partial(pixelwise.cross_entropy, weights=GOLDEN["weights"], smoothing=0.1),
+    "focal": pixelwise.focal,
+    "dice": pixelwise.dice,
+    "lovasz": pixelwise.lovasz,
 }
 STEPS = {name: jax.jit(jax.value_and_grad(loss)) for name, loss in LOSSES.items()}
 
@@ -31,7 +31,7 @@ def test_value_and_gradient_equal_the_references(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_is_lost_where_nothing_counts(name):
-    value, gradient = STEPS[name](np.ones((1, 2, 2, 4), np.float32), np.full((1, 2, 2), pixels.IGNORED, np.int32))
+    value, gradient = STEPS[name](np.ones((1, 2, 2, 4), np.float32), np.full((1, 2, 2), pixelwise.IGNORED, np.int32))
     assert value == 0
     assert not np.any(gradient)
 

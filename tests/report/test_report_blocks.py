@@ -10,11 +10,11 @@ from matplotlib.image import imread
 from tljax import config as schema
 from tljax import models
 from tljax.config import NeuronsConfig, Phase
-from tljax.models import additions
-from tljax.report import blocks, canvas
-from tljax.report.blocks import Block, Row
+from tljax.models.heads import auxiliary
+from tljax.report import phase_diagram, style
+from tljax.report.phase_diagram import Block, Row
 from tljax.run.phase_rows import phase_rows
-from tljax.train.phases import Pictures, plan_phase
+from tljax.train.plan import Pictures, plan_phase
 from tljax.weights import PRESETS
 
 STAGES = ["stem", "stage1", "stage2", "stage3"]
@@ -26,12 +26,12 @@ def read():
 
     def rows(*phases):
         model = models.build("resnet8", num_classes=3, image_size=8, rngs=None)
-        additions.add_hint(model, "stage1", 5)
+        auxiliary.add_hint(model, "stage1", 5)
         plans = [
             plan_phase(schema.Config(), phase, model, Pictures(36, 36, (28, 28, 3)), PRESETS["unit"])
             for phase in phases
         ]
-        return blocks.from_dicts(json.loads(json.dumps(phase_rows(plans, model, 0.001))))
+        return phase_diagram.from_dicts(json.loads(json.dumps(phase_rows(plans, model, 0.001))))
 
     return rows
 
@@ -40,7 +40,7 @@ def read():
 def drawn(monkeypatch):
     """The figures saved during a test."""
     kept = []
-    monkeypatch.setattr(blocks, "save", lambda figure, path: kept.append(figure) or canvas.save(figure, path))
+    monkeypatch.setattr(phase_diagram, "save", lambda figure, path: kept.append(figure) or style.save(figure, path))
     return kept
 
 
@@ -48,7 +48,7 @@ def pixels(path):
     """The PNG as [H, W, 3], small, and not cut at the border."""
     assert path.stat().st_size < 25_000
     image = imread(path)[..., :3]
-    assert image.shape[1] == canvas.WIDTH * canvas.DPI
+    assert image.shape[1] == style.WIDTH * style.DPI
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     assert (border > 0.99).all(), "something is cut at the border"
     return image
@@ -95,7 +95,7 @@ def test_neurons_count_by_output_channels(read):
 def test_marks_follow_what_objectives_need(read):
     objectives = (("cross_entropy", 1.0), ("hints", 1.0), ("delta", 0.1), ("fixmatch", 1.0))
     (row,) = read(Phase("busy", ((".*", 1.0),), epochs=1, objectives=objectives, average=0.99))
-    assert row.marks == tuple(blocks.CHIPS)
+    assert row.marks == tuple(phase_diagram.CHIPS)
 
 
 def test_colours_say_what_learns(tmp_path, drawn):
@@ -103,8 +103,8 @@ def test_colours_say_what_learns(tmp_path, drawn):
     halves = []
     for name in kinds:
         row = Row("phase", 1.0, dict.fromkeys(kinds, kinds[name]))
-        image = pixels(blocks.blocks([row], tmp_path / f"{name}.png"))
-        halves.append([share(image, colour) for colour in (canvas.BLUE, blocks.PALE, blocks.STILL)])
+        image = pixels(phase_diagram.blocks([row], tmp_path / f"{name}.png"))
+        halves.append([share(image, colour) for colour in (style.BLUE, phase_diagram.PALE, phase_diagram.STILL)])
     (learns, *rest), (*none, frozen), (stripes, pale, _), (part, *_) = halves
     assert learns == pytest.approx(frozen, rel=0.15)
     assert learns > 0.2
@@ -116,30 +116,32 @@ def test_colours_say_what_learns(tmp_path, drawn):
 def test_words_fit_where_they_stand(tmp_path, drawn):
     many = {f"stage{i}": Block(0.1, True, (0.00125,), False) for i in range(9)} | {"head": Block(1.0, False, (0.1, 1))}
     phases = [
-        Row("a phase whose name is long, and goes on", 1 / 3, many, tuple(blocks.CHIPS)[2:]),
+        Row("a phase whose name is long, and goes on", 1 / 3, many, tuple(phase_diagram.CHIPS)[2:]),
         Row("next", 2 / 3, dict.fromkeys(many, Block(0.0, moves=True)), ("teacher", "source")),
     ]
-    pixels(blocks.blocks(phases, tmp_path / "deep" / "many.png"))
+    pixels(phase_diagram.blocks(phases, tmp_path / "deep" / "many.png"))
     (figure,) = drawn
     found = words(figure)
     assert found[:10] == list(many)
     assert found.count("10 %  ×0.00125") == 9
     assert {"×0.1–1", "33.3 % of the epochs", "66.7 % of the epochs", "weak", "strong", "average"} <= set(found)
     for text in figure.axes[0].texts:
-        box, room = text.get_window_extent(), (canvas.WIDTH - blocks.LEFT - blocks.RIGHT) / len(many) * canvas.DPI
+        width = style.WIDTH - phase_diagram.LEFT - phase_diagram.RIGHT
+        box, room = text.get_window_extent(), width / len(many) * style.DPI
         left = text.get_ha() == "left"
         assert box.x0 >= 0
-        assert box.x1 < (blocks.LEFT * canvas.DPI if left else canvas.WIDTH * canvas.DPI), text
-        assert text.get_text() in blocks.CHIPS or left or box.width < room, text
+        assert box.x1 < (phase_diagram.LEFT * style.DPI if left else style.WIDTH * style.DPI), text
+        assert text.get_text() in phase_diagram.CHIPS or left or box.width < room, text
 
 
 def test_the_key_shows_every_chip(tmp_path, drawn):
-    pixels(blocks.key(tmp_path / "key.png"))
-    assert set(blocks.CHIPS) <= set(words(drawn[0]))
+    pixels(phase_diagram.key(tmp_path / "key.png"))
+    assert set(phase_diagram.CHIPS) <= set(words(drawn[0]))
 
 
 def test_nothing_to_draw(tmp_path):
     with pytest.raises(ValueError, match="no phases"):
-        blocks.blocks([], tmp_path / "none.png")
+        phase_diagram.blocks([], tmp_path / "none.png")
+    rows = [Row("a", 0.5, {"x": Block(1.0)}), Row("b", 0.5, {"y": Block(1.0)})]
     with pytest.raises(ValueError, match="different blocks"):
-        blocks.blocks([Row("a", 0.5, {"x": Block(1.0)}), Row("b", 0.5, {"y": Block(1.0)})], tmp_path / "none.png")
+        phase_diagram.blocks(rows, tmp_path / "none.png")

@@ -6,7 +6,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from tljax.report import canvas, figures
+from tljax.report import figures, style
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def drawn(monkeypatch):
 
     def save(figure, path):
         kept.append(figure)
-        return canvas.save(figure, path)
+        return style.save(figure, path)
 
     monkeypatch.setattr(figures, "save", save)
     return kept
@@ -26,7 +26,7 @@ def pixels(path):
     """The PNG at `path` as [H, W, 3], checked for its width and for not being blank."""
     image = imread(path)[..., :3]
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert image.shape[1] == canvas.WIDTH * canvas.DPI
+    assert image.shape[1] == style.WIDTH * style.DPI
     assert 0.003 < np.mean(image.min(axis=-1) < 0.9) < 0.95, "blank or flooded"
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     assert (border > 0.99).all(), "something is cut at the border"
@@ -56,7 +56,7 @@ def test_curves(tmp_path, drawn, history, phases):
     path = figures.curves(rows, tmp_path / "made" / "curves.png")
     image = pixels(path)
     assert path == tmp_path / "made" / "curves.png"
-    assert share(image, canvas.ORANGE) > 1e-4
+    assert share(image, style.ORANGE) > 1e-4
     for axes, key in zip(drawn[0].axes, ("loss", "accuracy"), strict=True):
         assert words(axes) == [name for name, _ in phases]
         star = axes.collections[0].get_offsets()[0]
@@ -108,7 +108,7 @@ def test_roc_names_each_of_few_classes(tmp_path, drawn, scores):
     names = [f"class {index}" for index in range(10)]
     keep = labels != 4
     image = pixels(figures.roc(labels[keep], probabilities[keep], names, tmp_path / "roc.png"))
-    assert share(image, canvas.BLUE) > 1e-4
+    assert share(image, style.BLUE) > 1e-4
     legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     assert [text.rsplit(maxsplit=1)[0] for text in legend] == names[:4] + names[5:]
     assert all(0.9 < float(text.split()[-1]) <= 1 for text in legend)
@@ -188,7 +188,7 @@ def test_sweep_bars(tmp_path, drawn):
         for name, mean, width in (("probe", 0.8, None), ("lp_ft", 0.85, 0.05))
     ]
     image = pixels(figures.sweep_bars(rows, tmp_path / "sweep.png"))
-    assert share(image, canvas.BLUE) > 0.05
+    assert share(image, style.BLUE) > 0.05
     axes = drawn[0].axes[0]
     assert [patch.get_width() for patch in axes.patches] == pytest.approx([90, 90, 80, 85])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["probe", "lp_ft"]
@@ -204,6 +204,6 @@ def test_pyplot_holds_no_figure(tmp_path, history):
 
 
 def test_short_cuts_in_the_middle():
-    assert canvas.short("class name 12", 20) == "class name 12"
-    assert canvas.short("a very long class name 12", 12) == "a very…e 12"
-    assert canvas.short("$5", 9) == r"\$5"
+    assert style.short("class name 12", 20) == "class name 12"
+    assert style.short("a very long class name 12", 12) == "a very…e 12"
+    assert style.short("$5", 9) == r"\$5"

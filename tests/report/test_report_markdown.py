@@ -5,7 +5,7 @@ import jinja2
 import pytest
 
 from tljax.report import figures as draw
-from tljax.report import report
+from tljax.report import markdown
 from tljax.tasks import TASKS
 
 
@@ -16,7 +16,7 @@ def written(tmp_path, result, config, history):
 
     def write(**changes):
         arguments = {"result": result, "config": config, "history": rows, "figures": {}} | changes
-        return report.render(tmp_path, task=TASKS["classification"], **arguments)
+        return markdown.render(tmp_path, task=TASKS["classification"], **arguments)
 
     return write
 
@@ -110,15 +110,15 @@ def test_missing_key_is_an_error(written, result):
 
 def test_title_names_backbone_data_and_strategy():
     config = {"model": {"backbone": "vit"}, "data": {"name": "a|b"}, "strategy": {"name": "full"}}
-    assert report.title(config) == r"vit, a\|b, full"
+    assert markdown.title(config) == r"vit, a\|b, full"
 
 
 def test_units():
-    assert [report.humanise_bytes(n) for n in (0, 1023, 1024, 5 * 2**41)] == [
+    assert [markdown.humanise_bytes(n) for n in (0, 1023, 1024, 5 * 2**41)] == [
         *("0 B", "1023 B", "1.0 KiB", "10.0 TiB"),
     ]
-    assert report.humanise_seconds(119.6) == "119.6 s"
-    assert report.humanise_seconds(None) == report.number(None) == report.MISSING
+    assert markdown.humanise_seconds(119.6) == "119.6 s"
+    assert markdown.humanise_seconds(None) == markdown.number(None) == markdown.MISSING
 
 
 def test_files_that_were_left_out_are_counted_and_named(written, result):

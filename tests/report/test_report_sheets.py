@@ -6,8 +6,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from PIL import Image
 
-from tljax.objectives.pixels import IGNORED
-from tljax.report import canvas, overlays, sheets
+from tljax.losses.pixelwise import IGNORED
+from tljax.report import image_grids, overlays, style
 
 CLASSES = ["background", "tree", "a dog of some very long name", "car $5"]
 
@@ -19,9 +19,9 @@ def drawn(monkeypatch):
 
     def save(figure, path):
         kept.append(figure)
-        return canvas.save(figure, path)
+        return style.save(figure, path)
 
-    monkeypatch.setattr(sheets, "save", save)
+    monkeypatch.setattr(image_grids, "save", save)
     return kept
 
 
@@ -63,7 +63,7 @@ def legend(figure):
 def test_a_mask_sheet_shows_each_pixel_in_the_colour_of_its_class(tmp_path, drawn, scenes, channels):
     images, truth, predicted = scenes(channels)
     order, ious, path = [2, 0, 1], [0.5, math.nan, 0.1], tmp_path / "made" / "m.png"
-    assert sheets.mask_sheet(images, truth, predicted, CLASSES, path, order, ious) == path
+    assert image_grids.mask_sheet(images, truth, predicted, CLASSES, path, order, ious) == path
     shown = panels(drawn[0])
     assert [axes.get_title() for axes in shown[:5]] == ["input", "truth", "prediction", "wrong pixels", ""]
     colours = overlays.palette(3)
@@ -74,7 +74,7 @@ def test_a_mask_sheet_shows_each_pixel_in_the_colour_of_its_class(tmp_path, draw
         assert (seen[1][known] == colours[truth[index][known]]).all()
         assert (seen[1][~known] == overlays.VOID).all()
         assert (seen[2] == colours[predicted[index]]).all()
-        wrong = (seen[3] == sheets.WRONG).all(-1)
+        wrong = (seen[3] == image_grids.WRONG).all(-1)
         assert (wrong == (known & (truth[index] != predicted[index]))).all()
     assert shown[0].images[0].get_interpolation() == "nearest"
     assert [axes.texts[0].get_text() for axes in shown[::4]] == ["IoU 0.10", "IoU 0.50", "IoU –"]
@@ -88,34 +88,34 @@ def test_a_sheet_has_so_many_rows_and_a_legend_of_the_commonest_classes(tmp_path
     truth[:, 6:] = np.arange(30, 60).repeat(2).repeat(4)[: 3 * 72].reshape(3, 6, 12)
     images = np.zeros((3, 12, 12, 3), np.uint8)
     names = [f"class {i} of many" for i in range(60)]
-    path = sheets.mask_sheet(images, truth, truth, names, tmp_path / "m.png", [1, 2, 0], [0, 0, 0], count=2)
+    path = image_grids.mask_sheet(images, truth, truth, names, tmp_path / "m.png", [1, 2, 0], [0, 0, 0], count=2)
     assert len(panels(drawn[0])) == 2 * 4
     found = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     sizes = np.bincount(truth[[1, 2]].ravel(), minlength=60)
-    assert found[-1] == f"and {(sizes > 0).sum() - sheets.MOST_NAMED} rarer"
+    assert found[-1] == f"and {(sizes > 0).sum() - image_grids.MOST_NAMED} rarer"
     rest = [sizes[i] for i in range(60) if names[i] not in found]
     assert min(sizes[names.index(name)] for name in found[:-1]) >= max(rest)
     place = drawn[0].legends[0].get_window_extent()
     assert place.x0 > 0
-    assert place.x1 < canvas.WIDTH * canvas.DPI
+    assert place.x1 < style.WIDTH * style.DPI
     assert place.y1 < min(axes.get_window_extent().y0 for axes in drawn[0].axes)
     image = imread(path)
-    assert image.shape[1] == canvas.WIDTH * canvas.DPI
+    assert image.shape[1] == style.WIDTH * style.DPI
 
 
 def test_sheets_of_nothing_say_so_and_unfit_shapes_are_named(tmp_path, scenes):
     images, truth, predicted = scenes()
-    path = sheets.mask_sheet(images, truth, predicted, CLASSES, tmp_path / "m.png", [], [0, 0, 0])
+    path = image_grids.mask_sheet(images, truth, predicted, CLASSES, tmp_path / "m.png", [], [0, 0, 0])
     assert imread(path).shape[0] < 300
     with pytest.raises(ValueError, match="not masks of images"):
-        sheets.mask_sheet(images, truth[:2], predicted, CLASSES, path, [0], [0, 0, 0])
+        image_grids.mask_sheet(images, truth[:2], predicted, CLASSES, path, [0], [0, 0, 0])
     with pytest.raises(ValueError, match="2 numbers do not fit 3 images"):
-        sheets.mask_sheet(images, truth, predicted, CLASSES, path, [0], [0, 0])
+        image_grids.mask_sheet(images, truth, predicted, CLASSES, path, [0], [0, 0])
     with pytest.raises(ValueError, match="not uint8"):
-        sheets.mask_sheet(images / 255.0, truth, predicted, CLASSES, path, [0], [0, 0, 0])
+        image_grids.mask_sheet(images / 255.0, truth, predicted, CLASSES, path, [0], [0, 0, 0])
     boxes, labels = np.zeros((3, 2, 4)), np.zeros((3, 2), int)
     with pytest.raises(ValueError, match="do not fit"):
-        sheets.box_sheet(images, boxes, labels, boxes, labels[:, :1], labels, CLASSES, path, [0], [0, 0, 0])
+        image_grids.box_sheet(images, boxes, labels, boxes, labels[:, :1], labels, CLASSES, path, [0], [0, 0, 0])
 
 
 def test_a_box_sheet_has_truth_and_confident_predictions_side_by_side(tmp_path, drawn):
@@ -125,7 +125,7 @@ def test_a_box_sheet_has_truth_and_confident_predictions_side_by_side(tmp_path, 
     boxes = np.tile(np.array([[2, 3, 10, 12], [1, 1, 9, 9], [5, 5, 9, 9]], np.float32), (3, 1, 1))
     scores, labels = np.tile([0.91, 0.1, 0.8], (3, 1)), np.tile([3, 2, -1], (3, 1))
     known, found = (truth_boxes, truth_labels), (boxes, scores, labels)
-    path = sheets.box_sheet(images, *known, *found, CLASSES, tmp_path / "b.png", [1, 0, 2], [0.4, 0.2, 0.6])
+    path = image_grids.box_sheet(images, *known, *found, CLASSES, tmp_path / "b.png", [1, 0, 2], [0.4, 0.2, 0.6])
     shown = panels(drawn[0])
     assert len(shown) == 6
     assert [axes.texts[0].get_text() for axes in shown[::2]] == ["AP 0.20", "AP 0.40", "AP 0.60"]
@@ -148,27 +148,27 @@ def test_a_box_sheet_has_truth_and_confident_predictions_side_by_side(tmp_path, 
 def test_precision_recall_names_the_average_precision_of_few_classes(tmp_path, drawn):
     recall = np.linspace(0, 1, 101)
     precision = {"car $5": np.where(recall <= 0.5, 1.0, 0.0), "tree": 1 - recall}
-    path = sheets.precision_recall(recall, precision, CLASSES, tmp_path / "pr.png")
+    path = image_grids.precision_recall(recall, precision, CLASSES, tmp_path / "pr.png")
     (found,) = drawn[0].legends
     assert [text.get_text() for text in found.get_texts()] == ["tree  0.500", r"car \$5  0.505"]
     np.testing.assert_allclose(drawn[0].axes[0].lines[0].get_ydata(), 1 - recall)
     assert drawn[0].get_supxlabel() == "not in the labels: background, a dog of some…g name"
     image = imread(path)[..., :3]
-    assert (np.abs(image - to_rgb(canvas.BLUE)).max(-1) < 0.02).mean() > 1e-4
+    assert (np.abs(image - to_rgb(style.BLUE)).max(-1) < 0.02).mean() > 1e-4
     assert found.get_window_extent().x0 >= drawn[0].axes[0].get_window_extent().x1
 
 
 def test_precision_recall_averages_many_classes_and_refuses_unfit_ones(tmp_path, drawn):
     names, recall = [f"class {i}" for i in range(12)], np.linspace(0, 1, 101)
     precision = {name: np.full(101, i / 11) for i, name in enumerate(names)}
-    sheets.precision_recall(recall, precision, names, tmp_path / "pr.png")
+    image_grids.precision_recall(recall, precision, names, tmp_path / "pr.png")
     (text,) = drawn[0].legends[0].get_texts()
     assert text.get_text() == "mean of 12  0.500"
     assert len(drawn[0].axes[0].lines) == 13
     for unfit in ({"ship": recall}, {"class 1": recall[:5]}):
         with pytest.raises(ValueError, match="fits neither"):
-            sheets.precision_recall(recall, unfit, names, tmp_path / "bad.png")
-    assert imread(sheets.precision_recall(recall, {}, names, tmp_path / "none.png")).shape[0] < 300
+            image_grids.precision_recall(recall, unfit, names, tmp_path / "bad.png")
+    assert imread(image_grids.precision_recall(recall, {}, names, tmp_path / "none.png")).shape[0] < 300
 
 
 def test_the_palette_is_fixed_and_has_no_colour_twice():

@@ -97,8 +97,8 @@ def test_plan_prints_every_leaf_and_writes_nothing(tmp_path, monkeypatch, capsys
 def test_the_flops_of_a_plan_are_the_papers():
     """VGG-16 at 224x224 needs 30.7 GFLOP in its convolutions; the compiler leaves out products with padding, 3 %."""
     from tljax import config as schema
+    from tljax.run.experiment import prepare
     from tljax.run.plan import cost
-    from tljax.run.prepare import prepare
 
     c = schema.default()
     c.model.backbone, c.strategy.name, c.data.image_size, c.train.batch_size = "vgg16", "scratch", 224, 2

@@ -9,19 +9,19 @@ from flax import nnx
 
 from tljax import config as schema
 from tljax import models
-from tljax.checkpoints import Checkpoints
 from tljax.data import Split
+from tljax.distributed.mesh import Mesh
 from tljax.errors import UserError
-from tljax.models import state as leaves_of
+from tljax.features.extract import extract, make_features
+from tljax.models import params as leaves_of
 from tljax.run import cli, features, probe
-from tljax.run.prepare import prepare
+from tljax.run.experiment import prepare
 from tljax.run.workdir import WorkDir
+from tljax.storage.checkpoints import Checkpoints
 from tljax.tasks import classification
-from tljax.train.features import extract, make_features
-from tljax.train.sharding import Mesh
 from tljax.weights import PRESETS, export, make_preprocess, parameters_digest
-from tljax.weights.files import write_safetensors
-from tljax.weights.rules import layouts
+from tljax.weights.formats import write_safetensors
+from tljax.weights.layouts import layouts
 
 # Three convolutions at the sides 8, 4 and 2.
 VGG = {"blocks": ((4,), (6,), (8,))}

@@ -12,11 +12,11 @@ from rich.console import Console
 from tests.run import small
 from tljax import config as schema
 from tljax.errors import UserError
+from tljax.features import feature_cache
 from tljax.run import evaluate, predict, sweep
-from tljax.run.prepare import prepare
+from tljax.run.experiment import prepare
 from tljax.run.train import train
-from tljax.train import keep
-from tljax.train.feed import Feed
+from tljax.train.batches import Feed
 
 SCENES = {"train": 24, "valid": 8, "test": 8, "side": 16, "objects": (1, 2), "ink": "light"}
 HEADS = {"unet": {"channels": (8,)}, "detector": {"channels": 8, "neck": "deconv"}}
@@ -41,7 +41,7 @@ def config_of(head, workdir):
 def few_rows_at_once():
     """As many rows are evaluated at once as a split has, not hundreds of which most are padding."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keep, "BATCH_BYTES", 0)  # which makes it eight
+        patch.setattr(feature_cache, "BATCH_BYTES", 0)  # which makes it eight
         yield
 
 

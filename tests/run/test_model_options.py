@@ -11,15 +11,15 @@ from flax import nnx
 from tljax import models, weights
 from tljax.config import override, parse
 from tljax.errors import UserError
-from tljax.models import inception
-from tljax.models import state as leaves_of
-from tljax.models.inception import Auxiliary, AverageTo, Conv, MaxPool
+from tljax.models import params as leaves_of
+from tljax.models.backbones import inception
+from tljax.models.backbones.inception import Auxiliary, AverageTo, Conv, MaxPool
 from tljax.run.config_files import load_config_file
 from tljax.run.evaluate import evaluate
-from tljax.run.prepare import prepare
+from tljax.run.experiment import prepare
 from tljax.run.train import train
-from tljax.weights.files import write_safetensors
-from tljax.weights.rules import layouts
+from tljax.weights.formats import write_safetensors
+from tljax.weights.layouts import layouts
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = inception.Variant(
@@ -156,6 +156,6 @@ def _first(leaves):
 
 
 def _their_shape(rule, shape):
-    from tljax.weights.rules.table import TRANSFORMS
+    from tljax.weights.layouts.table import TRANSFORMS
 
     return TRANSFORMS[rule.transform].theirs(np.broadcast_to(np.float32(0), shape)).shape

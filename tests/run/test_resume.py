@@ -15,12 +15,12 @@ from rich.console import Console
 from tests.conftest import ROOT
 from tests.run import small
 from tljax import config as schema
-from tljax.checkpoints import Checkpoints
 from tljax.errors import UserError
-from tljax.report.log import Bar, read_rows
+from tljax.report.loggers import Bar, read_rows
 from tljax.run import cli
 from tljax.run.train import train
 from tljax.run.workdir import WorkDir
+from tljax.storage.checkpoints import Checkpoints
 
 
 class Death(BaseException):

@@ -12,13 +12,14 @@ from rich.console import Console
 
 from tests.run.test_resume import outcome, rows_of, train_dying
 from tljax import config as schema
-from tljax.checkpoints import Checkpoints
-from tljax.data import Source, Split, sources
+from tljax.data import Source, Split
+from tljax.data.sources import registry
 from tljax.errors import UserError
-from tljax.models import state as leaves_of
+from tljax.models import params as leaves_of
 from tljax.run import evaluate, teachers
-from tljax.run.prepare import prepare
+from tljax.run.experiment import prepare
 from tljax.run.train import train
+from tljax.storage.checkpoints import Checkpoints
 from tljax.weights.convert import convert
 
 SMALL = {
@@ -213,7 +214,7 @@ def test_objectives_of_the_config_replace_those_of_every_phase(runs, tmp_path):
 
 def test_the_labels_of_unlabelled_pictures_change_nothing(tmp_path, console, monkeypatch):
     settings = FIXMATCH | {"strategy.name": "fixmatch", "train.epochs": 1}
-    digests, load = [], sources.load
+    digests, load = [], registry.load
 
     def shuffled(*arguments):
         source = load(*arguments)
@@ -226,7 +227,7 @@ def test_the_labels_of_unlabelled_pictures_change_nothing(tmp_path, console, mon
         return Source(Split(source.train.images, labels), source.test, source.classes)
 
     for name in ("true", "shuffled"):
-        monkeypatch.setattr(sources, "load", load if name == "true" else shuffled)
+        monkeypatch.setattr(registry, "load", load if name == "true" else shuffled)
         digests.append(train(base(tmp_path / name, **settings), console)["parameters_digest"])
     assert digests[0] == digests[1]
 
@@ -234,7 +235,7 @@ def test_the_labels_of_unlabelled_pictures_change_nothing(tmp_path, console, mon
 OWN = """
 import jax.numpy as jnp
 from tljax.config import Phase
-from tljax.objectives import objective
+from tljax.losses import objective
 
 @objective("source_maps")
 def calm(outputs, batch, reference, hyper):

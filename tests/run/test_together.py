@@ -11,12 +11,12 @@ from rich.console import Console
 
 from tests.run import small
 from tljax import config as schema
-from tljax.checkpoints import Checkpoints
 from tljax.errors import TrainingStopped
-from tljax.report.log import read_rows
-from tljax.run import sweep, together
-from tljax.run.prepare import prepare
+from tljax.report.loggers import read_rows
+from tljax.run import replica_groups, sweep
+from tljax.run.experiment import prepare
 from tljax.run.train import train, train_together
+from tljax.storage.checkpoints import Checkpoints
 from tljax.train.loop import Fit
 
 NUMBERS = (
@@ -30,7 +30,7 @@ NUMBERS = (
 def at_once():
     """Convolutions of several runs train together even on a processor, where it is slow."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(together, "in_turn", lambda run: False)
+        patch.setattr(replica_groups, "in_turn", lambda run: False)
         yield
 
 
@@ -40,7 +40,7 @@ def configs_of(c, folder, numbers):
 
 
 def together_of(configs, console, **options):
-    ((runs),) = [[run for _, run in batch] for batch in together.batches(configs)]
+    ((runs),) = [[run for _, run in batch] for batch in replica_groups.batches(configs)]
     return train_together(runs, console, lines=False, **options)
 
 
@@ -84,7 +84,7 @@ def both(request, tmp_path_factory):
     folder, c = tmp_path_factory.mktemp(request.param), small.config(None)
     c.strategy.phases = dense_phases() if request.param == "vmap" else c.strategy.phases
     configs = configs_of(short(c), folder, NUMBERS)
-    assert together.how(prepare(configs[0])) == request.param
+    assert replica_groups.how(prepare(configs[0])) == request.param
     with at_once(), small.watched_programs() as programs:
         results = together_of(configs, Console(quiet=True))
     return configs, results, len(programs)
@@ -180,15 +180,15 @@ def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
 
     def sizes(*numbers):
         configs = [schema.override(base, n) for n in numbers]
-        assert len({together.alike(c) for c in configs}) == 1
+        assert len({replica_groups.alike(c) for c in configs}) == 1
         with at_once():
-            return [len(batch) for batch in together.batches(configs)]
+            return [len(batch) for batch in replica_groups.batches(configs)]
 
     assert sizes({"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.weight_decay": 0.1}) == [2, 1]
     assert sizes({}, {"optim.name": "momentum"}, {"optim.name": "sgd"}) == [1, 1, 1]
     for change in ({"seed": 1}, {"train.batch_size": 4}, {"data.labels_per_class": 10}, {"augment.flip": True}):
-        assert together.alike(schema.override(base, change)) != together.alike(base)
-    assert together.alike(schema.override(base, {"strategy.temperature": 2.0})) == together.alike(base)
+        assert replica_groups.alike(schema.override(base, change)) != replica_groups.alike(base)
+    assert replica_groups.alike(schema.override(base, {"strategy.temperature": 2.0})) == replica_groups.alike(base)
 
 
 def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny):
@@ -196,7 +196,7 @@ def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny):
         tiny.strategy.phases = phases
         config = schema.parse(tiny)
         both = [config, schema.override(config, {"optim.lr": 0.5})]
-        sizes = [len(batch) for batch in together.batches(both)]
+        sizes = [len(batch) for batch in replica_groups.batches(both)]
         assert sizes == ([1, 1] if expected and jax.default_backend() == "cpu" else [2])
 
 

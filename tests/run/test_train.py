@@ -14,13 +14,13 @@ from safetensors.numpy import save_file
 from tests.run import small
 from tljax import config as schema
 from tljax import weights
-from tljax.checkpoints import Checkpoints
 from tljax.data import SealedSplit
 from tljax.errors import TrainingStopped, UserError
-from tljax.report import report
+from tljax.report import markdown
 from tljax.run import cli, evaluate, predict, sweep
-from tljax.run.prepare import prepare
+from tljax.run.experiment import prepare
 from tljax.run.train import train
+from tljax.storage.checkpoints import Checkpoints
 from tljax.tasks import classification
 
 METRICS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece")
@@ -102,7 +102,7 @@ def test_the_report_is_drawn_again_from_the_work_directory_alone(finished, tmp_p
     del result["phase_rows"]
     (copy / "result.json").write_text(json.dumps(result))
     shutil.rmtree(copy / "figures")
-    report.write(copy)
+    markdown.write(copy)
     assert [p.name for p in (copy / "figures").iterdir()] == ["curves.png"]
 
 

@@ -14,12 +14,12 @@ from jax.extend.core import jaxpr_as_fun
 
 from tljax import config as schema
 from tljax import models
-from tljax.models import state as leaves_of
-from tljax.run.prepare import Prepared, prepare
+from tljax.features.frozen_network import observe
+from tljax.models import params as leaves_of
+from tljax.run.experiment import Prepared, prepare
 from tljax.strategies import neurons
-from tljax.train import criteria
-from tljax.train.phases import PhasePlan
-from tljax.train.reference import observe
+from tljax.train import neuron_scores
+from tljax.train.plan import PhasePlan
 from tljax.train.step import Given, State, init_state, make_train_step
 
 # As many shapes alike as can be: operations are compiled by shape.
@@ -115,7 +115,7 @@ class Case:
     """A prepared run with values: of its own leaves, of those of its source, and of the networks it looks at.
 
     Attributes:
-      prepared: as `tljax.run.prepare` made it.
+      prepared: as `tljax.run.experiment` made it.
       leaves: of the model.
       observed: of the other networks, by name.
     """
@@ -141,7 +141,7 @@ class Case:
         if not plan.layers:
             return {}
         asked = plan.phase.neurons
-        scores = criteria.score(plan.spec, self.leaves, plan.layers, (), asked, jax.random.key(3))
+        scores = neuron_scores.score(plan.spec, self.leaves, plan.layers, (), asked, jax.random.key(3))
         return neurons.indices(neurons.choose(scores, asked), plan.layers)
 
     def given(self, plan: PhasePlan) -> Given:

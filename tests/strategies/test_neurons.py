@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as arrays
 from tljax import models
 from tljax.config import NeuronsConfig
 from tljax.errors import UserError
-from tljax.models import convnext, densenet, inception, layers, resnet, unet, vgg
-from tljax.models import state as leaves_of
+from tljax.models import layers
+from tljax.models import params as leaves_of
+from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
 from tljax.strategies import neurons
 
 CONV, LEAVES = inception.Conv, ("kernel", "bias", "bn/scale", "bn/bias")

@@ -10,7 +10,7 @@ from tests.strategies.case import NETS, TEACHER, Case, config_of, recipe
 from tljax import config as schema
 from tljax.errors import UserError
 from tljax.run import plan as planning
-from tljax.run.prepare import prepare
+from tljax.run.experiment import prepare
 from tljax.strategies import PRESETS
 
 
@@ -145,8 +145,8 @@ def test_a_source_without_a_classifier_has_no_answers_to_keep(tmp_path):
 
     from tljax import models
     from tljax.weights import export
-    from tljax.weights.files import write_safetensors
-    from tljax.weights.rules import layouts
+    from tljax.weights.formats import write_safetensors
+    from tljax.weights.layouts import layouts
 
     model = models.build("resnet8", num_classes=0, rngs=nnx.Rngs(5))
     layout = layouts(model.family, model.config)["torchvision"]

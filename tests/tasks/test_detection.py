@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tljax.data import Split
-from tljax.objectives.detector import detection, targets
+from tljax.losses.detection import detection, targets
 from tljax.tasks.detection import DETECTION, of_each, results
 
 SIDE, HEIGHT, WIDTH, PICTURES, CLASSES = 64, 128, 256, 6, 3

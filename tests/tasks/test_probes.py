@@ -10,8 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from tljax.tasks import probes
-from tljax.tasks.probes import PROBES, Probe, choose, solve_ridge
+from tljax.features import probes
+from tljax.features.probes import PROBES, Probe, choose, solve_ridge
 
 
 def clouds(n, width, classes, seed, spread=1.5, scales=(0.1, 10)):

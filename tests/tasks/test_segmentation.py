@@ -13,7 +13,7 @@ from scipy import ndimage, special
 from sklearn import metrics
 
 from tljax.data import Split
-from tljax.objectives.pixels import IGNORED
+from tljax.losses.pixelwise import IGNORED
 from tljax.tasks.segmentation import SEGMENTATION
 
 SHAPE = (2, 13, 19)

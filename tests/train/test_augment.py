@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tljax.augment.randaugment import GREY, make_augment, make_strong, random_cutout, random_warp, strong_view
 from tljax.config import AugmentConfig
-from tljax.train.augment import GREY, make_augment, make_strong, random_cutout, random_warp, strong_view
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 6, 6, 1), dtype=np.uint8)
 

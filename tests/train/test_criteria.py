@@ -8,12 +8,12 @@ from flax import nnx
 
 from tljax import models
 from tljax.config import NeuronsConfig
-from tljax.models import inception, vgg
-from tljax.models import state as leaves_of
+from tljax.models import params as leaves_of
+from tljax.models.backbones import inception, vgg
 from tljax.models.layers import TORCH
 from tljax.strategies import neurons
 from tljax.tasks import TASKS
-from tljax.train.criteria import Network, score
+from tljax.train.neuron_scores import Network, score
 from tljax.weights import PRESETS as PREPROCESS
 from tljax.weights import make_preprocess
 

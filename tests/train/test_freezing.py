@@ -10,13 +10,13 @@ import pytest
 
 from tests.strategies.case import NETS, Case, config_of
 from tljax.config import Phase
-from tljax.models import state as leaves_of
-from tljax.models.linear import Layer
+from tljax.features.frozen_network import PREFIX
+from tljax.models import params as leaves_of
+from tljax.models.partial_training import Layer
 from tljax.run.plan import cost
 from tljax.strategies import PRESETS
 from tljax.train.optimizer import optimizer_bytes
-from tljax.train.phases import Pictures, plan_phase
-from tljax.train.reference import PREFIX
+from tljax.train.plan import Pictures, plan_phase
 from tljax.train.step import init_state
 
 MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmsprop": 1}

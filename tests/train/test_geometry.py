@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import affine_transform
 
-from tljax.objectives.pixels import IGNORED
-from tljax.train import geometry
+from tljax.augment import affine
+from tljax.losses.pixelwise import IGNORED
 
-ALL = geometry.Ranges(flip=0.5, scale=(0.5, 2.0), rotate=40.0, translate=0.2)
+ALL = affine.Ranges(flip=0.5, scale=(0.5, 2.0), rotate=40.0, translate=0.2)
 SIDES = 48, 64
-warped = jax.jit(lambda mask, warp: geometry.mask(mask, warp))
-moved = jax.jit(lambda boxes, warp: geometry.boxes(boxes, warp, *SIDES, 0.25))
+warped = jax.jit(lambda mask, warp: affine.mask(mask, warp))
+moved = jax.jit(lambda boxes, warp: affine.boxes(boxes, warp, *SIDES, 0.25))
 
 
 def around(mask):
@@ -29,7 +29,7 @@ def test_a_box_and_the_box_of_its_warped_mask_agree_within_a_pixel(seed, corner,
     box = np.array([y, x, min(y + height, SIDES[0]), min(x + width, SIDES[1])])
     mask = np.zeros(SIDES, np.uint8)
     mask[box[0] : box[2], box[1] : box[3]] = 1
-    warp = geometry.draw(jax.random.key(seed), ALL, *SIDES)
+    warp = affine.draw(jax.random.key(seed), ALL, *SIDES)
     seen = np.asarray(warped(jnp.asarray(mask), warp)) == 1
     (found,), (valid,) = moved(jnp.asarray(box[None], jnp.float32), warp)
     if valid and seen.any() and not _cut(found):
@@ -46,10 +46,10 @@ def _cut(box):
 def test_nothing_drawn_is_nothing_changed():
     rng = np.random.default_rng(0)
     image, mask = rng.integers(0, 256, (*SIDES, 3), np.uint8), rng.integers(0, 5, SIDES, np.uint8)
-    warp = geometry.draw(jax.random.key(3), geometry.Ranges(), *SIDES)
-    np.testing.assert_array_equal(geometry.picture(jnp.asarray(image), warp), image)
-    np.testing.assert_array_equal(geometry.mask(jnp.asarray(mask), warp), mask)
-    boxes, valid = geometry.boxes(jnp.array([[1.0, 2.0, 30.0, 40.0]]), warp, *SIDES, 0.25)
+    warp = affine.draw(jax.random.key(3), affine.Ranges(), *SIDES)
+    np.testing.assert_array_equal(affine.picture(jnp.asarray(image), warp), image)
+    np.testing.assert_array_equal(affine.mask(jnp.asarray(mask), warp), mask)
+    boxes, valid = affine.boxes(jnp.array([[1.0, 2.0, 30.0, 40.0]]), warp, *SIDES, 0.25)
     np.testing.assert_allclose(boxes, [[1, 2, 30, 40]], atol=1e-5)
     assert valid.all()
 
@@ -57,9 +57,9 @@ def test_nothing_drawn_is_nothing_changed():
 def test_a_mirrored_picture_is_the_mirrored_picture():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*SIDES, 3), np.uint8)
-    warp = geometry.draw(jax.random.key(3), geometry.Ranges(flip=1.0), *SIDES)
-    np.testing.assert_array_equal(geometry.picture(jnp.asarray(image), warp), image[:, ::-1])
-    boxes, _ = geometry.boxes(jnp.array([[1.0, 2.0, 30.0, 40.0]]), warp, *SIDES, 0.25)
+    warp = affine.draw(jax.random.key(3), affine.Ranges(flip=1.0), *SIDES)
+    np.testing.assert_array_equal(affine.picture(jnp.asarray(image), warp), image[:, ::-1])
+    boxes, _ = affine.boxes(jnp.array([[1.0, 2.0, 30.0, 40.0]]), warp, *SIDES, 0.25)
     np.testing.assert_allclose(boxes, [[1, SIDES[1] - 40, 30, SIDES[1] - 2]], atol=1e-5)
 
 
@@ -68,7 +68,7 @@ def smooth():
     return np.round(127 + 60 * np.sin(y / 4 + c) + 60 * np.cos(x / 5)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("fill", [None, geometry.GREY])
+@pytest.mark.parametrize("fill", [None, affine.GREY])
 @pytest.mark.parametrize(
     ("matrix", "shift"),
     [
@@ -86,26 +86,26 @@ def test_the_warp_is_that_of_scipy(matrix, shift, fill):
         affine_transform(image[..., c].astype(float), matrix, centre - matrix @ centre + shift, order=1, **mode)
         for c in range(3)
     ]
-    ours = geometry.picture(jnp.asarray(image), geometry.Warp(matrix, shift), fill)
+    ours = affine.picture(jnp.asarray(image), affine.Warp(matrix, shift), fill)
     assert abs(np.asarray(ours) - np.stack(expected, -1)).max() < 0.51
 
 
 def test_what_is_beyond_the_edge_is_grey_and_ignored_and_boxes_there_are_dropped():
-    warp = geometry.Warp(jnp.eye(2), jnp.array([0.0, 40.0]))  # everything moves 40 columns to the left
+    warp = affine.Warp(jnp.eye(2), jnp.array([0.0, 40.0]))  # everything moves 40 columns to the left
     image, mask = jnp.zeros((*SIDES, 3), jnp.uint8), jnp.ones(SIDES, jnp.uint8)
-    assert (geometry.picture(image, warp)[:, 25:] == 128).all()
-    assert (geometry.mask(mask, warp)[:, 24:] == IGNORED).all()
-    boxes, valid = geometry.boxes(
+    assert (affine.picture(image, warp)[:, 25:] == 128).all()
+    assert (affine.mask(mask, warp)[:, 24:] == IGNORED).all()
+    boxes, valid = affine.boxes(
         jnp.array([[0.0, 0, 20, 20], [0.0, 30, 20, 60], [0.0, 38, 20, 41], [5.0, 5, 5, 5]]), warp, *SIDES, 0.5
     )
     assert valid.tolist() == [False, True, False, False]
     np.testing.assert_allclose(boxes[1], [0, 0, 20, 20])
 
 
-@pytest.mark.parametrize("ranges", [ALL, geometry.Ranges()])
+@pytest.mark.parametrize("ranges", [ALL, affine.Ranges()])
 def test_a_batch_is_warped_picture_by_picture(ranges):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, *SIDES, 3), np.uint8))
     keys = jax.random.split(jax.random.key(0), 3)
-    every = jax.vmap(lambda k, x: geometry.picture(x, geometry.draw(k, ranges, *SIDES)))(keys, images)
-    one = geometry.picture(images[1], geometry.draw(keys[1], ranges, *SIDES))
+    every = jax.vmap(lambda k, x: affine.picture(x, affine.draw(k, ranges, *SIDES)))(keys, images)
+    one = affine.picture(images[1], affine.draw(keys[1], ranges, *SIDES))
     assert np.abs(np.asarray(every[1], int) - np.asarray(one, int)).max() <= 1

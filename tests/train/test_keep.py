@@ -15,15 +15,15 @@ from tests.strategies.case import Case, config_of
 from tljax import config as schema
 from tljax.config import AugmentConfig, CacheConfig
 from tljax.data import Split
+from tljax.distributed.mesh import Mesh
 from tljax.errors import UserError
-from tljax.run.prepare import prepare
+from tljax.features import feature_cache
+from tljax.features.feature_cache import Keeper, Keeping
+from tljax.features.frozen_network import PREFIX, observe
+from tljax.run.experiment import prepare
+from tljax.storage import array_cache as storing
+from tljax.storage.array_cache import Store
 from tljax.strategies import PRESETS
-from tljax.train import keep
-from tljax.train import store as storing
-from tljax.train.keep import Keeper, Keeping
-from tljax.train.reference import PREFIX, observe
-from tljax.train.sharding import Mesh
-from tljax.train.store import Store
 
 SHAPES = {"a/b": jax.ShapeDtypeStruct((3, 2), np.float32), "c": jax.ShapeDtypeStruct((3,), jax.numpy.bfloat16)}
 
@@ -98,7 +98,7 @@ def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatc
         assert not reused(**change), name
         assert reused(**change), name
     assert reused()
-    monkeypatch.setattr(keep, "source_digest", lambda modules: "of another version of the code")
+    monkeypatch.setattr(feature_cache, "source_digest", lambda modules: "of another version of the code")
     assert not reused()
 
 
@@ -243,7 +243,7 @@ def test_the_budget_and_augmentation_decide(tmp_path):
 def test_an_objective_that_reads_maps_must_say_so(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
-        "from tljax.objectives import objective\n"
+        "from tljax.losses import objective\n"
         "@objective()\n"
         "def silent(outputs, batch, reference, hyper):\n"
         "    return outputs['maps']['stage1'].mean()\n"

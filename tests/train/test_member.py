@@ -7,8 +7,8 @@ import pytest
 
 from tljax.config import Config, TrainConfig
 from tljax.errors import TrainingStopped
-from tljax.train.member import Member, digests
-from tljax.train.progress import Progress
+from tljax.train.callbacks import Progress
+from tljax.train.run_state import Member, digests
 
 
 def member_in_phase(patience=None, steps=3, **progress):

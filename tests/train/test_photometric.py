@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from tljax.train.photometric import COLOR_OPERATIONS, OPERATIONS, photometric
+from tljax.augment.color import COLOR_OPERATIONS, OPERATIONS, photometric
 
 PIL = {
     "identity": lambda image, _: image,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tljax import config as schema
+from tljax.distributed.mesh import Mesh
 from tljax.run.train import train
-from tljax.train import feed, loop
-from tljax.train.feed import Feed
-from tljax.train.sharding import Mesh
+from tljax.train import batches, loop
+from tljax.train.batches import Feed
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_phase_is_one_program_and_blocks_lead_to_the_same_bits(tiny, tmp_path,
     whole = train(schema.parse(tiny), console)
     assert len(programs) == 2
     assert all(resident for _, _, _, resident, _ in programs)
-    monkeypatch.setattr(feed, "SHARE", 0)
+    monkeypatch.setattr(batches, "SHARE", 0)
     tiny.workdir = str(tmp_path / "blocks")
     blocks = train(schema.parse(tiny), console)
     assert len(programs) == 4
@@ -54,7 +54,7 @@ def test_a_phase_is_one_program_and_blocks_lead_to_the_same_bits(tiny, tmp_path,
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_feed_gives_each_picture_with_what_is_known_of_its_view(resident, monkeypatch):
     if not resident:
-        monkeypatch.setattr(feed, "SHARE", 0)
+        monkeypatch.setattr(batches, "SHARE", 0)
     n, views, batch, steps = 10, 3, 4, 12
     images = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
     arrays = {

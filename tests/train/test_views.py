@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tljax.augment.pipeline import make_views
 from tljax.config import AugmentConfig
-from tljax.objectives.pixels import IGNORED
-from tljax.train.views import make_views
+from tljax.losses.pixelwise import IGNORED
 
 SIDE = 64  # of the input; pictures have half of it
 

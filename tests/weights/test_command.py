@@ -15,7 +15,7 @@ from tests.weights.test_files import legacy, tensor
 from tljax import config as schema
 from tljax import models, weights
 from tljax.errors import UserError
-from tljax.models import state
+from tljax.models import params as params_lib
 from tljax.weights.__main__ import main
 from tljax.weights.convert import convert
 
@@ -320,7 +320,7 @@ def test_a_finished_run_is_inspected_and_exported(command, tiny, console, tmp_pa
 
 
 def leaves_of(model):
-    _, params, stats = state.split(model)
+    _, params, stats = params_lib.split(model)
     return params | stats
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
 from tljax.errors import UserError
-from tljax.weights.files import open_tensors, write_safetensors
-from tljax.weights.files.keras_h5 import number_from_one
-from tljax.weights.files.torch_pickle import LEGACY_MAGIC, open_torch, read_without_torch
+from tljax.weights.formats import open_tensors, write_safetensors
+from tljax.weights.formats.keras_h5 import number_from_one
+from tljax.weights.formats.torch_pickle import LEGACY_MAGIC, open_torch, read_without_torch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TORCH = ("torch_zip.pth", "torch_legacy.pth", "torch_nested.pth")

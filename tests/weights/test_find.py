@@ -13,10 +13,11 @@ from safetensors.numpy import save
 from tests.weights.loopback import COMMIT, NAME, File
 from tljax import models, weights
 from tljax.errors import UserError
-from tljax.models import convnext, resnet, state, vgg
+from tljax.models import params as params_lib
+from tljax.models.backbones import convnext, resnet, vgg
 from tljax.weights import PRESETS, adapt_channels
 from tljax.weights.hub import from_hub
-from tljax.weights.rules import layouts
+from tljax.weights.layouts import layouts
 
 TINY = vgg.Variant(((4,), (6,)))
 TORCHVISION, KERAS, LOCAL = "torchvision:resnet18.IMAGENET1K_V1", "keras:vgg16", "vgg16_imagenet_notop"
@@ -27,7 +28,7 @@ def build(config=TINY, classes=3, **options):
 
 
 def leaves(model):
-    _, params, stats = state.split(model)
+    _, params, stats = params_lib.split(model)
     return {path: np.asarray(value) for path, value in (params | stats).items()}
 
 
@@ -39,7 +40,7 @@ def exported(model, layout="torchvision"):
 def shuffled(model):
     """The model with a value of its own in every leaf."""
     rng = np.random.default_rng(1)
-    state.update(model, {p: rng.uniform(0.5, 1.5, v.shape).astype(v.dtype) for p, v in leaves(model).items()})
+    params_lib.update(model, {p: rng.uniform(0.5, 1.5, v.shape).astype(v.dtype) for p, v in leaves(model).items()})
     return model
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.models.zoo import Case, shapes_of
 from tljax.errors import UserError
-from tljax.weights.inspect import guess
+from tljax.weights.detect import guess
 
 
 @pytest.mark.parametrize(

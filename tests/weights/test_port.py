@@ -9,10 +9,10 @@ from safetensors.numpy import save_file
 
 from tljax import models, weights
 from tljax.errors import UserError
-from tljax.models import resnet, vgg
-from tljax.models import state as leaves_of
-from tljax.weights.rules import layouts
-from tljax.weights.rules.table import TRANSFORMS
+from tljax.models import params as leaves_of
+from tljax.models.backbones import resnet, vgg
+from tljax.weights.layouts import layouts
+from tljax.weights.layouts.table import TRANSFORMS
 
 TINY = vgg.Variant(((4,), (6, 6)))
 

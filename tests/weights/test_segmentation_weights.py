@@ -11,10 +11,10 @@ from tests.models.small import RESNET, TINY, VGG, build, drawn, leaves
 from tests.models.zoo import Case, shapes_of
 from tljax import models, weights
 from tljax.errors import UserError
-from tljax.models import vgg
+from tljax.models.backbones import vgg
 from tljax.models.heads import UNet
-from tljax.weights.inspect import guess
-from tljax.weights.rules import OURS, layouts
+from tljax.weights.detect import guess
+from tljax.weights.layouts import OURS, layouts
 
 
 def take(source, model, layout=None):

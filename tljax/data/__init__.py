@@ -1,9 +1,9 @@
 """Data: train, valid and a sealed test split of uint8 pictures with labels, and pictures without."""
 
 from tljax.config import DataConfig
-from tljax.data import sources
+from tljax.data.dataset import Data, SealedSplit, Source, Split, Unlabelled
+from tljax.data.sources import registry
 from tljax.data.splits import make_data
-from tljax.data.types import Data, SealedSplit, Source, Split, Unlabelled
 
 __all__ = ["Data", "SealedSplit", "Source", "Split", "Unlabelled", "load"]
 
@@ -17,4 +17,4 @@ def load(config: DataConfig, seed: int, task: str = "classification", on_bad_fil
       task: "classification", "segmentation" or "detection".
       on_bad_file: "error" or "skip".
     """
-    return make_data(sources.load(config, task, on_bad_file), config, seed)
+    return make_data(registry.load(config, task, on_bad_file), config, seed)

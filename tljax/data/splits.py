@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data.types import Data, SealedSplit, Source, Split, Unlabelled
+from tljax.data.dataset import Data, SealedSplit, Source, Split, Unlabelled
 from tljax.errors import UserError
 
 

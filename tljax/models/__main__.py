@@ -11,8 +11,8 @@ from rich.console import Console
 
 from tljax import models
 from tljax.errors import TljaxError
-from tljax.models import state as leaves_of
-from tljax.models.build import FAMILIES
+from tljax.models import params as leaves_of
+from tljax.models.factory import FAMILIES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

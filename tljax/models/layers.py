@@ -3,7 +3,7 @@
 Every module is called as `module(x, train=..., rngs=...)`: `train` asks for batch statistics and dropout, `rngs` is the
 key that dropout draws from. A BatchNorm or Dropout whose `frozen` is set stays in inference mode all the same: that is
 how a phase keeps the frozen part of a network still. A layer whose `neurons` are set learns those alone. Initial values
-come from `tljax.models.init`.
+come from `tljax.models.initializers`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tljax.models import batch_norm
-from tljax.models.convolution import Window, convolve, linear_in_kernel
-from tljax.models.linear import Layer
+from tljax.models.partial_training import Layer
+from tljax.ops import batch_norm
+from tljax.ops.convolution import Window, convolve, linear_in_kernel
 
 Side = int | tuple[int, int]
 
@@ -57,7 +57,7 @@ class Conv(Layer, nnx.Conv):
       dilation: distance of the kernel's taps.
       bias: whether there is one.
       dtype: of the computation.
-      rngs: flax wants one; initial values come from `tljax.models.init`.
+      rngs: flax wants one; initial values come from `tljax.models.initializers`.
     """
 
     def __init__(

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tljax.models.convolution import Window, convolve, linear_in_kernel
-from tljax.models.linear import Layer
+from tljax.models.partial_training import Layer
+from tljax.ops.convolution import Window, convolve, linear_in_kernel
 
 
 class _Transposed(nnx.Module):
@@ -50,7 +50,7 @@ class ConvTranspose(Layer, _Transposed):
       stride: places of the result for each place of the map.
       bias: whether there is one.
       dtype: of the computation.
-      rngs: as for other layers; initial values come from `tljax.models.init`.
+      rngs: as for other layers; initial values come from `tljax.models.initializers`.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int = 2, *, stride: int = 2, bias=True, dtype=None, rngs):

@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tljax.report import tables
-from tljax.report.canvas import BLUE, COLOURS, DPI, GREY, ORANGE, WIDTH, blank, message, save, short
+from tljax.report.style import BLUE, COLOURS, DPI, GREY, ORANGE, WIDTH, blank, message, save, short
 
 
 def curves(

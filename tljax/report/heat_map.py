@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tljax.report import tables
-from tljax.report.canvas import blank, save, short
+from tljax.report.style import blank, save, short
 
 COLUMNS = 2
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tljax.objectives.pixels import IGNORED
-from tljax.report.canvas import short
+from tljax.losses.pixelwise import IGNORED
+from tljax.report.style import short
 
 # Okabe and Ito's colours, which most colour-blind people tell apart, black for class 0, which often is the background.
 FIRST = ("000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")

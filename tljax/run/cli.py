@@ -10,10 +10,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from tljax import config as schema
-from tljax.cache import keep_compiled_programs
 from tljax.config import Config
 from tljax.errors import TljaxError, UserError, nearest
 from tljax.run.config_files import CONFIG_ERRORS, run_name, sentence
+from tljax.storage.cache_dir import keep_compiled_programs
 
 MODES = ("train", "plan", "evaluate", "predict", "features", "probe", "report")
 USAGE = """Transfer learning in JAX.
@@ -74,9 +74,9 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
 
     console = Console()
     if values.mode == "report":
-        from tljax.report import report
+        from tljax.report import markdown
 
-        path = report.write(_config_of_run(values).workdir)
+        path = markdown.write(_config_of_run(values).workdir)
         console.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
         return 0
     if values.mode in ("evaluate", "predict"):
@@ -115,7 +115,7 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         _say_next(config, console)
     else:
         from tljax.run.evaluate import show
-        from tljax.run.prepare import prepare
+        from tljax.run.experiment import prepare
         from tljax.run.train import train
         from tljax.tasks import task_of
 

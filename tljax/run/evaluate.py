@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tljax import data as data_of
-from tljax.checkpoints import Checkpoints
 from tljax.config import Config, differences
 from tljax.errors import UserError
-from tljax.models.state import Leaves
-from tljax.report.report import number
-from tljax.run.network import Network
+from tljax.inference.predictor import Network
+from tljax.models.params import Leaves
+from tljax.report.markdown import number
 from tljax.run.workdir import WorkDir
+from tljax.storage.checkpoints import Checkpoints
 from tljax.strategies import with_preset_head
 from tljax.tasks import Task
 from tljax.weights import Preprocess, parameters_digest

@@ -19,17 +19,17 @@ from tljax import config as schema
 from tljax.config import Config
 from tljax.data import Data, Split
 from tljax.errors import UserError, nearest
-from tljax.models import state as leaves_of
-from tljax.models.state import Leaves
-from tljax.report.report import humanise_bytes
+from tljax.features.extract import extract, make_features, shapes_of
+from tljax.features.probes import PROBES
+from tljax.inference.predictor import Network
+from tljax.models import params as leaves_of
+from tljax.models.params import Leaves
+from tljax.report.markdown import humanise_bytes
 from tljax.run.evaluate import finished
-from tljax.run.network import Network
-from tljax.run.prepare import Prepared, prepare
+from tljax.run.experiment import Prepared, prepare
 from tljax.run.sweep import cells
 from tljax.run.workdir import WorkDir
 from tljax.strategies import with_preset_head
-from tljax.tasks.probes import PROBES
-from tljax.train.features import extract, make_features, shapes_of
 from tljax.weights import parameters_digest
 
 SPLITS = ("train", "valid", "unlabelled", "test")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tljax.models import Model
-from tljax.models import state as leaves_of
-from tljax.train.phases import PhasePlan
+from tljax.models import params as leaves_of
+from tljax.train.plan import PhasePlan
 
 
 def phase_rows(plans: Sequence[PhasePlan], model: Model, lr: float) -> list[dict]:
@@ -18,8 +18,9 @@ def phase_rows(plans: Sequence[PhasePlan], model: Model, lr: float) -> list[dict
       lr: learning rate that multiples are of.
 
     Returns:
-      For each phase its `name`, its `share` of the epochs, `blocks`, the fields of `tljax.report.blocks.Block` by the
-      name of a stage, the head or a further output, and `marks`: what it uses besides the labelled images.
+      For each phase its `name`, its `share` of the epochs, `blocks`, the fields of
+      `tljax.report.phase_diagram.Block` by the name of a stage, the head or a further output, and `marks`: what it uses
+      besides the labelled images.
     """
     leaves, epochs = leaves_of.split(model), sum(plan.phase.epochs for plan in plans)
     further = {f"head/{name}/": name for name, _ in model.head.auxiliary_stages}

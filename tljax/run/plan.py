@@ -15,15 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tljax.config import Config
-from tljax.models import state as leaves_of
-from tljax.models.state import Leaves
-from tljax.report.report import humanise_bytes
-from tljax.run.prepare import Prepared, prepare
+from tljax.features.frozen_network import PREFIX, bytes_of, observe
+from tljax.models import params as leaves_of
+from tljax.models.params import Leaves
+from tljax.report.markdown import humanise_bytes
+from tljax.run.experiment import Prepared, prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.sweep import cells, one_per_setting
 from tljax.train.optimizer import optimizer_bytes
-from tljax.train.phases import PhasePlan
-from tljax.train.reference import PREFIX, bytes_of, observe
+from tljax.train.plan import PhasePlan
 from tljax.train.step import Given, init_state, make_train_step
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from tljax.config import Config
-from tljax.data.annotated.pictures import ENDINGS, read_picture, resize
+from tljax.data.sources.images import ENDINGS, read_picture, resize
 from tljax.errors import UserError
 from tljax.run.evaluate import finished
 from tljax.tasks import PredictionSet

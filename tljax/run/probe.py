@@ -12,11 +12,11 @@ from rich.table import Table
 
 from tljax.config import Config
 from tljax.data import Split
+from tljax.features.probes import PROBES, Rows, choose
 from tljax.report.tables import footnote, mean_interval, percent
 from tljax.run.features import Trunk, open_trunk
 from tljax.run.workdir import WorkDir
 from tljax.tasks import classification
-from tljax.tasks.probes import PROBES, Rows, choose
 
 
 def run(configs: Sequence[Config], workdir: str, console: Console) -> dict:

@@ -10,9 +10,9 @@ import jax
 
 from tljax import __version__
 from tljax import config as schema
+from tljax.run.experiment import Prepared
 from tljax.run.phase_rows import phase_rows
-from tljax.run.prepare import Prepared
-from tljax.train.progress import Progress
+from tljax.train.callbacks import Progress
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 

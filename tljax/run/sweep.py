@@ -19,7 +19,7 @@ from tljax import config as schema
 from tljax.config import Config
 from tljax.errors import TrainingStopped
 from tljax.report import tables
-from tljax.run import together
+from tljax.run import replica_groups
 from tljax.run.recipes import with_made_weights
 from tljax.run.train import train_together
 from tljax.run.workdir import WorkDir
@@ -60,7 +60,7 @@ def run(config: Config, console: Console) -> dict:
     # What is wrong with any of them is said before the first one starts.
     planned = with_made_weights([c.config for c in one_per_setting(made).values()], root.parent, None)
     for group in _alike(planned).values():
-        for _ in together.batches([planned[i] for i in group]):
+        for _ in replica_groups.batches([planned[i] for i in group]):
             pass
     with WorkDir.create(config, {}) as workdir:
         return _run(config, made, workdir, console)
@@ -136,7 +136,7 @@ def _run_cells(made: list[Cell], console: Console, *, open_test: bool) -> list[d
     """Runs cells, those that differ in numbers alone together; the results in the order of the cells."""
     results, done = [None] * len(made), 0
     for group in _alike([cell.config for cell in made]).values():
-        for batch in together.batches([made[i].config for i in group]):
+        for batch in replica_groups.batches([made[i].config for i in group]):
             outcomes = train_together([run for _, run in batch], console, open_test=open_test, lines=False)
             for (place, _), result in zip(batch, outcomes, strict=True):
                 results[group[place]], done = result, done + 1
@@ -148,7 +148,7 @@ def _alike(configs: Sequence[Config]) -> dict[str, list[int]]:
     """Places of the configs that may train together."""
     groups: dict[str, list[int]] = {}
     for place, config in enumerate(configs):
-        groups.setdefault(together.alike(config), []).append(place)
+        groups.setdefault(replica_groups.alike(config), []).append(place)
     return groups
 
 

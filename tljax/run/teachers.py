@@ -11,17 +11,17 @@ from typing import Any
 from tljax import config as schema
 from tljax import models, weights
 from tljax.errors import UserError, nearest
+from tljax.features.frozen_network import Observed
+from tljax.inference.predictor import build_model
+from tljax.inference.predictor import head_options as asked_head
 from tljax.models import Model
-from tljax.models import state as leaves_of
-from tljax.models.additions import FURTHER
-from tljax.models.state import Leaves
-from tljax.run.network import build_model
-from tljax.run.network import head_options as asked_head
+from tljax.models import params as leaves_of
+from tljax.models.heads.auxiliary import FURTHER
+from tljax.models.params import Leaves
 from tljax.tasks import Task, default_task, task_of
-from tljax.train.reference import Observed
 from tljax.weights import Preprocess
-from tljax.weights.inspect import guess, head_options
-from tljax.weights.rules import detect, layouts
+from tljax.weights.detect import guess, head_options
+from tljax.weights.layouts import detect, layouts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,21 +14,21 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from rich.console import Console
 
-from tljax.checkpoints import Checkpoints
 from tljax.config import Config
 from tljax.data import Split
 from tljax.errors import TrainingStopped
-from tljax.models.state import Leaves
-from tljax.report import report
-from tljax.report.log import Bar, RunLog
-from tljax.run import together
-from tljax.run.prepare import Prepared, prepare
+from tljax.features.feature_cache import Keeper
+from tljax.models.params import Leaves
+from tljax.report import markdown
+from tljax.report.loggers import Bar, RunLog
+from tljax.run import replica_groups
+from tljax.run.experiment import Prepared, prepare
 from tljax.run.provenance import peak_memory, provenance
 from tljax.run.workdir import WorkDir
+from tljax.storage.checkpoints import Checkpoints
 from tljax.tasks import Task
-from tljax.train.keep import Keeper
 from tljax.train.loop import Fit
-from tljax.train.member import Member
+from tljax.train.run_state import Member
 from tljax.weights import parameters_digest
 
 
@@ -105,7 +105,7 @@ def _train(
                 keeper=keeper,
                 log=log,
                 stop_asked=stop_asked,
-                how=together.how(first),
+                how=replica_groups.how(first),
             )
             try:
                 fit.run(leaves)
@@ -167,7 +167,7 @@ def _finish(
             workdir.write_arrays("figure_data.npz", network.task.figure_data(answers, test, side, count))
         # Its presence says that the run is finished; the report is drawn from the files, and can be drawn again.
         workdir.write("result.json", result)
-        report.write(workdir.path)
+        markdown.write(workdir.path)
     return result
 
 

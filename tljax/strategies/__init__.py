@@ -1,6 +1,6 @@
 """Strategies: presets that are phases, and the one function from path to group."""
 
-from tljax.strategies.groups import Group, assign, frozen_modules, frozen_prefix
+from tljax.strategies.param_groups import Group, assign, frozen_modules, frozen_prefix
 from tljax.strategies.presets import PRESETS, hint_stage
 from tljax.strategies.resolve import Strategy, resolve, with_preset_head
 

@@ -18,8 +18,8 @@ from flax import nnx
 from tljax.config import NeuronsConfig
 from tljax.errors import UserError, nearest
 from tljax.models.layers import NORM_AFTER
-from tljax.models.linear import Layer, Neurons
-from tljax.models.state import Leaves
+from tljax.models.params import Leaves
+from tljax.models.partial_training import Layer, Neurons
 
 Layers = Mapping[str, Sequence[str]]
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import boxes as boxes_of
 from tljax.data import Split
-from tljax.objectives.detector import MOST, decode, summands, targets
+from tljax.losses.detection import MOST, decode, summands, targets
+from tljax.ops import boxes as boxes_of
 from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
 
 # Of COCOeval's arrays, along the axis of areas.
@@ -38,7 +38,7 @@ def answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     """The best boxes of each picture after suppression, best first.
 
     Returns:
-      `boxes`, `scores` and `classes` of `tljax.objectives.detector.Detections`. Where the batch has labels, `losses`
+      `boxes`, `scores` and `classes` of `tljax.losses.detection.Detections`. Where the batch has labels, `losses`
       [B, 3], what focal, GIoU and centre-ness losses sum up to, and `positives` [B], by whose sum theirs are divided.
     """
     found = decode(outputs)._asdict()
@@ -214,13 +214,13 @@ def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, n
 
 
 def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
-    from tljax.report import sheets  # Matplotlib takes a second to import
+    from tljax.report import image_grids  # Matplotlib takes a second to import
 
     curves, order, path = test["precision_recall"], np.arange(len(data["f1"])), folder / "precision_recall.png"
     names = ("images", "boxes", "label", "predicted_boxes", "scores", "classes")
     return {
-        "precision_recall": sheets.precision_recall(curves["recall"], curves["precision"], classes, path),
-        "boxes": sheets.box_sheet(
+        "precision_recall": image_grids.precision_recall(curves["recall"], curves["precision"], classes, path),
+        "boxes": image_grids.box_sheet(
             *(data[name] for name in names), classes, folder / "boxes.png", order, data["f1"], len(order), "F1"
         ),
     }

@@ -14,8 +14,8 @@ import optax
 from PIL import Image
 
 from tljax.data import Split
-from tljax.data.annotated.pictures import resize
-from tljax.objectives.pixels import IGNORED, on_grid
+from tljax.data.sources.images import resize
+from tljax.losses.pixelwise import IGNORED, on_grid
 from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
 
 # How far a boundary may lie from the true one, as a share of the diagonal (Perazzi et al. 2016, section 5.1).
@@ -210,12 +210,12 @@ def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, n
 
 
 def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
-    from tljax.report import figures, sheets  # Matplotlib takes a second to import
+    from tljax.report import figures, image_grids  # Matplotlib takes a second to import
 
     images, labels, path, order = data["images"], data["label"], folder / "masks.png", np.arange(len(data["iou"]))
     return {
         "confusion": figures.confusion(test["confusion"], classes, folder / "confusion.png"),
-        "masks": sheets.mask_sheet(images, labels, data["classes"], classes, path, order, data["iou"], len(order)),
+        "masks": image_grids.mask_sheet(images, labels, data["classes"], classes, path, order, data["iou"], len(order)),
     }
 
 

@@ -17,19 +17,19 @@ import numpy as np
 
 from tljax.data import Data
 from tljax.data.loader import train_batches
+from tljax.distributed.mesh import Mesh
 from tljax.errors import Interrupted, TrainingStopped
-from tljax.models.state import Leaves
+from tljax.features.feature_cache import Keeper, rows_at_once
+from tljax.inference.predict import predict_rows
+from tljax.models.params import Leaves
 from tljax.strategies import neurons
-from tljax.train import criteria, stacks
-from tljax.train.evaluate import predict_rows
-from tljax.train.feed import MOST_STEPS, Feed
-from tljax.train.keep import Keeper, rows_at_once
-from tljax.train.member import Member, digests
+from tljax.train import neuron_scores, replicas
+from tljax.train.batches import MOST_STEPS, Feed
+from tljax.train.callbacks import Log, Progress
+from tljax.train.multi_step import make_predicts, make_steps
 from tljax.train.optimizer import learning_rate
-from tljax.train.phases import PhasePlan
-from tljax.train.program import make_predicts, make_steps
-from tljax.train.progress import Log, Progress
-from tljax.train.sharding import Mesh
+from tljax.train.plan import PhasePlan
+from tljax.train.run_state import Member, digests
 from tljax.train.step import Given, State
 
 # A program runs for about so long before the host looks again, whether to stop and what to show.
@@ -84,13 +84,13 @@ class Fit:
         plans = [member.plans[place] for member in self.members]
         plan, progress = plans[0], self._running(place)[0].progress
         step = progress.step
-        leaves = shared | stacks.one(own, 0)
+        leaves = shared | replicas.one(own, 0)
         index = self._index(plan, leaves)
-        own = own | stacks.copies({p: shared[p] for p in plan.changing if p not in own}, len(plans))
+        own = own | replicas.copies({p: shared[p] for p in plan.changing if p not in own}, len(plans))
         learned, moving, rest = plan.take(shared | own, index)
         frozen, still = ({p: x for p, x in rest.items() if (p in own) == changed} for changed in (False, True))
         hyper = jax.tree.map(lambda *x: np.stack(x), *(p.hyper for p in plans))
-        state = state or self.mesh.put_leaves(stacks.begun(plan.spec, learned, moving, hyper))
+        state = state or self.mesh.put_leaves(replicas.begun(plan.spec, learned, moving, hyper))
         feed, valid = self._feed(plan, progress, leaves), self._valid(plan, leaves)
         given, key, pace = self._given(plan, leaves, index), self._key(place), Pace()
         steps = make_steps(plan.spec, len(plans), self.how, feed.resident, self.mesh.shard)
@@ -122,7 +122,7 @@ class Fit:
         return (
             own
             if len(plans) == 1
-            else stacks.stacked([m.held or stacks.one(own, i) for i, m in enumerate(self.members)])
+            else replicas.stacked([m.held or replicas.one(own, i) for i, m in enumerate(self.members)])
         )
 
     def _running(self, place: int) -> list[Member]:
@@ -143,9 +143,9 @@ class Fit:
             seed, arrays = (member.config.seed, member.progress.phase), {"image": train.images}
             arrays |= train.targets(plan.spec.preprocess.size)
             batches = self._told(train_batches(arrays, size, seed, steps), size)
-            network = criteria.Network(plan.spec.graphdef, plan.spec.task, plan.spec.preprocess, plan.spec.dtype)
+            network = neuron_scores.Network(plan.spec.graphdef, plan.spec.task, plan.spec.preprocess, plan.spec.dtype)
             key = self._key(member.progress.phase)
-            scores = criteria.score(network, leaves, plan.layers, batches, asked, key)
+            scores = neuron_scores.score(network, leaves, plan.layers, batches, asked, key)
             chosen = neurons.choose(scores, asked)
             member.progress.neurons = {layer: channels.tolist() for layer, channels in chosen.items()}
         return self.mesh.put(neurons.indices(member.progress.neurons, plan.layers))
@@ -197,7 +197,7 @@ class Fit:
         same = digests(frozen, index)
         for i, member in enumerate(self.members):
             if member.runs(place):
-                member.begin(same | digests(stacks.one(still, i), index))
+                member.begin(same | digests(replicas.one(still, i), index))
 
     def _collect(self, place: int, pending: tuple | None) -> None:
         if pending is None:
@@ -220,7 +220,7 @@ class Fit:
         """Answers {name: [N, runs, ...]}."""
         runs, size = len(self.members), rows_at_once(plan.spec.preprocess.size, self.mesh)
         if runs == 1:  # the program that the result is judged with, too
-            rows = predict_rows(self.predict, frozen | stacks.one(own, 0), arrays, size, self.mesh)
+            rows = predict_rows(self.predict, frozen | replicas.one(own, 0), arrays, size, self.mesh)
             return {name: x[:, None] for name, x in rows.items()}
         return predict_rows(make_predicts(self.predict, runs, self.how), (own, frozen), arrays, size, self.mesh)
 
@@ -232,7 +232,7 @@ class Fit:
             if not member.runs(place):
                 continue
             still = {p for p in member.plan.frozen if p not in frozen}
-            arrays = stacks.one({"params": own, **_besides(state)}, i)
+            arrays = replicas.one({"params": own, **_besides(state)}, i)
             scores = None
             if answers is not None:
                 rows = {name: x[:, i] for name, x in answers.items()}
@@ -249,16 +249,16 @@ class Fit:
         """What the last checkpoints hold: changed leaves, and the state unless they lie at a phase's end."""
         place, step = self.members[0].progress.phase, self.members[0].progress.step
         latest = [(member.checkpoints, member.checkpoints.latest) for member in self.members]
-        own = stacks.stacked([kept.changed(at, shared) for kept, at in latest])
+        own = replicas.stacked([kept.changed(at, shared) for kept, at in latest])
         if step == 0:
             return own, None
         plan = self.members[0].plans[place]
-        index = self._index(plan, shared | stacks.one(own, 0))
+        index = self._index(plan, shared | replicas.one(own, 0))
         learned, moving, _ = plan.take(shared | own, index)
         hyper = jax.tree.map(lambda *x: np.stack(x), *(m.plans[place].hyper for m in self.members))
-        fresh = self.mesh.put_leaves(stacks.begun(plan.spec, learned, moving, hyper))
-        like = stacks.one(_besides(fresh), 0)
-        saved = stacks.stacked([kept.restore(at, like) for kept, at in latest])
+        fresh = self.mesh.put_leaves(replicas.begun(plan.spec, learned, moving, hyper))
+        like = replicas.one(_besides(fresh), 0)
+        saved = replicas.stacked([kept.restore(at, like) for kept, at in latest])
         state = State(learned, moving, saved["opt"], saved["step"], {})
         if fresh.average:  # what was kept as the model is the average
             state = state._replace(learned=saved["learned"], moving=saved["moving"], average=learned | moving)

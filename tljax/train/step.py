@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from tljax.augment.pipeline import make_views
 from tljax.config import AugmentConfig
-from tljax.models import state as leaves_of
-from tljax.models.convolution import inference_options
-from tljax.models.state import Leaves
-from tljax.objectives import Objective
+from tljax.features.frozen_network import PREFIX, Observed, nested, observe
+from tljax.losses import Objective
+from tljax.models import params as leaves_of
+from tljax.models.params import Leaves
+from tljax.ops.convolution import inference_options
 from tljax.strategies import Group, neurons
 from tljax.tasks import Task
 from tljax.train.optimizer import make_optimizer
-from tljax.train.reference import PREFIX, Observed, nested, observe
-from tljax.train.views import make_views
 from tljax.weights import Preprocess, make_preprocess
 
 

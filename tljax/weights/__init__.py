@@ -1,8 +1,8 @@
 """Pretrained weights: where they are, what they want to be fed, and a strict way into a model and out of it."""
 
-from tljax.weights.catalogue import CATALOGUE, Entry
+from tljax.weights.assign import adapt_channels, export, port
+from tljax.weights.catalog import CATALOGUE, Entry
 from tljax.weights.load import Weights, find, load, open_weights, parameters_digest
-from tljax.weights.port import adapt_channels, export, port
 from tljax.weights.preprocess import PRESETS, Preprocess, make_preprocess
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from tljax import weights
 from tljax.errors import TljaxError, UserError, nearest
-from tljax.weights.catalogue import CATALOGUE, Entry
+from tljax.weights.catalog import CATALOGUE, Entry
 from tljax.weights.convert import convert
-from tljax.weights.inspect import guess
+from tljax.weights.detect import guess
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,13 +11,13 @@ import numpy as np
 
 from tljax import models
 from tljax.errors import UserError, nearest
-from tljax.models.additions import FURTHER
+from tljax.models.heads.auxiliary import FURTHER
+from tljax.weights.detect import guess
 from tljax.weights.download import reason
-from tljax.weights.files import LazyTensor, write_safetensors
-from tljax.weights.inspect import guess
+from tljax.weights.formats import LazyTensor, write_safetensors
+from tljax.weights.layouts import OURS, layouts
+from tljax.weights.layouts.table import TRANSFORMS, Rule
 from tljax.weights.load import Weights, find, open_weights
-from tljax.weights.rules import OURS, layouts
-from tljax.weights.rules.table import TRANSFORMS, Rule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tljax.cache import folder
 from tljax.errors import UserError
+from tljax.storage.cache_dir import folder
 
 
 def from_url(

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from tljax import models
-from tljax.checkpoints import Checkpoints
 from tljax.errors import UserError, nearest
 from tljax.models import Model
-from tljax.models import state as leaves_of
-from tljax.weights.catalogue import CATALOGUE, Entry
-from tljax.weights.files import LazyTensor, open_tensors
-from tljax.weights.files.keras_h5 import number_from_one
-from tljax.weights.inspect import guess
-from tljax.weights.port import port
+from tljax.models import params as leaves_of
+from tljax.storage.checkpoints import Checkpoints
+from tljax.weights.assign import port
+from tljax.weights.catalog import CATALOGUE, Entry
+from tljax.weights.detect import guess
+from tljax.weights.formats import LazyTensor, open_tensors
+from tljax.weights.formats.keras_h5 import number_from_one
+from tljax.weights.layouts import OURS, detect, layouts
 from tljax.weights.preprocess import PRESETS, Preprocess
-from tljax.weights.rules import OURS, detect, layouts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ def load(
     """Fills a model in place from published weights, a file in any layout that its family reads, or a run's best model.
 
     Args:
-      model: from `tljax.models.build`; it may be abstract.
+      model: from `tljax.models.factory`; it may be abstract.
       source: as `find` takes it, or what it returned.
       keep: patterns of paths that keep their value, e.g. "head/.*".
       optional: patterns of paths that are filled where the source has a tensor that fits.

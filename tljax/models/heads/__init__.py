@@ -1,9 +1,9 @@
 """What stands on a backbone: takes every stage's map, returns what its task needs."""
 
+from tljax.models.heads.base import Head
 from tljax.models.heads.classifier import Classifier
 from tljax.models.heads.detector import Detector
 from tljax.models.heads.fcn import FCN
-from tljax.models.heads.head import Head
 from tljax.models.heads.unet import UNet
 
 __all__ = ["FCN", "HEADS", "Classifier", "Detector", "Head", "UNet"]

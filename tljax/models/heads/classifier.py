@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tljax.models.heads.head import Head
+from tljax.models.heads.base import Head
 from tljax.models.layers import BatchNorm, Dropout, LayerNorm, Linear, average_pool_to
 
 

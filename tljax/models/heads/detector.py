@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 
 from tljax.errors import UserError, nearest
-from tljax.models.heads import pyramid
-from tljax.models.heads.head import Head, Shapes
+from tljax.models.heads import necks
+from tljax.models.heads.base import Head, Shapes
 from tljax.models.layers import Conv, Dropout
 
 # The chance at which every class starts everywhere (Lin et al. 2017, arXiv:1708.02002, section 3.3).
@@ -62,10 +62,10 @@ class Detector(Head):
     ):
         given = {"dtype": dtype, "rngs": rngs}
         make = {
-            "deconv": lambda: pyramid.Deconvolution(shapes, side, channels, **given),
-            "fpn": lambda: pyramid.Pyramid(shapes, side, channels, levels, **given),
-            "unet": lambda: pyramid.Decoder(shapes, side, channels, stride, **given),
-            "none": lambda: pyramid.Last(shapes, side),
+            "deconv": lambda: necks.Deconvolution(shapes, side, channels, **given),
+            "fpn": lambda: necks.Pyramid(shapes, side, channels, levels, **given),
+            "unet": lambda: necks.Decoder(shapes, side, channels, stride, **given),
+            "none": lambda: necks.Last(shapes, side),
         }
         if neck not in make:
             raise UserError(f'model.head_options.neck: there is no "{neck}"{nearest(neck, make)}')

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tljax.errors import UserError, nearest
-from tljax.models import init
-from tljax.models.heads.head import Head, Shapes, levels
+from tljax.models import initializers
+from tljax.models.heads.base import Head, Shapes, levels
 from tljax.models.layers import Conv, ConvNorm, Dropout
 from tljax.models.upsample import ConvTranspose, bilinear, fit
 
@@ -109,7 +109,7 @@ class FCN(Head):
         """Scores of zero and interpolation, as in the paper."""
         if self.variant == "torchvision":
             return {}
-        return {r"head/score\d*/kernel": init.zeros, r"head/up\d+/kernel": init.bilinear}
+        return {r"head/score\d*/kernel": initializers.zeros, r"head/up\d+/kernel": initializers.bilinear}
 
     @property
     def own_reads(self) -> dict[str, None]:

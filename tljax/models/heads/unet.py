@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tljax.errors import UserError, nearest
-from tljax.models.heads.head import Head, Level, Shapes, levels
+from tljax.models.heads.base import Head, Level, Shapes, levels
 from tljax.models.layers import BatchNorm, Conv, Dropout
 from tljax.models.upsample import ConvTranspose, bilinear, fit, repeat
 

@@ -1,0 +1,94 @@
+"""IDX files, the format of MNIST (http://yann.lecun.com/exdb/mnist), plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from tljax.config import DataConfig
+from tljax.data.dataset import Source, Split
+from tljax.errors import UserError
+
+PREFIXES = {"train": "train", "test": "t10k"}
+FASHION_CLASSES = (
+    "t-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+def source(config: DataConfig) -> Source:
+    """MNIST-format files in `data.path`."""
+    if config.path is None:
+        raise UserError("data.name='idx' needs data.path, the folder of the four IDX files.")
+    return read_source(Path(config.path))
+
+
+def fashion_source(config: DataConfig) -> Source:
+    """Fashion-MNIST (Xiao et al. 2017) in `data.path`, else in `$TLJAX_DATA_DIR/fashion-mnist`."""
+    if config.path is None and "TLJAX_DATA_DIR" not in os.environ:
+        raise UserError(
+            "data.name='fashion-mnist' needs data.path, or TLJAX_DATA_DIR as the folder that has fashion-mnist/."
+        )
+    folder = Path(config.path) if config.path else Path(os.environ["TLJAX_DATA_DIR"]) / "fashion-mnist"
+    return read_source(folder, FASHION_CLASSES)
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes. Raises UserError when it is not one, or is cut short."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != 0x08:
+        raise UserError(f"{path} is not an IDX file of unsigned bytes.")
+    rank = raw[3]
+    if len(raw) < 4 + 4 * rank:
+        raise UserError(f"{path} ends within its header.")
+    shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
+    body = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
+    if len(body) != math.prod(shape):
+        raise UserError(f"{path} should hold {math.prod(shape)} bytes of {shape}, but holds {len(body)}.")
+    return body.reshape(shape)
+
+
+def read_source(folder: Path, classes: tuple[str, ...] | None = None) -> Source:
+    """Reads the four files train|t10k-images|labels of a folder.
+
+    Args:
+      folder: where `train-images-idx3-ubyte[.gz]` and its three companions lie.
+      classes: names; None gives the digits of the labels.
+    """
+    splits = {name: _read_split(folder, prefix) for name, prefix in PREFIXES.items()}
+    count = 1 + max(int(split.labels.max()) for split in splits.values())
+    if classes is not None and count > len(classes):
+        raise UserError(f"{folder} holds label {count - 1}, but there are names for {len(classes)} classes.")
+    return Source(**splits, classes=classes or tuple(map(str, range(count))))
+
+
+def _read_split(folder: Path, prefix: str) -> Split:
+    images = read_array(_find(folder, f"{prefix}-images-idx3-ubyte"))
+    labels = read_array(_find(folder, f"{prefix}-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
+        raise UserError(f"{folder}: {prefix} has pictures {images.shape} for labels {labels.shape}.")
+    return Split(images[..., None], labels.astype(np.int32))
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.exists():
+            return path
+    raise UserError(f"{folder} has neither {name} nor {name}.gz.")

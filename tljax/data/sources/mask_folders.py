@@ -1,0 +1,78 @@
+"""Folders of pictures and of masks with the same names: PATH/{train,valid,test}/{images,masks}/NAME.*."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from tljax.config import DataConfig
+from tljax.data.dataset import Source
+from tljax.data.sources import options as source_options
+from tljax.data.sources.images import ENDINGS, IGNORED, check_mask, read_mask, read_picture
+from tljax.data.sources.records import Entry, Example, collect, folder
+from tljax.errors import UserError
+from tljax.fields import opt
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the values mean."""
+
+    classes: tuple[str, ...] = opt((), "names of the values 0, 1, ...; empty: numbers, as many as the masks have")
+
+
+def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
+    """Masks of class numbers, 255 ignored; `PATH/valid` is optional.
+
+    Where there are two classes, or no names, and all masks together have no value but 0 and 255, 255 is class 1.
+
+    Raises:
+      UserError: what `collect` raises, for masks of another size than their picture and values beyond the names, too.
+    """
+    options, root = source_options.read(config, Options), folder(config)
+    known = len(options.classes) or None
+    entries = {}
+    for split in ("train", "valid", "test"):
+        if split == "valid" and not (root / split).is_dir():
+            continue
+        files, masks = (by_name(root / split / kind) for kind in ("images", "masks"))
+        entries[split] = [
+            Entry(
+                str(files.get(name) or masks[name]),
+                functools.partial(_read, root / split, name, files.get(name), masks.get(name), known),
+            )
+            for name in sorted(files.keys() | masks.keys())
+        ]
+    made = collect(entries, options.classes, config, on_bad_file)
+    splits = {split: getattr(made, split) for split in entries}
+    values = set().union(*(np.unique(s.labels).tolist() for s in splits.values()))
+    binary = values == {0, IGNORED} and known in (None, 2)
+    if binary:
+        splits = {k: dataclasses.replace(s, labels=(s.labels == IGNORED).astype(np.uint8)) for k, s in splits.items()}
+    count = 2 if binary else 1 + max(values - {IGNORED}, default=0)
+    return dataclasses.replace(made, **splits, classes=options.classes or tuple(map(str, range(count))))
+
+
+def by_name(path: Path) -> dict[str, Path]:
+    """The picture files of a folder by their names without endings. Raises UserError for two of one name."""
+    if not path.is_dir():
+        raise UserError(f"There is no folder {path}.")
+    files: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix.lower() not in ENDINGS or file.name.startswith("."):
+            continue
+        if file.stem in files:
+            raise UserError(f"{files[file.stem]} and {file} have one name.")
+        files[file.stem] = file
+    return files
+
+
+def _read(parent: Path, name: str, picture: Path | None, mask: Path | None, classes: int | None) -> Example:
+    for kind, file in (("images", picture), ("masks", mask)):
+        if file is None:
+            raise UserError(f"There is no {parent / kind / name}.*, though {picture or mask} is there.")
+    image = read_picture(picture)
+    return Example(image, check_mask(read_mask(mask), image, classes, str(mask)))

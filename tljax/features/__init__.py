@@ -1,0 +1,1 @@
+"""Frozen networks, their cached outputs, and probes on them."""

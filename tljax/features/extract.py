@@ -1,0 +1,102 @@
+"""Feature maps of frozen networks: one compiled forward pass, and its maps over a split."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tljax.data import Split
+from tljax.data.loader import eval_batches
+from tljax.distributed.mesh import Mesh
+from tljax.models import params as leaves_of
+from tljax.models.params import Leaves
+from tljax.ops.convolution import inference_options
+from tljax.weights import Preprocess, make_preprocess
+
+
+@functools.lru_cache(maxsize=64)
+def make_features(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, stages: tuple[str, ...], pool: str):
+    """Compiles `features(leaves, images) → {stage: map}` in inference mode, float32.
+
+    `images` are uint8 [B, H, W, C]. A map is [B, c] with pool "gap", averaged over its places, and [B, h, w, c] with
+    "none". What no stage of `stages` needs is not computed.
+    """
+    prepare = make_preprocess(preprocess, preprocess.size, dtype)
+
+    def features(leaves: Leaves, images: jax.Array) -> dict[str, jax.Array]:
+        maps = leaves_of.merge(graphdef, leaves).features(prepare(images), train=False)
+        taken = {stage: maps[stage].astype(jnp.float32) for stage in stages}
+        return taken if pool == "none" else {stage: x.mean((1, 2)) for stage, x in taken.items()}
+
+    return jax.jit(features, compiler_options=inference_options())
+
+
+def shapes_of(features: Callable, leaves: Leaves, split: Split) -> dict[str, tuple[int, ...]]:
+    """What `features` (from `make_features`) makes of one picture of a split: stage → shape. Computes nothing."""
+    picture = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.uint8)
+    return {stage: x.shape[1:] for stage, x in jax.eval_shape(features, leaves, picture).items()}
+
+
+def extract(
+    features: Callable,
+    leaves: Leaves,
+    split: Split,
+    batch_size: int,
+    mesh: Mesh,
+    advance: Callable[[int], None] = lambda pictures: None,
+) -> dict[str, np.ndarray]:
+    """The maps of every picture, stage → float32 [N, c] or [N, h, w, c].
+
+    Args:
+      features: from `make_features`.
+      leaves: of the model, on the mesh.
+      split: uint8 pictures.
+      batch_size: pictures at a time.
+      mesh: over which batches are split.
+      advance: called with the number of pictures of each batch that is done.
+    """
+    shapes = shapes_of(features, leaves, split)
+    kept = {stage: np.empty((len(split), *shape), np.float32) for stage, shape in shapes.items()}
+    over_rows(lambda batch: features(leaves, batch["image"]), {"image": split.images}, batch_size, mesh, kept, advance)
+    return kept
+
+
+def over_rows(
+    function: Callable[[dict], dict],
+    arrays: Mapping[str, np.ndarray],
+    batch_size: int,
+    mesh: Mesh,
+    out: Mapping[str, np.ndarray],
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Writes what a compiled function makes of every row into `out`, row by row.
+
+    Args:
+      function: a batch, {name: [B, ...]} → {name: [B, ...]}.
+      arrays: equally long.
+      batch_size: rows at a time; the last batch is padded, and the padding dropped.
+      mesh: over which batches are split.
+      out: as long as the arrays, by the names of the results.
+      advance: called with the number of rows of each batch that is done.
+    """
+    size, waiting = len(next(iter(arrays.values()))), None
+
+    def write(start: int, results: dict[str, jax.Array]) -> None:
+        real = min(batch_size, size - start)
+        for name, rows in jax.device_get(results).items():
+            out[name][start : start + real] = rows[:real]
+        advance(real)
+
+    # Whole maps are large: one batch is computed while the one before it is fetched, and no more wait on the device.
+    for i, batch in enumerate(eval_batches(arrays, batch_size)):
+        results = function(mesh.put_batch(batch))
+        if waiting is not None:
+            write(*waiting)
+        waiting = i * batch_size, results
+    if waiting is not None:
+        write(*waiting)

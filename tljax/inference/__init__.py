@@ -1,0 +1,1 @@
+"""A model with its preprocessing and devices, and its predictions."""

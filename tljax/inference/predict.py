@@ -1,0 +1,33 @@
+"""Answers over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from tljax.distributed.mesh import Mesh
+from tljax.features.extract import over_rows
+from tljax.models.params import Leaves
+
+
+def predict_rows(
+    predict: Callable, leaves: Leaves, arrays: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh
+) -> dict[str, np.ndarray]:
+    """The answers to every picture, {name: [N, ...]}.
+
+    Args:
+      predict: from `make_predict`, or `make_predicts`.
+      leaves: of the model, on the mesh.
+      arrays: uint8 `image` of every picture, or the maps of first stages that are known already; and the task's
+        targets, where answers are to be compared with them.
+      batch_size: pictures at a time.
+      mesh: over which batches are split.
+    """
+    size = len(next(iter(arrays.values())))
+    batch = {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in arrays.items()}
+    shapes = jax.eval_shape(predict, leaves, batch)
+    rows = {name: np.empty((size, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
+    over_rows(lambda batch: predict(leaves, batch), arrays, batch_size, mesh, rows)
+    return rows

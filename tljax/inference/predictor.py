@@ -1,0 +1,104 @@
+"""A config's model with what it is fed and where it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from tljax import models
+from tljax.config import Config, ModelConfig
+from tljax.data import Split
+from tljax.distributed.mesh import Mesh
+from tljax.features.feature_cache import rows_at_once
+from tljax.inference.predict import predict_rows
+from tljax.models import Model
+from tljax.models import params as leaves_of
+from tljax.models.params import Leaves
+from tljax.tasks import Task, task_of
+from tljax.train.step import make_predict
+from tljax.weights import Preprocess
+
+
+def build_model(config: Config, num_classes: int, preprocess: Preprocess) -> Model:
+    """The config's model, abstract, for so many classes and an input as `preprocess` makes it."""
+    model = config.model
+    return models.build(
+        model.backbone,
+        num_classes=num_classes,
+        head=model.head,
+        tap=model.tap,
+        image_size=preprocess.size,
+        in_channels=preprocess.channels,
+        options=model.options,
+        auxiliary=model.aux_weight > 0,
+        remat=model.remat,
+        dtype=jax.numpy.dtype(config.train.precision),
+        rngs=None,
+        **head_options(model),
+    )
+
+
+def head_options(model: ModelConfig) -> dict[str, Any]:
+    """The options of the head that a config asks for; those left out are as the head or the network has them."""
+    asked = dict(model.head_options)
+    if model.head == "classifier":
+        asked |= {"pool": model.pool, "pool_size": model.pool_size, "hidden": model.hidden}
+        asked |= {} if model.norm is None else {"norm": model.norm}
+    return asked | ({"dropout": model.dropout} if model.dropout or model.head == "classifier" else {})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A model with what it is fed and where it runs; all that is needed to predict but the values of its leaves.
+
+    Attributes:
+      config: of the run.
+      model: of the config.
+      classes: names of the outputs.
+      preprocess: of the weights, at the run's own input size.
+      mesh: the devices.
+    """
+
+    config: Config
+    model: Model
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    mesh: Mesh
+
+    @classmethod
+    def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess) -> Network:
+        """Builds the config's model, abstract: its leaves are shapes; `preprocess.size` is the side of its input."""
+        model = build_model(config, len(classes), preprocess)
+        return cls(config, model, tuple(classes), preprocess, Mesh(config.train.batch_size, config.train.shard))
+
+    def leaves(self) -> Leaves:
+        """The leaves of the model as it is now, shapes where they have no value yet."""
+        return leaves_of.values(self.model)
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        return task_of(self.config)
+
+    def predictor(self) -> Callable:
+        """The compiled forward pass, from leaves and a batch to the task's answers."""
+        graphdef = leaves_of.split(self.model).graphdef
+        return make_predict(self.task, graphdef, self.preprocess, self.config.train.precision)
+
+    def predict(self, leaves: Leaves, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The answers {name: [N, ...]}; `arrays` as `predict_rows` takes them."""
+        size = rows_at_once(self.preprocess.size, self.mesh)
+        return predict_rows(self.predictor(), leaves, arrays, size, self.mesh)
+
+    def judge(
+        self, leaves: Leaves, split: Split, maps: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict, dict[str, np.ndarray]]:
+        """All metrics of a model on a split, and its answers; `maps` of first stages stand for the pictures."""
+        side = self.preprocess.size
+        answers = self.predict(leaves, (maps or {"image": split.images}) | split.targets(side))
+        scores = self.task.scores(answers, split, side)
+        return scores | self.task.details(answers, split, side, self.classes), answers

@@ -1,0 +1,126 @@
+"""DenseNet-BC (Huang et al. 2017, arXiv:1608.06993): every layer of a block sees the maps of all layers before it.
+
+Norms and ReLUs stand before their convolutions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tljax.models.backbones.resnet import Stem
+from tljax.models.layers import KERAS, TORCH, BatchNorm, Conv, Dropout, Norm, average_pool, max_pool
+from tljax.ops.fusion import once
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What tells one DenseNet from another.
+
+    Attributes:
+      depths: layers of each block.
+      growth: channels that each layer adds.
+      initial: channels of the stem.
+      bottleneck: channels of a layer's 1×1 convolution, in units of `growth`.
+      norm: constants of BatchNorm.
+      dropout: rate after each layer's last convolution.
+    """
+
+    depths: tuple[int, ...]
+    growth: int = 32
+    initial: int = 64
+    bottleneck: int = 4
+    norm: Norm = TORCH
+    dropout: float = 0.0
+
+
+_PLAIN = {
+    "densenet121": Variant((6, 12, 24, 16)),
+    "densenet169": Variant((6, 12, 32, 32)),
+    "densenet201": Variant((6, 12, 48, 32)),
+}
+VARIANTS = (
+    _PLAIN
+    | {"densenet161": Variant((6, 12, 36, 24), growth=48, initial=96)}
+    | {f"{name}_keras": dataclasses.replace(v, norm=KERAS) for name, v in _PLAIN.items()}
+)
+
+
+# Norms stand before their convolutions, and what a layer or a transition leaves goes to many of them.
+NORM_AFTER = (("stem/unit/conv", "stem/unit/bn"), (r"(.*)/unit1/conv", r"\1/unit2/bn"))
+
+
+class NormConv(nnx.Module):
+    """BatchNorm, ReLU, if asked for a 2×2 average pool at stride 2, and a convolution."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, pool: bool = False, norm: Norm, dtype, rngs):
+        self.pool = pool
+        self.bn = BatchNorm(inputs, norm=norm, dtype=dtype, rngs=rngs)
+        self.conv = Conv(inputs, outputs, size, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """[B, H, W, in] → [B, H, W, out], half the side when pooled."""
+        x = nnx.relu(self.bn(x, train))
+        return self.conv(average_pool(x, 2, 2) if self.pool else x)
+
+
+class Layer(nnx.Module):
+    """A 1×1 convolution that narrows and a 3×3 one, each behind its norm, and dropout."""
+
+    def __init__(self, inputs: int, config: Variant, *, common):
+        width = config.bottleneck * config.growth
+        self.unit1 = NormConv(inputs, width, 1, **common)
+        self.unit2 = NormConv(width, config.growth, 3, **common)
+        self.drop = Dropout(config.dropout)
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, in] → the maps that the layer adds, [B, H, W, growth]."""
+        return self.drop(self.unit2(self.unit1(x, train), train), train, rngs)
+
+
+class Stage(nnx.Module):
+    """Layers `layer1`, ... behind a transition, or the 3×3 max pool; either halves the side.
+
+    Args:
+      inputs: channels.
+      width: channels that the transition leaves; None: a max pool instead.
+      depth: layers.
+      config: the variant.
+      last: whether the network's last norm and ReLU follow.
+      common: options of every convolution with its norm.
+    """
+
+    def __init__(self, inputs: int, width: int | None, depth: int, config: Variant, *, last: bool, common):
+        # The paper pools after the transition's convolution. Both are linear, so the map is the same, and pooling first
+        # leaves the convolution a quarter of the places.
+        self.transition = NormConv(inputs, width, 1, pool=True, **common) if width else None
+        channels = width or inputs
+        self.names = tuple(f"layer{i}" for i in range(1, depth + 1))
+        for name in self.names:
+            setattr(self, name, Layer(channels, config, common=common))
+            channels += config.growth
+        self.norm = BatchNorm(channels, **common) if last else None
+
+    def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """[B, H, W, in] → [B, H / 2, W / 2, width + depth · growth]."""
+        x = self.transition(x, train) if self.transition is not None else max_pool(x, 3, 2, padding=1)
+        for name in self.names:
+            x = once(jnp.concatenate([x, getattr(self, name)(x, train, rngs)], axis=-1))
+        return x if self.norm is None else nnx.relu(self.norm(x, train))
+
+
+def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
+    """`stem` at stride 2, then stage k is dense block k at stride 2^(k+1), with what halves the side before it.
+
+    A stage's map is what its block has gathered, before the transition; the last one's is after the last norm and ReLU.
+    """
+    common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
+    built, channels = {"stem": Stem(inputs, config.initial, 7, 2, common=common)}, config.initial
+    for k, depth in enumerate(config.depths, start=1):
+        width = None if k == 1 else channels // 2
+        built[f"stage{k}"] = Stage(channels, width, depth, config, last=k == len(config.depths), common=common)
+        channels = (width or channels) + depth * config.growth
+    return built

@@ -1,0 +1,41 @@
+"""Trees of several runs as one, with a leading axis; each function is a program, for a tree has many leaves."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tljax.models.params import Leaves
+from tljax.train.multi_step import over_runs
+from tljax.train.step import Spec, State, init_state
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def copies(leaves: Leaves, runs: int) -> Leaves:
+    """As many copies of leaves."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), leaves)
+
+
+@jax.jit
+def one(tree: Any, run: int) -> Any:
+    """What one run has."""
+    return jax.tree.map(lambda x: x[run], tree)
+
+
+@jax.jit
+def stacked(trees: list) -> Any:
+    """The trees of several runs."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def begun(spec: Spec, learned: Leaves, moving: Leaves, hyper: dict) -> State:
+    """The states before the first step."""
+    return _begun(spec, len(hyper["eps"]))(learned, moving, hyper)
+
+
+@functools.lru_cache(maxsize=64)
+def _begun(spec: Spec, runs: int):
+    return jax.jit(lambda *each: over_runs(runs, "vmap")(lambda x: init_state(spec, *x), each))

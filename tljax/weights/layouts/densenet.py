@@ -1,0 +1,41 @@
+"""DenseNet in the names of torchvision (timm's are the same) and Keras."""
+
+from __future__ import annotations
+
+from tljax.models.backbones.densenet import Variant
+from tljax.weights.layouts.table import COUNTERS, Layout, keras_dense, keras_norm, torch_conv, torch_dense, torch_norm
+
+
+def torchvision(config: Variant) -> Layout:
+    """`densenet*` of torchvision and timm; the published files say `norm.1` for the modules' `norm1`."""
+    theirs, ours = "features.denseblock{i}.denselayer{j}", "stage{i}/layer{j}/unit{k}"
+    depth = len(config.depths)
+    rules = [*torch_conv("features.conv0", "stem/unit/conv"), *torch_norm("features.norm0", "stem/unit/bn")]
+    for dot in ("", "."):
+        rules += torch_conv(f"{theirs}.conv{dot}{{k}}", f"{ours}/conv")
+        rules += torch_norm(f"{theirs}.norm{dot}{{k}}", f"{ours}/bn")
+    for k in range(2, depth + 1):
+        rules += torch_conv(f"features.transition{k - 1}.conv", f"stage{k}/transition/conv")
+        rules += torch_norm(f"features.transition{k - 1}.norm", f"stage{k}/transition/bn")
+    rules += torch_norm(f"features.norm{depth + 1}", f"stage{depth}/norm")
+    return Layout((*rules, *torch_dense("classifier", "head/dense")), COUNTERS)
+
+
+def keras(config: Variant) -> Layout:
+    """`DenseNet121`, `DenseNet169` and `DenseNet201` of Keras Applications; its published files have older names."""
+    rules = []
+    for stem in ("conv1_", "conv1/"):
+        rules += [*keras_dense(f"{stem}conv", "stem/unit/conv"), *keras_norm(f"{stem}bn", "stem/unit/bn")]
+    for k in range(1, len(config.depths) + 1):
+        theirs, ours = f"conv{k + 1}_block{{j}}", f"stage{k}/layer{{j}}"
+        for unit in (1, 2):
+            rules += keras_norm(f"{theirs}_{unit - 1}_bn", f"{ours}/unit{unit}/bn")
+            rules += keras_dense(f"{theirs}_{unit}_conv", f"{ours}/unit{unit}/conv")
+    rules += keras_norm("pool{i}_bn", "stage{i}/transition/bn") + keras_dense(
+        "pool{i}_conv", "stage{i}/transition/conv"
+    )
+    rules += keras_norm("bn", f"stage{len(config.depths)}/norm")
+    return Layout((*rules, *keras_dense("predictions", "head/dense"), *keras_dense("fc1000", "head/dense")))
+
+
+LAYOUTS = {"torchvision": torchvision, "keras": keras}
