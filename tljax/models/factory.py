@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tljax.config.fields import convert
 from tljax.errors import UserError, nearest
-from tljax.fields import convert
 from tljax.models import initializers
 from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
 from tljax.models.heads import HEADS, Head

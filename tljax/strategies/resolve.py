@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from tljax import plugins
-from tljax.checks import check_phase
 from tljax.config import Config, ModelConfig, Phase
+from tljax.config.validate import check_phase
 from tljax.errors import UserError, nearest
 from tljax.strategies.presets import HEADS, PRESETS
 from tljax.tasks import task_of

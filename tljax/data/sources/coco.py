@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from tljax.config import DataConfig
+from tljax.config.fields import opt
 from tljax.data.dataset import Source
 from tljax.data.sources import options as source_options
 from tljax.data.sources.images import IGNORED, read_picture
 from tljax.data.sources.records import Entry, Example, collect, folder, objects
 from tljax.errors import UserError
-from tljax.fields import opt
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import dataclasses
 from typing import TypeVar
 
 from tljax.config import DataConfig
+from tljax.config.fields import build
 from tljax.errors import UserError, nearest
-from tljax.fields import build
 
 Options = TypeVar("Options")
 

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from tljax.config import DataConfig
+from tljax.config.fields import opt
 from tljax.data.dataset import Source, Split
 from tljax.data.sources import digits, idx
 from tljax.data.sources import options as source_options
 from tljax.data.sources.textures import background, contrasting
 from tljax.data.splits import per_class
 from tljax.errors import UserError
-from tljax.fields import opt
 
 SPLITS = ("train", "valid", "test")
 TRIES = 10

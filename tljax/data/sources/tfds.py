@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from tljax.config import DataConfig
+from tljax.config.fields import opt
 from tljax.data.dataset import Source
 from tljax.data.sources import options as source_options
 from tljax.data.sources.images import IGNORED, as_array, check_mask
 from tljax.data.sources.records import Entry, Example, collect, objects
 from tljax.errors import UserError, nearest
-from tljax.fields import opt
 
 # What the features of published sets do not say.
 KNOWN = {

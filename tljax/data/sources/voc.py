@@ -9,12 +9,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tljax.config import DataConfig
+from tljax.config.fields import opt
 from tljax.data.dataset import Source
 from tljax.data.sources import options as source_options
 from tljax.data.sources.images import check_mask, read_mask, read_picture
 from tljax.data.sources.records import Entry, Example, collect, folder, objects, read_text
 from tljax.errors import UserError, nearest
-from tljax.fields import opt
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 
 from tljax.config import DataConfig
+from tljax.config.fields import opt
 from tljax.data.dataset import Source
 from tljax.data.sources import options as source_options
 from tljax.data.sources.images import read_picture
 from tljax.data.sources.mask_folders import by_name
 from tljax.data.sources.records import Entry, Example, collect, folder, objects, read_text
 from tljax.errors import UserError
-from tljax.fields import opt
 
 SLACK = 0.01  # rounded shares of boxes at the edge may pass 1 by a little
 

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tljax.config.fields import build
 from tljax.errors import UserError, nearest
-from tljax.fields import build
 
 # Where a run lies and what is shown of it, which do not change what it is.
 OUTPUT = ("workdir", "report", "features")

@@ -1,11 +1,11 @@
-"""The fields of a strategy and of its phases; the rest of a run's are in `tljax.schema`."""
+"""The fields of a strategy and of its phases; the rest of a run's are in `tljax.config.schema`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
-from tljax.fields import opt
+from tljax.config.fields import opt
 
 
 @dataclasses.dataclass(frozen=True)

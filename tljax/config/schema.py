@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from tljax.fields import opt
-from tljax.schema_strategy import StrategyConfig
+from tljax.config.fields import opt
+from tljax.config.phases import StrategyConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A run's config: from a file or a command line to a frozen, checked `Config`, and back.
 
-`configs/*.py` start from `default()`, an `ml_collections.ConfigDict` made from the dataclasses of `tljax.schema`, so
-that `--config.optim.lr=0.01` works; `parse` turns it back into a frozen `Config` and checks it once, before anything
-is read or written. `python -m tljax.config` prints the table of fields.
+`configs/*.py` start from `default()`, an `ml_collections.ConfigDict` made from the dataclasses of
+`tljax.config.schema`, so that `--config.optim.lr=0.01` works; `parse` turns it back into a frozen `Config` and checks
+it once, before anything is read or written. `python -m tljax.config` prints the table of fields.
 """
 
 from __future__ import annotations
@@ -15,45 +15,11 @@ from typing import Any
 
 import ml_collections
 
-from tljax.checks import OUTPUT, check
+from tljax.config.fields import build, to_config_dict, type_name, walk
+from tljax.config.phases import Phase
+from tljax.config.schema import Config
+from tljax.config.validate import OUTPUT, check
 from tljax.errors import UserError, nearest
-from tljax.fields import build, to_config_dict, type_name, walk
-from tljax.schema import (
-    AugmentConfig,
-    CacheConfig,
-    Config,
-    DataConfig,
-    FeaturesConfig,
-    ModelConfig,
-    OptimConfig,
-    ReportConfig,
-    TrainConfig,
-)
-from tljax.schema_strategy import NeuronsConfig, Phase, StrategyConfig
-
-__all__ = [
-    "AugmentConfig",
-    "CacheConfig",
-    "Config",
-    "DataConfig",
-    "FeaturesConfig",
-    "ModelConfig",
-    "NeuronsConfig",
-    "OptimConfig",
-    "Phase",
-    "ReportConfig",
-    "StrategyConfig",
-    "TrainConfig",
-    "decisive",
-    "default",
-    "describe",
-    "differences",
-    "digest",
-    "field_names",
-    "override",
-    "parse",
-    "to_dict",
-]
 
 
 def default() -> ml_collections.ConfigDict:
@@ -133,7 +99,3 @@ def describe() -> str:
         hint_name = type_name(hint).replace("|", "\\|")
         lines.append(f"| `{name}` | {hint_name}{unit} | `{shown}` | {meta['doc']}.{choices} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(describe())

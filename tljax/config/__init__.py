@@ -1,0 +1,52 @@
+"""A run's config: its fields, and the way from a file or a command line to a checked `Config`.
+
+`python -m tljax.config` prints every field.
+"""
+
+from tljax.config.parse import (
+    decisive,
+    default,
+    describe,
+    differences,
+    digest,
+    field_names,
+    override,
+    parse,
+    to_dict,
+)
+from tljax.config.phases import NeuronsConfig, Phase, StrategyConfig
+from tljax.config.schema import (
+    AugmentConfig,
+    CacheConfig,
+    Config,
+    DataConfig,
+    FeaturesConfig,
+    ModelConfig,
+    OptimConfig,
+    ReportConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "CacheConfig",
+    "Config",
+    "DataConfig",
+    "FeaturesConfig",
+    "ModelConfig",
+    "NeuronsConfig",
+    "OptimConfig",
+    "Phase",
+    "ReportConfig",
+    "StrategyConfig",
+    "TrainConfig",
+    "decisive",
+    "default",
+    "describe",
+    "differences",
+    "digest",
+    "field_names",
+    "override",
+    "parse",
+    "to_dict",
+]
