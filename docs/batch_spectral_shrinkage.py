@@ -10,10 +10,10 @@ is added to the loss, and a strategy, which says in which phase and with what we
 import jax.numpy as jnp
 
 from tljax.config import Phase
-from tljax.losses import base
+from tljax.losses import objective
 
 
-@base("maps")
+@objective("maps")
 def shrinkage(outputs, batch, reference, hyper):
     """The sum of squares of the smallest singular values of the batch's features [B, C], the averaged last map.
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tljax import config as schema
-from tljax.config import Config, Phase, UserError, override, parse, to_dict
+from tljax.config import Config, Phase, override, parse, to_dict
+from tljax.errors import UserError
 
 BAD = [
     ({"optim.lrr": 1.0}, 'no field "optim.lrr"; did you mean "optim.lr"?'),

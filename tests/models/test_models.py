@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def test_the_public_api():
-    model = tljax.models.factory("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
+    model = tljax.models.build("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
 
     @nnx.jit
     def run(model, images):

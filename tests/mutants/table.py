@@ -103,13 +103,10 @@ MUTANTS = (
         "        updates, opt = optimizer.update(grads, state.opt, state.learned)\n",
         "        whole = state._replace(learned={**frozen, **state.learned})\n"
         "        every = differentiate(whole, frozen, batch, hyper, key, given)[0]\n"
-        "        share = optax.tree.norm(grads) / optax.tree.norm(every)\n"
+        "        share = jnp.minimum(1, hyper['clip_norm'] / optax.tree.norm(every))\n"
         "        grads = {path: share * grad for path, grad in grads.items()}\n"
         "        updates, opt = optimizer.update(grads, state.opt, state.learned)\n",
-        (
-            f"{FREEZING}::test_clipping_sees_the_learning_leaves_alone",
-            f"{FREEZING}::test_what_learns_moves_and_what_is_frozen_keeps_its_bits[resnet]",
-        ),
+        (f"{FREEZING}::test_clipping_sees_the_learning_leaves_alone",),
     ),
     Mutant(
         "optimizer_state_of_statistics",

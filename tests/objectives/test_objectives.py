@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.errors import UserError
-from tljax.losses import NEEDS, OBJECTIVES, Objective, base, find
+from tljax.losses import NEEDS, OBJECTIVES, Objective, find, objective
 from tljax.losses.semi_supervised import pseudo_targets
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "objectives.npz"
@@ -257,7 +257,7 @@ def test_needs():
     assert set().union(*(o.needs for o in OBJECTIVES.values())) == NEEDS.keys() - {"maps"}
     assert all(name == o.name and o.function.__doc__ for name, o in OBJECTIVES.items())
     with pytest.raises(UserError, match=r'There is no need "teacher_logit".*did you mean "teacher_logits"'):
-        base("teacher_logit")
+        objective("teacher_logit")
 
 
 def test_find():

@@ -23,7 +23,7 @@ from tljax.models.backbones import resnet, vgg
 from tljax.train.optimizer import learning_rate
 from tljax.train.plan import Pictures, plan_phase
 from tljax.train.step import init_state, make_train_step
-from tljax.weights import Preprocess, assign
+from tljax.weights import Preprocess, port
 from tljax.weights.layouts import layouts
 from tljax.weights.layouts.table import Layout, torch_dense
 
@@ -80,7 +80,7 @@ def train(net, recipe, dtype):
     model = models.build(variant, num_classes=5, image_size=12, dtype=np.dtype(dtype), rngs=nnx.Rngs(0), **head)
     layout = layouts(net, variant)["torchvision"]
     layout = Layout((*layout.rules, *torch_dense("fc", "head/dense")), layout.ignore)
-    assign(load_file(GOLDEN / f"{net}_init.safetensors"), model, layout)
+    port(load_file(GOLDEN / f"{net}_init.safetensors"), model, layout)
     settings = {f"optim.{k}": v for k, v in RECIPES[recipe].items()}
     config = override(Config(), {"strategy.name": "scratch", "train.batch_size": 16, **settings})
     rules = (("head/.*", 1.0), (".*", 0.0)) if recipe == "head_only" else ((".*", 1.0),)

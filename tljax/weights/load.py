@@ -89,7 +89,7 @@ def load(
     """Fills a model in place from published weights, a file in any layout that its family reads, or a run's best model.
 
     Args:
-      model: from `tljax.models.factory`; it may be abstract.
+      model: from `tljax.models.build`; it may be abstract.
       source: as `find` takes it, or what it returned.
       keep: patterns of paths that keep their value, e.g. "head/.*".
       optional: patterns of paths that are filled where the source has a tensor that fits.

@@ -87,7 +87,7 @@ class Layout:
     Attributes:
       rules: the first that matches decides, in either direction; those without blanks come before the others.
       ignore: patterns (full match) of names that have no place in our model and are not missed.
-      head: options of `tljax.models.factory` for the head, as pairs, where names and shapes do not tell them.
+      head: options of `tljax.models.build` for the head, as pairs, where names and shapes do not tell them.
     """
 
     rules: tuple[Rule, ...]
