@@ -23,7 +23,7 @@ from flax import nnx
 
 from tljax import models
 from tljax.ops import convolution
-from tljax.ops.convolution import FORMS, Forms, Window, rule
+from tljax.ops.convolution import FORMS, ConvSpec, Forms, rule
 
 PARTS = Forms._fields
 
@@ -44,7 +44,7 @@ def shapes_of(model: str, size: int, batch: int) -> list[tuple]:
     return list(found)
 
 
-def programs(x, kernel, window: Window) -> dict[tuple[str, str], object]:
+def programs(x, kernel, window: ConvSpec) -> dict[tuple[str, str], object]:
     """(part, form) → a compiled step that waits for its result."""
     keys = jax.random.split(jax.random.key(0))
     x, kernel = (jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, (x, kernel), strict=True))

@@ -28,18 +28,18 @@ def tljax(task):
     from flax import nnx
 
     from tljax import models
-    from tljax.models import params as leaves_of
+    from tljax.models import params as params_lib
 
     head = VGG_HEAD if has_dense_layers(task) else {}
     dtype = jnp.dtype(task["dtype"])
     model = models.build(
         task["model"], num_classes=CLASSES, image_size=task["size"], dtype=dtype, rngs=nnx.Rngs(0), **head
     )
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
 
     def call(params, stats, x, train):
-        model = leaves_of.merge(graphdef, params | stats)
-        return model(x, train=train), leaves_of.stats_of(model)
+        model = params_lib.merge(graphdef, params | stats)
+        return model(x, train=train), params_lib.stats_of(model)
 
     return {"jit": lambda: jax_step(task, call, params, stats)}
 

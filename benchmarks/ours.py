@@ -27,7 +27,7 @@ class OurStep:
         import jax
 
         from tljax.run.experiment import prepare
-        from tljax.train.step import Given, init_state, make_train_step
+        from tljax.train.step import StepInputs, init_state, make_train_step
 
         self.prepared = prepare(config)
         self.plan, self.mesh = self.prepared.plans[0], mesh_of(self.prepared.network.mesh)
@@ -37,7 +37,7 @@ class OurStep:
         self.state = self.mesh.put(init_state(self.plan.spec, *copies, self.plan.hyper))
         self.hyper = self.plan.hyper | {"lr": config.optim.lr, "progress": 0.0}
         observed = tuple(network.leaves({}, self.leaves) for network in self.plan.spec.observed)
-        self.key, self.given = self.mesh.put(jax.random.key(config.seed)), Given({}, {}, observed)
+        self.key, self.given = self.mesh.put(jax.random.key(config.seed)), StepInputs({}, {}, observed)
         self.step = make_train_step(self.plan.spec)
 
     def batch(self, images: np.ndarray, labels: np.ndarray) -> dict:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.models import zoo  # noqa: E402
 from tljax import models  # noqa: E402
-from tljax.models import params as leaves_of  # noqa: E402
+from tljax.models import params as params_lib  # noqa: E402
 from tljax.weights.layouts import layouts  # noqa: E402
 
 TITLES = {
@@ -39,9 +39,9 @@ def describe(backbone: str) -> dict:
     vgg = {"pool": "flatten", "pool_size": 7, "hidden": (4096, 4096)} if family == "vgg" else {}
     classes = {"unet": 0}.get(family, 10 if getattr(config, "small", False) else 1000)
     model = models.build(backbone, num_classes=classes, image_size=size, rngs=None, **vgg)
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
     picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    forward = jax.jit(lambda leaves, x: leaves_of.merge(graphdef, leaves)(x)).lower(params | stats, picture)
+    forward = jax.jit(lambda leaves, x: params_lib.merge(graphdef, leaves)(x)).lower(params | stats, picture)
     return {
         "family": family,
         "parameters": sum(x.size for x in params.values()),

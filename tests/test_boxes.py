@@ -21,10 +21,10 @@ def test_overlaps_equal_torchvisions():
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 def test_suppression_equals_tensorflows(threshold):
     every, scores, classes = (jnp.asarray(GOLDEN[name]) for name in ("boxes", "scores", "classes"))
-    kept = boxes.suppress(every, scores, classes, threshold, least=-1.0, most=60)
+    kept = boxes.nms(every, scores, classes, threshold, least=-1.0, most=60)
     assert kept.index[kept.valid].tolist() == GOLDEN[f"nms{threshold}"].tolist()
     assert kept.index.shape == (60,)
-    few = boxes.suppress(every, scores, classes, threshold, least=0.5, most=4)
+    few = boxes.nms(every, scores, classes, threshold, least=0.5, most=4)
     assert few.index.tolist() == [i for i in GOLDEN[f"nms{threshold}"] if GOLDEN["scores"][i] > 0.5][:4]
 
 
@@ -32,7 +32,7 @@ def test_suppression_is_the_same_for_a_batch():
     every = jnp.stack([jnp.asarray(GOLDEN["boxes"], jnp.float32)] * 2)
     scores = jnp.stack([jnp.asarray(GOLDEN["scores"]), jnp.zeros(40)])
     classes = jnp.stack([jnp.asarray(GOLDEN["classes"])] * 2)
-    kept = jax.vmap(lambda *x: boxes.suppress(*x, 0.5, 0.0, 10))(every, scores, classes)
+    kept = jax.vmap(lambda *x: boxes.nms(*x, 0.5, 0.0, 10))(every, scores, classes)
     assert kept.index[0].tolist() == GOLDEN["nms0.5"][:10].tolist()
     assert not kept.valid[1].any()
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tljax.storage.checkpoints import Checkpoints, goodness
+from tljax.storage.checkpoints import Checkpoints, ranking_key
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from tljax.storage.checkpoints import Checkpoints, goodness
 )
 def test_score_then_loss_then_the_earlier_epoch_decide(better, worse):
     a, b = (dict(zip(("accuracy", "loss", "epoch"), values, strict=True)) for values in (better, worse))
-    assert goodness(a) > goodness(b)
+    assert ranking_key(a) > ranking_key(b)
 
 
 def test_best_and_latest_are_kept(tmp_path):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import models
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import convnext, densenet, resnet, unet, vgg
 
 VGG = vgg.Variant(((2,), (3,), (3,), (4,), (4,)))
@@ -23,12 +23,12 @@ def drawn(model, seed=0):
     rng = np.random.default_rng(seed)
     numbers = {p: rng.uniform(0.2, 0.9, v.shape) * rng.choice([-1, 1], v.shape) for p, v in leaves(model).items()}
     numbers = {p: np.abs(x) if p.endswith("/var") else x for p, x in numbers.items()}
-    leaves_of.update(model, {path: jnp.asarray(x, jnp.float32) for path, x in numbers.items()})
+    params_lib.update(model, {path: jnp.asarray(x, jnp.float32) for path, x in numbers.items()})
     return model
 
 
 def leaves(model):
-    return leaves_of.values(model)
+    return params_lib.values(model)
 
 
 def scattered(x, kernel, stride):

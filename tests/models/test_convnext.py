@@ -8,7 +8,7 @@ from flax import nnx
 
 from tljax import models
 from tljax.models import layers
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import convnext
 
 TINY = convnext.Variant((1, 2, 1), (4, 6, 8), size=3)
@@ -21,7 +21,7 @@ TINY = convnext.Variant((1, 2, 1), (4, 6, 8), size=3)
 @pytest.mark.deep  # the zoo proves those of the smallest every day
 def test_has_the_published_strides_and_number_of_parameters(name, parameters):
     model = models.build(name, num_classes=1000, rngs=None)
-    assert sum(v.size for v in leaves_of.split(model).params.values()) == parameters
+    assert sum(v.size for v in params_lib.split(model).params.values()) == parameters
     width = 128 if name == "convnext_base" else 96
     assert {stage: tuple(level) for stage, level in model.pyramid().items()} == {
         "stem": (4, width),
@@ -34,7 +34,7 @@ def test_has_the_published_strides_and_number_of_parameters(name, parameters):
 
 def test_the_leaves():
     model = models.build(TINY, num_classes=3, rngs=nnx.Rngs(0))
-    params = leaves_of.split(model).params
+    params = params_lib.split(model).params
     assert {p for p in params if p.startswith("stage2/") and "block" not in p} == {
         f"stage2/{leaf}" for leaf in ("conv/kernel", "conv/bias", "norm/scale", "norm/bias")
     }

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tljax.models import layers
 from tljax.ops import convolution
-from tljax.ops.convolution import Forms, Window, convolve, linear_in_kernel, native, rule
+from tljax.ops.convolution import ConvSpec, Forms, convolve, linear_in_kernel, native, rule
 
 NATIVE = ("native",) * 3
 SAME = ((1, 1), (1, 1))
@@ -50,7 +50,7 @@ def cases(draw):
     groups = draw(st.sampled_from([1, 1, 1, 3]))
     channels = (3, draw(st.sampled_from([3, 6]))) if groups > 1 else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     strides = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
-    window = Window(strides, padding, dilation, groups)
+    window = ConvSpec(strides, padding, dilation, groups)
     forms = draw(st.sampled_from(ONE_GROUP)) if groups == 1 else ("taps",) * 3 if channels[1] == 3 else NATIVE
     if "rows" in forms[1] and max(strides) > 1:
         forms = (forms[0], "patches", forms[2])
@@ -83,12 +83,12 @@ def test_every_form_is_xlas_convolution_in_value_and_both_gradients(case, dtype)
 
 
 SHAPES = {
-    "pointwise": ((2, 5, 5, 3), (1, 1, 3, 4), Window((2, 2))),
-    "small": ((2, 4, 4, 3), (3, 3, 3, 4), Window((1, 1), SAME)),
-    "strided": ((2, 9, 9, 3), (3, 3, 3, 4), Window((2, 2), SAME)),
-    "large": ((1, 9, 9, 3), (3, 3, 3, 4), Window((1, 1), SAME)),
-    "depthwise": ((2, 5, 5, 4), (3, 3, 1, 4), Window((1, 1), SAME, groups=4)),
-    "grouped": ((2, 5, 5, 4), (3, 3, 2, 4), Window((1, 1), SAME, groups=2)),
+    "pointwise": ((2, 5, 5, 3), (1, 1, 3, 4), ConvSpec((2, 2))),
+    "small": ((2, 4, 4, 3), (3, 3, 3, 4), ConvSpec((1, 1), SAME)),
+    "strided": ((2, 9, 9, 3), (3, 3, 3, 4), ConvSpec((2, 2), SAME)),
+    "large": ((1, 9, 9, 3), (3, 3, 3, 4), ConvSpec((1, 1), SAME)),
+    "depthwise": ((2, 5, 5, 4), (3, 3, 1, 4), ConvSpec((1, 1), SAME, groups=4)),
+    "grouped": ((2, 5, 5, 4), (3, 3, 2, 4), ConvSpec((1, 1), SAME, groups=2)),
 }
 
 
@@ -114,7 +114,7 @@ def test_what_the_rule_chooses_can_be_mapped_recomputed_transposed_and_has_float
 
 
 def test_the_rule_is_xlas_own_form_elsewhere_and_where_a_product_is_slower(monkeypatch):
-    small, large = SHAPES["small"], ((8, 56, 56, 64), (3, 3, 64, 64), Window((1, 1), SAME))
+    small, large = SHAPES["small"], ((8, 56, 56, 64), (3, 3, 64, 64), ConvSpec((1, 1), SAME))
     assert rule(*small, np.float32) == ("patches", "patches", "columns")
     assert rule(*large, np.float32) == NATIVE
     assert rule((8, 16, 16, 64), *large[1:], jnp.bfloat16).value == "rows"

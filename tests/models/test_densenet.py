@@ -7,7 +7,7 @@ from flax import nnx
 
 from tljax import models
 from tljax.errors import UserError
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import densenet
 from tljax.models.layers import average_pool
 from tljax.weights.layouts import densenet as rules
@@ -27,7 +27,7 @@ TINY = densenet.Variant((2, 1), growth=3, initial=4, dropout=0.5)
 def test_the_published_shapes(name, channels, parameters):
     model = models.build(name, num_classes=1000, rngs=None)
     assert [tuple(level) for level in model.pyramid().values()] == list(zip((2, 4, 8, 16, 32), channels, strict=True))
-    assert sum(leaf.size for leaf in leaves_of.split(model).params.values()) == parameters
+    assert sum(leaf.size for leaf in params_lib.split(model).params.values()) == parameters
 
 
 def test_each_layer_leaves_the_maps_before_it_as_they_are():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tljax.errors import UserError
 from tljax.models import initializers
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.heads.detector import Detector
 
 SIDE = 32
@@ -78,7 +78,7 @@ def test_it_starts_with_rare_classes_and_boxes_like_cells_and_takes_the_rest_fro
     stride = outputs["places"][..., 2:]
     np.testing.assert_allclose((outputs["boxes"][..., 2:] - outputs["boxes"][..., :2]) / stride, 1, atol=0.5)
     assert head.distances.kernel.shape == (3, 3, 4, 4)
-    left = [path for path in leaves_of.split(head).params if not re.fullmatch(Detector.transfers, path)]
+    left = [path for path in params_lib.split(head).params if not re.fullmatch(Detector.transfers, path)]
     assert sorted(left) == ["classes/bias", "classes/kernel"]
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from tljax import models
 from tljax.errors import UserError
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import inception
 from tljax.models.backbones.inception import Auxiliary, AveragePool, AverageTo, Conv, MaxPool, Variant
 
@@ -49,7 +49,7 @@ def auxiliary(model, **maps):
 def test_the_published_shapes(name, auxiliary, strides, channels, parameters):
     model = models.build(name, num_classes=1000, auxiliary=auxiliary, image_size=299, rngs=None)
     assert [tuple(level) for level in model.pyramid().values()] == list(zip(strides, channels, strict=True))
-    assert sum(leaf.size for leaf in leaves_of.split(model).params.values()) == parameters
+    assert sum(leaf.size for leaf in params_lib.split(model).params.values()) == parameters
 
 
 def test_a_network_is_data():
@@ -60,7 +60,7 @@ def test_a_network_is_data():
         "stage1": (2, 5, 5, 2 + 4 + 1),
         "stage2": (2, 3, 3, 5),
     }
-    kernels = [p for p in leaves_of.split(model).params if p.startswith("stage1/") and p.endswith("kernel")]
+    kernels = [p for p in params_lib.split(model).params if p.startswith("stage1/") and p.endswith("kernel")]
     assert sorted(kernels) == [
         "stage1/block1/branch1/unit1/conv/kernel",
         "stage1/block1/branch2/block1/branch1/unit1/conv/kernel",

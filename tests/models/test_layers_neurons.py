@@ -11,7 +11,7 @@ from flax import nnx
 
 from tljax import models
 from tljax.models import layers
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import resnet, vgg
 from tljax.strategies import neurons
 
@@ -38,15 +38,15 @@ def normal(seed, shape):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_value_is_the_layers_and_the_gradient_is_the_kernels_at_the_neurons(kind):
     cls, sizes, options, shape = LAYERS[kind]
-    graphdef, params, _ = leaves_of.split(nnx.eval_shape(lambda: cls(*sizes, **options, rngs=nnx.Rngs(0))))
+    graphdef, params, _ = params_lib.split(nnx.eval_shape(lambda: cls(*sizes, **options, rngs=nnx.Rngs(0))))
     params = {path: normal(i, v.shape) for i, (path, v) in enumerate(params.items())}
     slices = neurons.gather(params, INDEX)
 
     def plain(leaves, x):
-        return leaves_of.merge(graphdef, leaves)(x)
+        return params_lib.merge(graphdef, leaves)(x)
 
     def single(slices, leaves, x):
-        model = leaves_of.merge(graphdef, neurons.scatter(leaves, slices, INDEX))
+        model = params_lib.merge(graphdef, neurons.scatter(leaves, slices, INDEX))
         neurons.install(model, slices, INDEX)
         return model(x)
 
@@ -76,14 +76,14 @@ def test_the_value_is_the_layers_and_the_gradient_is_the_kernels_at_the_neurons(
 
 def loss_of(model, index):
     """(slices, leaves, images) → loss and moved statistics of a model of which the neurons at `index` learn."""
-    graphdef = leaves_of.split(model).graphdef
+    graphdef = params_lib.split(model).graphdef
 
     def loss_fn(slices, leaves, images):
-        model = leaves_of.merge(graphdef, neurons.scatter(leaves, slices, index))
+        model = params_lib.merge(graphdef, neurons.scatter(leaves, slices, index))
         neurons.install(model, slices, index)
         logits = model(images, train=True)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(len(images))).mean()
-        return loss, leaves_of.stats_of(model)
+        return loss, params_lib.stats_of(model)
 
     return loss_fn
 
@@ -91,7 +91,7 @@ def loss_of(model, index):
 def test_a_tenth_of_the_neurons_costs_a_tenth_of_the_kernels_gradients():
     side, width, batch = 8, 40, 3
     model = models.build(vgg.Variant(((width,) * 4,)), num_classes=3, image_size=side, rngs=nnx.Rngs(0))
-    leaves = leaves_of.split(model).params
+    leaves = params_lib.split(model).params
     found = neurons.layers_of(leaves, ("(stem|stage1)/.*",))
     assert len(found) == 4
     images, flops = np.zeros((batch, side, side, 3), np.float32), {}
@@ -112,7 +112,7 @@ def test_a_tenth_of_the_neurons_costs_a_tenth_of_the_kernels_gradients():
 def test_inside_a_network_with_batch_norm_all_leaves_of_a_neuron_have_their_gradient(remat):
     variant = resnet.Variant((1,), (4,), bottleneck=False, small=True)
     model = models.build(variant, num_classes=3, image_size=8, remat=remat, rngs=nnx.Rngs(0))
-    _, params, stats = leaves_of.split(model)
+    _, params, stats = params_lib.split(model)
     leaves, images = params | stats, normal(0, (3, 8, 8, 3))
     found = neurons.layers_of(params, ("(stem|stage1)/.*",))
     index = neurons.indices({layer: np.array([1, 3], np.int32) for layer in found}, found)

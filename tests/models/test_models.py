@@ -13,7 +13,7 @@ from flax import nnx
 import tljax
 from tljax import models, weights
 from tljax.errors import UserError
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import resnet, vgg
 from tljax.models.layers import Dropout, average_pool_to
 
@@ -42,7 +42,7 @@ def test_the_public_api():
 
 def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
     model = models.build("vgg16", num_classes=10, rngs=None)
-    _, params, _ = leaves_of.split(model)
+    _, params, _ = params_lib.split(model)
     trunk = sum(int(np.prod(v.shape)) for p, v in params.items() if not p.startswith("head/"))
     assert trunk == 14_714_688  # torchvision's vgg16().features
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
@@ -62,14 +62,14 @@ def test_a_tap_leaves_later_stages_out_and_does_not_change_the_start():
     whole = models.build(config, num_classes=3, image_size=16, rngs=nnx.Rngs(0))
     tapped = models.build(config, num_classes=3, tap="stage2", image_size=16, rngs=nnx.Rngs(0))
     assert tapped.cut == ("stage3", "pool")
-    a, b = leaves_of.split(whole).params, leaves_of.split(tapped).params
+    a, b = params_lib.split(whole).params, params_lib.split(tapped).params
     assert set(b) == {p for p in a if not p.startswith("stage3")}
     assert all((a[p] == b[p]).all() for p in b)
 
 
 def test_initial_values_follow_their_distributions_and_the_seed():
     def params(seed):
-        return leaves_of.split(models.build("vgg11", num_classes=10, tap="stage4", rngs=nnx.Rngs(seed))).params
+        return params_lib.split(models.build("vgg11", num_classes=10, tap="stage4", rngs=nnx.Rngs(seed))).params
 
     a, again, other = params(0), params(0), params(1)
     kernel = "stage4/conv2/kernel"
@@ -87,7 +87,7 @@ def test_initial_values_follow_their_distributions_and_the_seed():
 def test_heads(head, extra):
     model = models.build("resnet8", num_classes=4, image_size=16, rngs=nnx.Rngs(0), **head, **extra)
     places = {"gap": 1, "flatten": head.get("pool_size", 4) ** 2}[head["pool"]]
-    params = leaves_of.split(model).params
+    params = params_lib.split(model).params
     first = params["head/hidden0/kernel" if extra else "head/dense/kernel"]
     assert first.shape[0] == 64 * places
     shapes = {"stage3": jax.ShapeDtypeStruct((3, 4, 4, 64), jnp.float32)}
@@ -124,7 +124,7 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     config = resnet.Variant((1, 1), (4, 6), bottleneck=False, small=True)
     model, exact = (models.build(config, num_classes=3, dtype=d, rngs=nnx.Rngs(0)) for d in (jnp.bfloat16, None))
-    assert {v.dtype for v in leaves_of.split(model).params.values()} == {jnp.dtype("float32")}
+    assert {v.dtype for v in params_lib.split(model).params.values()} == {jnp.dtype("float32")}
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
     @nnx.jit

@@ -16,7 +16,7 @@ from tests.models.test_inception import TINY as INCEPTION
 from tests.models.zoo import compiled
 from tljax.errors import UserError
 from tljax.models import initializers
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.heads import HEADS
 from tljax.models.heads.base import levels
 from tljax.models.upsample import bilinear, fit
@@ -82,16 +82,16 @@ def test_outputs_of_inner_blocks_are_there_in_training_alone():
     model = build(TINY, "unet", 14, auxiliary=True, dropout=0.5, rngs=nnx.Rngs(0))
     assert shapes(model, 14) == {"logits": ((2, 14, 14, 3), "float32")}
     assert set(shapes(model, 14, train=True)) == {"logits", "aux1"}
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
 
     @compiled
     def run(leaves, x):
-        model = leaves_of.merge(graphdef, leaves)
+        model = params_lib.merge(graphdef, leaves)
         model.head.drop.rate = 0.0
-        outputs, moved = model.outputs(x, train=True), leaves_of.stats_of(model)
+        outputs, moved = model.outputs(x, train=True), params_lib.stats_of(model)
         up = fit(model.head.up1(outputs["maps"]["stage2"]), (7, 7))
         block = model.head.block1(jnp.concatenate([outputs["maps"]["stage1"], up], -1), train=True)
-        return outputs, moved, bilinear(model.head.aux1(block), (14, 14)), leaves_of.stats_of(model)
+        return outputs, moved, bilinear(model.head.aux1(block), (14, 14)), params_lib.stats_of(model)
 
     x = np.random.default_rng(0).normal(size=(2, 14, 14, 3)).astype(np.float32)
     outputs, once, aux1, twice = run(params | stats, x)
@@ -103,12 +103,12 @@ def test_outputs_of_inner_blocks_are_there_in_training_alone():
 
 def test_known_maps_are_all_that_the_head_looks_at():
     model = build(TINY, "unet", 12, rngs=nnx.Rngs(0), auxiliary=False)
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
     x = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
 
     @compiled
     def run(leaves, x):
-        model = leaves_of.merge(graphdef, leaves)
+        model = params_lib.merge(graphdef, leaves)
         maps = model.features(x)
         known = {stage: maps[stage] for stage in model.head.reads}
         return model(x), model.outputs(None, known=known)["logits"]
@@ -139,11 +139,11 @@ def test_scores_are_cropped_to_exactly_the_input(config, side, variant, reads):
 
 def test_fcn_8s_is_the_papers_arithmetic():
     model = drawn(build(VGG, "fcn", 32, channels=5))
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
     leaves, rng = {p.removeprefix("head/"): np.asarray(v, float) for p, v in params.items()}, np.random.default_rng(0)
     widths = {"pool": (1, 4), "stage5": (2, 4), "stage4": (4, 4)}
     maps = {stage: rng.normal(size=(2, n, n, c)) for stage, (n, c) in widths.items()}
-    got = compiled(lambda leaves, maps: leaves_of.merge(graphdef, leaves).head(maps))(
+    got = compiled(lambda leaves, maps: params_lib.merge(graphdef, leaves).head(maps))(
         params | stats, {stage: np.float32(x) for stage, x in maps.items()}
     )
 
@@ -218,7 +218,7 @@ def test_what_a_head_names_itself_is_an_output_by_that_name(monkeypatch):
 
 
 def test_the_norms_of_a_head_are_its_own_on_every_backbone():
-    params = leaves_of.split(build(DENSENET, "unet", 64)).params
+    params = params_lib.split(build(DENSENET, "unet", 64)).params
     model = build(DENSENET, "unet", 64)
     found = layers_of(params, ["head/block1/.*", "head/up1"], model.norm_after)
     assert found["head/block1/unit1/conv"] == tuple(

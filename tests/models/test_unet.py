@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tljax import models
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import unet
 from tljax.weights.layouts import layouts
 
@@ -27,7 +27,7 @@ def test_strides_and_size(name, last, parameters):
         ("stage3", (8, 512)),
         ("stage4", (16, last)),
     ]
-    assert sum(v.size for v in leaves_of.split(model).params.values()) == parameters
+    assert sum(v.size for v in params_lib.split(model).params.values()) == parameters
 
 
 def test_any_side_will_do_and_what_does_not_fill_a_window_is_dropped():
@@ -55,5 +55,5 @@ def test_older_checkpoints_have_biases():
     variant = dataclasses.replace(unet.VARIANTS["unet"], widths=(2, 3), bias=True)
     model = models.build(variant, num_classes=0, image_size=8, rngs=None)
     layout = layouts("unet", variant)["milesial"]
-    names = {layout.origin(path).name for path in leaves_of.split(model).params}
+    names = {layout.origin(path).name for path in params_lib.split(model).params}
     assert {"inc.double_conv.0.bias", "down1.maxpool_conv.1.double_conv.3.bias"} <= names

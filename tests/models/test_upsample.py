@@ -7,7 +7,7 @@ import pytest
 
 from tests.models.small import scattered
 from tests.models.zoo import compiled
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.partial_training import Neurons
 from tljax.models.upsample import ConvTranspose, bilinear, fit, repeat
 
@@ -17,12 +17,12 @@ def test_a_transposed_convolution_adds_a_copy_of_its_kernel_for_each_place(size,
     rng = np.random.default_rng(0)
     x, kernel, bias, dy = rng.normal(size=(2, 3, 2, 4)), rng.normal(size=(size, size, 4, 5)), rng.normal(size=5), None
     layer = ConvTranspose(4, 5, size, stride=stride, rngs=None)
-    graphdef = leaves_of.split(layer).graphdef
+    graphdef = params_lib.split(layer).graphdef
 
     @compiled
     def run(x, kernel, bias, dy):
         def value(x, kernel):
-            return leaves_of.merge(graphdef, {"kernel": kernel, "bias": bias})(x)
+            return params_lib.merge(graphdef, {"kernel": kernel, "bias": bias})(x)
 
         y, back = jax.vjp(value, x, kernel)
         return y, *back(dy)
@@ -42,10 +42,10 @@ def test_single_channels_of_a_transposed_convolution_learn_alone():
     rng = np.random.default_rng(0)
     x, kernel = jnp.asarray(rng.normal(size=(1, 2, 2, 3))), jnp.asarray(rng.normal(size=(4, 4, 3, 5)))
     index = jnp.array([1, 3])
-    graphdef = leaves_of.split(ConvTranspose(3, 5, 4, bias=False, rngs=None)).graphdef
+    graphdef = params_lib.split(ConvTranspose(3, 5, 4, bias=False, rngs=None)).graphdef
 
     def loss(part, kernel, single):
-        layer = leaves_of.merge(graphdef, {"kernel": kernel})
+        layer = params_lib.merge(graphdef, {"kernel": kernel})
         if single:
             layer.learn(Neurons(part, index))
         return jnp.sum(jnp.sin(layer(x)))

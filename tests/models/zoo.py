@@ -19,7 +19,7 @@ from flax import nnx
 from tests.golden import zoo_rule
 from tljax import models
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.layers import Dropout
 from tljax.weights.assign import export, match, port
 from tljax.weights.detect import head_options
@@ -169,16 +169,16 @@ def round_trip(case: Case) -> list[str]:
 
 def parameters(case: Case) -> int:
     """How many numbers of ours can learn."""
-    return sum(x.size for x in leaves_of.split(built(case)[0]).params.values())
+    return sum(x.size for x in params_lib.split(built(case)[0]).params.values())
 
 
 def inference_errors(case: Case) -> dict[str, float]:
     """Largest differences in inference mode from the reference, relative to its largest value."""
     model, _ = ported(case)
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
 
     def run(leaves, images):
-        model = leaves_of.merge(graphdef, leaves)
+        model = params_lib.merge(graphdef, leaves)
         maps = model.features(images)
         # Of auxiliary classifiers, the references told what they say in training mode.
         made = {"logits": model.head(maps)} | (model.head.auxiliary(maps) if case.reference == "segmentation" else {})
@@ -192,12 +192,12 @@ def inference_errors(case: Case) -> dict[str, float]:
 def training_errors(case: Case) -> dict[str, float]:
     """The same in training mode with nothing dropped: logits, auxiliary ones too, and the statistics as they moved."""
     model, layout = ported(case)
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
 
     def run(leaves, images):
-        model = _without_dropout(leaves_of.merge(graphdef, leaves))
+        model = _without_dropout(params_lib.merge(graphdef, leaves))
         outputs = _classified(model, images)
-        return outputs, leaves_of.stats_of(model)
+        return outputs, params_lib.stats_of(model)
 
     outputs, moved = compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
     names = {"logits": "train_logits"}
@@ -217,13 +217,13 @@ def gradient_errors(case: Case, quick: bool = True) -> dict[str, float]:
     tips over; in float64 none does.
     """
     model, layout = ported(case)
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
     rules = {path: layout.origin(path) for path in params}
     watched = {path: rule for path, rule in rules.items() if case.has(f"grad:{rule.name}")}
     weight, labels = AUX_WEIGHT.get(case.backbone, 0.0), np.asarray(zoo_rule.LABELS)
 
     def loss_fn(learned, frozen, images):
-        model = _without_dropout(leaves_of.merge(graphdef, learned | frozen))
+        model = _without_dropout(params_lib.merge(graphdef, learned | frozen))
         outputs = _classified(model, images)
         losses = {k: optax.softmax_cross_entropy_with_integer_labels(v, labels).mean() for k, v in outputs.items()}
         return losses.pop("logits") + weight * sum(losses.values())

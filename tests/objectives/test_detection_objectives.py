@@ -16,14 +16,14 @@ from tljax.losses.detection import (
     detection_centre,
     detection_focal,
     detection_giou,
-    summands,
+    loss_terms,
 )
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "detection.npz")
 PLACES = GOLDEN["places"]
 BATCH = {"label": GOLDEN["label"], "boxes": GOLDEN["boxes"]}
 PARTS = ("logits", "distances", "centre")
-NOTHING = ({}, {})  # neither another network's answers nor numbers
+NO_INPUTS = ({}, {})  # neither another network's answers nor numbers
 
 
 def outputs_of(logits, distances, centre, places=PLACES):
@@ -53,7 +53,7 @@ def test_assignment_equals_torchvisions():
 
 def test_losses_and_their_gradients_equal_torchvisions():
     def loss(parts):
-        *sums, positives = summands(outputs_of(**parts), BATCH, nearest=False)
+        *sums, positives = loss_terms(outputs_of(**parts), BATCH, nearest=False)
         each = jnp.stack(sums).sum(1) / positives.sum()
         return each.sum(), each
 
@@ -74,8 +74,8 @@ def test_the_three_objectives_add_up_to_the_one_and_can_be_mapped_over_runs():
     def losses(parts):
         outputs = outputs_of(**parts)
         every = (detection, detection_focal, detection_giou, detection_centre)
-        values = [loss(outputs, BATCH, *NOTHING) for loss in every]
-        gradient = jax.grad(lambda p: detection(outputs_of(**p), BATCH, *NOTHING))(parts)
+        values = [loss(outputs, BATCH, *NO_INPUTS) for loss in every]
+        gradient = jax.grad(lambda p: detection(outputs_of(**p), BATCH, *NO_INPUTS))(parts)
         return jnp.stack(values), gradient
 
     (values, gradient) = losses(arrays)
@@ -87,7 +87,7 @@ def test_the_three_objectives_add_up_to_the_one_and_can_be_mapped_over_runs():
 def test_pictures_without_boxes_have_a_focal_loss_alone():
     outputs = outputs_of(*(GOLDEN[name][:1].astype(np.float32) for name in PARTS))
     batch = {"label": np.full((1, 2), -1), "boxes": np.zeros((1, 2, 4), np.float32)}
-    sums, loss = jax.jit(lambda *x: (summands(*x), detection(*x, *NOTHING)))(outputs, batch)
+    sums, loss = jax.jit(lambda *x: (loss_terms(*x), detection(*x, *NO_INPUTS)))(outputs, batch)
     assert (sums.giou, sums.centre, sums.positives) == (0, 0, 0)
     assert loss == pytest.approx(float(sums.focal[0]), rel=1e-6)
 
@@ -153,7 +153,7 @@ def test_what_is_said_inside_of_a_crowd_is_neither_right_nor_wrong():
     @jax.grad
     def slope(logits):
         outputs = outputs_of(logits, jnp.ones((1, len(places), 4)), centre, places)
-        return summands(outputs, batch).focal.sum()
+        return loss_terms(outputs, batch).focal.sum()
 
     felt = np.abs(slope(logits)[0]).max(-1) > 0
     has_box = np.array([2 < y < 14 and 2 < x < 14 for y, x, _ in places])

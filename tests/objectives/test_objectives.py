@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.errors import UserError
-from tljax.losses import NEEDS, OBJECTIVES, Objective, find, objective
+from tljax.losses import NEEDS, OBJECTIVES, Loss, find, objective
 from tljax.losses.semi_supervised import pseudo_targets
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "objectives.npz"
@@ -248,7 +248,7 @@ def test_hints_follow_one_teacher():
 
 
 def test_nothing_flows_into_the_reference():
-    own = Objective("own", lambda outputs, batch, reference, hyper: (outputs["x"] * reference["x"]).sum())
+    own = Loss("own", lambda outputs, batch, reference, hyper: (outputs["x"] * reference["x"]).sum())
     x = {"x": jnp.arange(3.0)}
     np.testing.assert_array_equal(jax.grad(lambda x: own(x, {}, x, {}))(x)["x"], x["x"])
 

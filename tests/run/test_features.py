@@ -10,10 +10,10 @@ from flax import nnx
 from tljax import config as schema
 from tljax import models
 from tljax.data import Split
-from tljax.distributed.mesh import Mesh
+from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import UserError
 from tljax.features.extract import extract, make_features
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.run import cli, features, probe
 from tljax.run.experiment import prepare
 from tljax.run.workdir import WorkDir
@@ -47,10 +47,10 @@ def ready(tiny, tmp_path):
 
 def test_the_maps_are_the_models_without_padding_and_the_average_feeds_the_classifier():
     model = build(0)
-    parts = leaves_of.split(model)
+    parts = params_lib.split(model)
     leaves = parts.params | parts.stats
     images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), np.uint8)
-    split, mesh, done = Split(images, np.zeros(11, np.int32)), Mesh(4), []
+    split, mesh, done = Split(images, np.zeros(11, np.int32)), DeviceMesh(4), []
     unit = PRESETS["unit"]
 
     prepared = make_preprocess(unit, None)(images)
@@ -67,7 +67,7 @@ def test_the_maps_are_the_models_without_padding_and_the_average_feeds_the_class
 
 
 def test_stages_behind_the_last_one_wanted_are_not_computed():
-    parts = leaves_of.split(build(0, {"blocks": ((4,), (32,), (32,))}))
+    parts = params_lib.split(build(0, {"blocks": ((4,), (32,), (32,))}))
     leaves, images = parts.params | parts.stats, jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)
 
     def flops(*stages):
@@ -167,7 +167,7 @@ def test_a_finished_run_gives_its_best_model_and_another_config_is_refused(ready
     (path, _) = features.write(config, console)
     prepared = prepare(config)
     network, images = prepared.network, prepared.data.train.images
-    make = make_features(leaves_of.split(network.model).graphdef, network.preprocess, "float32", ("stage1",), "gap")
+    make = make_features(params_lib.split(network.model).graphdef, network.preprocess, "float32", ("stage1",), "gap")
     with np.load(path) as file:
         np.testing.assert_allclose(file["stage1"], make(leaves, images)["stage1"], atol=1e-5)
         about = json.loads(str(file["about"]))
@@ -202,10 +202,10 @@ def test_a_wrong_name_is_one_sentence_and_nothing_is_written(ready, tmp_path, co
 
 
 def test_probes_are_judged_once_on_the_features_that_are_exported(ready, tmp_path, console, monkeypatch):
-    from tljax.data import SealedSplit
+    from tljax.data import HeldOutSplit
 
-    opened, open_ = [], SealedSplit.open
-    monkeypatch.setattr(SealedSplit, "open", lambda self: opened.append(self) or open_(self))
+    opened, open_ = [], HeldOutSplit.open
+    monkeypatch.setattr(HeldOutSplit, "open", lambda self: opened.append(self) or open_(self))
     ready.features.stages, ready.features.pool = ("stem", "stage3"), "none"
     config = schema.parse(ready)
     result = probe.run([config], config.workdir, console)

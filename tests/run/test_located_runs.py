@@ -16,7 +16,7 @@ from tljax.features import feature_cache
 from tljax.run import evaluate, predict, sweep
 from tljax.run.experiment import prepare
 from tljax.run.train import train
-from tljax.train.batches import Feed
+from tljax.train.batches import BatchStream
 
 SCENES = {"train": 24, "valid": 8, "test": 8, "side": 16, "objects": (1, 2), "ink": "light"}
 HEADS = {"unet": {"channels": (8,)}, "detector": {"channels": 8, "neck": "deconv"}}
@@ -41,7 +41,7 @@ def config_of(head, workdir):
 def few_rows_at_once():
     """As many rows are evaluated at once as a split has, not hundreds of which most are padding."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_cache, "BATCH_BYTES", 0)  # which makes it eight
+        patch.setattr(feature_cache, "MAX_BATCH_BYTES", 0)  # which makes it eight
         yield
 
 
@@ -98,7 +98,7 @@ def test_a_run_its_report_its_evaluation_and_its_predictions(whole, head, consol
 def test_a_run_that_died_goes_on_to_the_same_bits(whole, head, console, tmp_path, monkeypatch):
     config, expected = whole(head)
     config = schema.override(config, {"workdir": str(tmp_path / "stopped"), "report.figures": False})
-    taken, take = [], Feed.take
+    taken, take = [], BatchStream.take
 
     def dying(self, steps):
         taken.append(steps)
@@ -106,7 +106,7 @@ def test_a_run_that_died_goes_on_to_the_same_bits(whole, head, console, tmp_path
             raise KeyboardInterrupt
         return take(self, steps)
 
-    monkeypatch.setattr(Feed, "take", dying)
+    monkeypatch.setattr(BatchStream, "take", dying)
     with pytest.raises(KeyboardInterrupt):
         train(config, console)
     assert not (tmp_path / "stopped" / "result.json").exists()

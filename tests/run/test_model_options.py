@@ -11,7 +11,7 @@ from flax import nnx
 from tljax import models, weights
 from tljax.config import override, parse
 from tljax.errors import UserError
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import inception
 from tljax.models.backbones.inception import Auxiliary, AverageTo, Conv, MaxPool
 from tljax.run.config_files import load_config_file
@@ -70,13 +70,13 @@ def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
     def run(remat):
         options = {"options": {"drop_path": 0.5, "depths": (1, 1), "widths": (4, 6)}, "image_size": 16}
         model = models.build("resnet8", num_classes=3, remat=remat, rngs=nnx.Rngs(0), **options)
-        graphdef, params, stats = leaves_of.split(model)
+        graphdef, params, stats = params_lib.split(model)
         images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 
         def loss(params):
-            model = leaves_of.merge(graphdef, params | stats)
+            model = params_lib.merge(graphdef, params | stats)
             logits = model(images, train=True, rngs=nnx.Rngs(dropout=1))
-            return (logits**2).sum(), leaves_of.stats_of(model)
+            return (logits**2).sum(), params_lib.stats_of(model)
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
@@ -114,7 +114,7 @@ TRANSFER = ("resnet50", "convnext_tiny", "densenet121", "inception_v3")
 @pytest.mark.parametrize("name", TRANSFER)
 def test_transfer_recipes_name_weights_of_their_network(name):
     config = load_config_file(ROOT / "configs" / f"{name}_transfer.py")
-    entry = weights.CATALOGUE[config.model.weights]
+    entry = weights.CATALOG[config.model.weights]
     assert entry.backbone == config.model.backbone == name
     # A published auxiliary classifier is for the classes of the source, and trains anew.
     assert (config.model.aux_weight > 0) == bool(getattr(models.find(name)[1], "auxiliary", ()))
@@ -125,7 +125,7 @@ def test_transfer_recipes_name_weights_of_their_network(name):
 )
 def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
     config = load_config_file(ROOT / "configs" / f"{name}_transfer.py")
-    entry = weights.CATALOGUE[config.model.weights]
+    entry = weights.CATALOG[config.model.weights]
     assert entry.backbone == config.model.backbone
     # The published file stands for itself by its names and shapes: those of the reference implementation.
     auxiliary = config.model.aux_weight > 0
@@ -133,7 +133,7 @@ def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
     family, variant = models.find(name)
     tensors = {
         rule.name: np.zeros(_their_shape(rule, leaf.shape), np.float32)
-        for path, leaf in {**leaves_of.split(published).params, **leaves_of.split(published).stats}.items()
+        for path, leaf in {**params_lib.split(published).params, **params_lib.split(published).stats}.items()
         if (rule := layouts(family, variant)["torchvision"].origin(path))
     }
     write_safetensors(tmp_path / "published.safetensors", tensors)
@@ -145,7 +145,7 @@ def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
     prepared = prepare(override(config, settings))
     leaves = prepared.load_weights()
     learned = {path for plan in prepared.plans for path in plan.learned}
-    assert set(leaves_of.split(prepared.network.model).params) == learned
+    assert set(params_lib.split(prepared.network.model).params) == learned
     assert not leaves["stem/conv/kernel" if name == "convnext_tiny" else _first(leaves)].any()  # from the file
     assert leaves["head/dense/kernel"].any()  # drawn: the classes are others
     assert leaves["head/dense/kernel"].shape[-1] == 10

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.run import small
 from tljax import config as schema
 from tljax.errors import UserError
-from tljax.report.loggers import Bar, read_rows
+from tljax.report.loggers import ProgressBar, read_rows
 from tljax.run import cli
 from tljax.run.train import train
 from tljax.run.workdir import WorkDir
@@ -39,7 +39,7 @@ def outcome(result):
 
 def train_dying(config, console, monkeypatch, at):
     """Trains until the metrics of step `at` of this sitting arrive; returns the result where it is through before."""
-    alive, arrived = Bar.steps, []
+    alive, arrived = ProgressBar.steps, []
 
     def dying(self, count, *args):
         alive(self, count, *args)
@@ -49,7 +49,7 @@ def train_dying(config, console, monkeypatch, at):
             raise Death
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bar, "steps", dying)
+        patch.setattr(ProgressBar, "steps", dying)
         try:
             return train(config, console)
         except Death:
@@ -132,7 +132,7 @@ def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
 
-    alive, seen, asked = Bar.steps, [], []
+    alive, seen, asked = ProgressBar.steps, [], []
 
     def interrupted(self, count, *args):
         alive(self, count, *args)
@@ -141,7 +141,7 @@ def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
             asked.append(signal.raise_signal(signal.SIGINT))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bar, "steps", interrupted)
+        patch.setattr(ProgressBar, "steps", interrupted)
         assert cli.main([*command, f"--workdir={workdir}"]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     assert not (workdir / "result.json").exists()

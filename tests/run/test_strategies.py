@@ -15,7 +15,7 @@ from tljax import config as schema
 from tljax.data import Source, Split
 from tljax.data.sources import registry
 from tljax.errors import UserError
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.run import evaluate, teachers
 from tljax.run.experiment import prepare
 from tljax.run.train import train
@@ -147,9 +147,9 @@ def test_hints_then_soft_labels_then_not_forgetting_then_weights_like_any_others
     began = prepared.load_weights()
     pictures = prepared.data.valid.images[:5].astype(np.float32) / 255
     pictures = np.repeat(pictures, 3, axis=-1)
-    model = leaves_of.merge(leaves_of.split(prepared.network.model).graphdef, began)
+    model = params_lib.merge(params_lib.split(prepared.network.model).graphdef, began)
     source = teachers.find(second.model.weights, None, prepared.network.preprocess)
-    theirs = leaves_of.merge(leaves_of.split(source.model).graphdef, source.read())(pictures)
+    theirs = params_lib.merge(params_lib.split(source.model).graphdef, source.read())(pictures)
     own = model.head.auxiliary(model.features(pictures))["source"]
     np.testing.assert_array_equal(own, theirs)
     assert own.shape == (5, 3)
@@ -171,9 +171,9 @@ def test_hints_then_soft_labels_then_not_forgetting_then_weights_like_any_others
     # As a teacher, it is its own classifier.
     teacher = teachers.find(f"workdir:{second.workdir}", None, prepared.network.preprocess)
     assert (teacher.classes, teacher.names) == (2, ("4", "9"))
-    taught = leaves_of.merge(leaves_of.split(teacher.model).graphdef, teacher.read())(pictures)
+    taught = params_lib.merge(params_lib.split(teacher.model).graphdef, teacher.read())(pictures)
     network, best, _ = evaluate.finished(second)
-    np.testing.assert_array_equal(taught, leaves_of.merge(leaves_of.split(network.model).graphdef, best)(pictures))
+    np.testing.assert_array_equal(taught, params_lib.merge(params_lib.split(network.model).graphdef, best)(pictures))
 
 
 def test_two_heads_are_built_trained_and_judged_without_a_word_about_the_head(start, console):

@@ -17,7 +17,7 @@ from tljax.run import replica_groups, sweep
 from tljax.run.experiment import prepare
 from tljax.run.train import train, train_together
 from tljax.storage.checkpoints import Checkpoints
-from tljax.train.loop import Fit
+from tljax.train.loop import Trainer
 
 NUMBERS = (
     {"optim.lr": 0.02, "optim.label_smoothing": 0.1},
@@ -30,7 +30,7 @@ NUMBERS = (
 def at_once():
     """Convolutions of several runs train together even on a processor, where it is slow."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replica_groups, "in_turn", lambda run: False)
+        patch.setattr(replica_groups, "must_run_sequentially", lambda run: False)
         yield
 
 
@@ -141,7 +141,7 @@ def test_what_died_goes_on_wherever_each_stands(both, tmp_path, console, monkeyp
         save(self, *args)
         self.wait()
 
-    groups, run = [], Fit.run
+    groups, run = [], Trainer.run
 
     def watched(self, leaves):
         run(self, leaves)
@@ -158,7 +158,7 @@ def test_what_died_goes_on_wherever_each_stands(both, tmp_path, console, monkeyp
         stood.append((progress["phase"], progress["step"]))
     assert stood[0] > stood[1] == stood[2] > (0, 0)
     with at_once(), monkeypatch.context() as patch:
-        patch.setattr(Fit, "run", watched)
+        patch.setattr(Trainer, "run", watched)
         results = together_of(died, console)
     assert groups == [["0"], ["1", "2"]]  # those that stand at the same step go on together
     for run_of in zip(died, results, configs, expected, strict=True):
@@ -180,15 +180,17 @@ def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
 
     def sizes(*numbers):
         configs = [schema.override(base, n) for n in numbers]
-        assert len({replica_groups.alike(c) for c in configs}) == 1
+        assert len({replica_groups.group_key(c) for c in configs}) == 1
         with at_once():
             return [len(batch) for batch in replica_groups.batches(configs)]
 
     assert sizes({"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.weight_decay": 0.1}) == [2, 1]
     assert sizes({}, {"optim.name": "momentum"}, {"optim.name": "sgd"}) == [1, 1, 1]
     for change in ({"seed": 1}, {"train.batch_size": 4}, {"data.labels_per_class": 10}, {"augment.flip": True}):
-        assert replica_groups.alike(schema.override(base, change)) != replica_groups.alike(base)
-    assert replica_groups.alike(schema.override(base, {"strategy.temperature": 2.0})) == replica_groups.alike(base)
+        assert replica_groups.group_key(schema.override(base, change)) != replica_groups.group_key(base)
+    assert replica_groups.group_key(schema.override(base, {"strategy.temperature": 2.0})) == replica_groups.group_key(
+        base
+    )
 
 
 def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny):

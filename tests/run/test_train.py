@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from tests.run import small
 from tljax import config as schema
 from tljax import weights
-from tljax.data import SealedSplit
+from tljax.data import HeldOutSplit
 from tljax.errors import TrainingStopped, UserError
 from tljax.report import markdown
 from tljax.run import cli, evaluate, predict, sweep
@@ -179,8 +179,8 @@ def test_a_finished_run_is_a_source_of_weights(finished, second):
 
 def test_the_test_split_opens_once_and_last(tiny, console, monkeypatch):
     seen = []
-    opened, judged = SealedSplit.open, classification.scores
-    monkeypatch.setattr(SealedSplit, "open", lambda self: seen.append("open") or opened(self))
+    opened, judged = HeldOutSplit.open, classification.scores
+    monkeypatch.setattr(HeldOutSplit, "open", lambda self: seen.append("open") or opened(self))
     monkeypatch.setattr(classification, "scores", lambda *a: seen.append("score") or judged(*a))
     train(schema.parse(tiny), console)
     # Four validations, the best model on validation once more, and only then the test split.

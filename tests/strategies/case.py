@@ -15,12 +15,12 @@ from jax.extend.core import jaxpr_as_fun
 from tljax import config as schema
 from tljax import models
 from tljax.features.frozen_network import observe
-from tljax.models import params as leaves_of
-from tljax.run.experiment import Prepared, prepare
+from tljax.models import params as params_lib
+from tljax.run.experiment import Experiment, prepare
 from tljax.strategies import neurons
 from tljax.train import neuron_scores
 from tljax.train.plan import PhasePlan
-from tljax.train.step import Given, State, init_state, make_train_step
+from tljax.train.step import StepInputs, TrainState, init_state, make_train_step
 
 # As many shapes alike as can be: operations are compiled by shape.
 NETS = {
@@ -120,7 +120,7 @@ class Case:
       observed: of the other networks, by name.
     """
 
-    prepared: Prepared
+    prepared: Experiment
     leaves: dict
     observed: dict
 
@@ -144,12 +144,12 @@ class Case:
         scores = neuron_scores.score(plan.spec, self.leaves, plan.layers, (), asked, jax.random.key(3))
         return neurons.indices(neurons.choose(scores, asked), plan.layers)
 
-    def given(self, plan: PhasePlan) -> Given:
+    def given(self, plan: PhasePlan) -> StepInputs:
         """What the phase's steps are given; the source had other values than the model has now."""
         index = self.index(plan)
         learned, _, _ = plan.take({path: 0.9 * leaf for path, leaf in self.leaves.items()}, index)
         origin = self.prepared.source_leaves(learned) if "source_leaves" in plan.spec.needs else {}
-        return Given(index, origin, tuple(n.leaves(self.observed, self.leaves) for n in plan.spec.observed))
+        return StepInputs(index, origin, tuple(n.leaves(self.observed, self.leaves) for n in plan.spec.observed))
 
     def batch(self, plan: PhasePlan, seed: int = 0) -> dict:
         """A batch of the data's pictures, with what other networks say of them where that is computed once."""
@@ -166,7 +166,7 @@ class Case:
             batch["unlabelled"] = data.unlabelled.images[rng.choice(len(data.unlabelled), size)]
         return batch
 
-    def start(self, plan: PhasePlan, given: Given) -> tuple[State, dict]:
+    def start(self, plan: PhasePlan, given: StepInputs) -> tuple[TrainState, dict]:
         """The state before the first step, and the frozen leaves."""
         learned, moving, frozen = plan.take(self.leaves, given.neurons)
         copies = jax.tree.map(jax.numpy.array, (learned, moving))
@@ -206,9 +206,9 @@ def numbers(plan: PhasePlan) -> dict:
 
 
 def _drawn(model, seed):
-    models.initialise(model, nnx.Rngs(seed))
+    models.init_missing(model, nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
     ends = {"bias": (0.5, 1.0), "scale": (0.5, 1.0), "mean": (-0.2, 0.2), "var": (0.5, 2)}
-    values = leaves_of.values(model)
+    values = params_lib.values(model)
     new = {p: rng.uniform(*ends[p.split("/")[-1]], v.shape) for p, v in values.items() if p.split("/")[-1] in ends}
     return {p: jax.numpy.asarray(new.get(p, v), v.dtype) for p, v in values.items()}

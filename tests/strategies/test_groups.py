@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tljax.config import Config, NeuronsConfig, Phase, StrategyConfig, TrainConfig
 from tljax.errors import UserError
-from tljax.strategies import PRESETS, assign, frozen_modules, frozen_prefix, neurons, resolve
+from tljax.strategies import PRESETS, assign, frozen_modules, leading_frozen_stages, neurons, resolve
 
 PARAMS = {
     "stem/conv/kernel": np.zeros((3, 3, 3, 4)),
@@ -33,8 +33,8 @@ def test_first_match_decides_and_decay_spares_biases_and_norms():
         "stem/bn/var": 0,
     }
     assert [p for p, g in groups.items() if g.decay] == ["stage1/conv/kernel", "head/dense/kernel"]
-    assert frozen_prefix(["stem", "stage1"], groups) == ["stem"]
-    assert frozen_prefix(["stem", "stage1"], groups, random=["stem"]) == []
+    assert leading_frozen_stages(["stem", "stage1"], groups) == ["stem"]
+    assert leading_frozen_stages(["stem", "stage1"], groups, random=["stem"]) == []
 
 
 def test_layer_decay_counts_stages_from_the_head():
@@ -90,8 +90,8 @@ def test_neurons_learn_with_the_norm_that_follows_while_its_statistics_stay():
         "stem/bn/var": 0,
     }
     assert frozen_modules(["stem/bn", "stem/drop", "head/drop"], groups) == {"stem/bn"}
-    assert frozen_prefix(["stem", "stage1"], groups) == []
-    assert frozen_prefix(["stem", "stage1"], with_neurons(("stage1/.*",), ((".*", 0.0),))) == ["stem"]
+    assert leading_frozen_stages(["stem", "stage1"], groups) == []
+    assert leading_frozen_stages(["stem", "stage1"], with_neurons(("stage1/.*",), ((".*", 0.0),))) == ["stem"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tljax import models
 from tljax.config import NeuronsConfig
 from tljax.errors import UserError
 from tljax.models import layers
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
 from tljax.strategies import neurons
 
@@ -23,7 +23,7 @@ INCEPTION = inception.Variant(3, ((CONV(4, 3, 2),), (inception.MaxPool(), ((CONV
 @functools.cache
 def params_of(variant):
     model = models.build(variant, num_classes=3, image_size=32, rngs=None)
-    return leaves_of.split(model).params, model.norm_after
+    return params_lib.split(model).params, model.norm_after
 
 
 def found_in(variant, *patterns):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from tljax import models
 from tljax.config import NeuronsConfig
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import inception, vgg
 from tljax.models.layers import TORCH
 from tljax.strategies import neurons
@@ -25,7 +25,7 @@ UNIT = PREPROCESS["unit"]
 def case():
     """A network with dropout and moved statistics, its layers, and pictures with labels."""
     model = models.build(VARIANT, num_classes=3, image_size=4, hidden=(5,), dropout=0.5, remat=True, rngs=nnx.Rngs(3))
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
     rng = np.random.default_rng(0)
     draw = {"scale": (0.5, 1.5), "mean": (-0.2, 0.2), "var": (0.5, 2), "bias": (-0.3, 0.3), "kernel": (-0.5, 0.5)}
     leaves = {p: rng.uniform(*draw[p.split("/")[-1]], v.shape).astype(np.float32) for p, v in (params | stats).items()}
@@ -55,7 +55,7 @@ def per_picture_gradients(case):
         leaves = {p: jnp.asarray(v, jnp.float64) for p, v in leaves.items()}
 
         def loss(leaves, image, label):
-            logits = leaves_of.merge(graphdef, leaves)(image[None])[0]
+            logits = params_lib.merge(graphdef, leaves)(image[None])[0]
             return -jax.nn.log_softmax(logits)[label]
 
         grad = jax.jit(jax.grad(loss))
@@ -86,7 +86,7 @@ def test_activation_variance_is_over_all_pictures_and_places(case):
 
     @jax.jit
     def outputs(leaves, images):
-        model, x = leaves_of.merge(graphdef, leaves), make_preprocess(UNIT, None)(images)
+        model, x = params_lib.merge(graphdef, leaves), make_preprocess(UNIT, None)(images)
         pooled = model.features(x)["pool"].mean((1, 2))
         return model.stem.conv1.conv(x), model.head.hidden0(pooled)
 
@@ -124,7 +124,7 @@ def test_what_inference_does_not_pass_through_scores_nothing():
     aux = (inception.Auxiliary("stage1", steps),)
     variant = inception.Variant(3, ((inception.Conv(2, 3, 2),), (inception.Conv(2),)), auxiliary=aux)
     model = models.build(variant, num_classes=3, image_size=4, auxiliary=True, rngs=nnx.Rngs(0))
-    graphdef, params, stats = leaves_of.split(model)
+    graphdef, params, stats = params_lib.split(model)
     layers = neurons.layers_of(params, ("head/aux1/.*", "stem/.*"))
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     batch = {"image": images, "label": np.array([0, 1])}

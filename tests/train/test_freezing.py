@@ -11,7 +11,7 @@ import pytest
 from tests.strategies.case import NETS, Case, config_of
 from tljax.config import Phase
 from tljax.features.frozen_network import PREFIX
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.partial_training import Layer
 from tljax.run.plan import cost
 from tljax.strategies import PRESETS
@@ -236,11 +236,11 @@ def flops_of_layers(case, monkeypatch):
 def test_a_frozen_batch_norm_uses_its_running_statistics(make):
     case = make("feature_extraction", "resnet")
     (plan,), model = case.plans, case.prepared.network.model
-    plain, moving = leaves_of.split(model).graphdef, case.leaves
+    plain, moving = params_lib.split(model).graphdef, case.leaves
     images = np.random.default_rng(2).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
     def features(graphdef, train):
-        return jax.jit(lambda x: leaves_of.merge(graphdef, moving).features(x, train=train))(images)
+        return jax.jit(lambda x: params_lib.merge(graphdef, moving).features(x, train=train))(images)
 
     in_phase, inference, by_batch = features(plan.spec.graphdef, True), features(plain, False), features(plain, True)
     for stage, maps in inference.items():

@@ -15,14 +15,14 @@ from tests.strategies.case import Case, config_of
 from tljax import config as schema
 from tljax.config import AugmentConfig, CacheConfig
 from tljax.data import Split
-from tljax.distributed.mesh import Mesh
+from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import UserError
 from tljax.features import feature_cache
-from tljax.features.feature_cache import Keeper, Keeping
+from tljax.features.feature_cache import CachePlan, FeatureCache
 from tljax.features.frozen_network import PREFIX, observe
 from tljax.run.experiment import prepare
 from tljax.storage import array_cache as storing
-from tljax.storage.array_cache import Store
+from tljax.storage.array_cache import ArrayCache
 from tljax.strategies import PRESETS
 
 SHAPES = {"a/b": jax.ShapeDtypeStruct((3, 2), np.float32), "c": jax.ShapeDtypeStruct((3,), jax.numpy.bfloat16)}
@@ -39,7 +39,7 @@ def test_every_preset_learns_the_same_with_and_without(tmp_path, preset):
     again = Case.make(config_of(tmp_path, preset, "vgg", **settings))
     for once, every in zip(kept.plans, again.plans, strict=True):
         assert {n.name for n in every.spec.observed} == {n.name for n in (*once.once, *once.spec.observed)}
-        assert bool(once.prefix) == (every.keeping.why != Keeping.why)
+        assert bool(once.prefix) == (every.keeping.why != CachePlan.why)
         assert once.keeping.in_step == every.keeping.train == ()
         if not once.once:  # the same program, to the letter
             assert once.spec == every.spec
@@ -51,7 +51,7 @@ def test_every_preset_learns_the_same_with_and_without(tmp_path, preset):
 
 def keeper_of(run, **changes):
     config = dataclasses.replace(run.config, cache=CacheConfig(where="disk"))
-    return Keeper(dataclasses.replace(config, **changes), run.network.mesh, Silent())
+    return FeatureCache(dataclasses.replace(config, **changes), run.network.mesh, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def filled(out, value=1.0):
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_a_store_computes_once_and_forgets_the_oldest(tmp_path, where, monkeypatch):
     monkeypatch.setattr(storing, "_memory", {})
-    store, calls = Store(CacheConfig(where=where, gigabytes=70e-9), tmp_path / "new"), []
+    store, calls = ArrayCache(CacheConfig(where=where, gigabytes=70e-9), tmp_path / "new"), []
 
     def fill(out):
         calls.append(1)
@@ -158,7 +158,7 @@ def test_a_store_computes_once_and_forgets_the_oldest(tmp_path, where, monkeypat
 
 
 def test_what_is_half_written_or_damaged_is_computed_again(tmp_path):
-    store = Store(CacheConfig(), tmp_path)
+    store = ArrayCache(CacheConfig(), tmp_path)
 
     def dies(out):
         next(iter(out.values()))[...] = 5
@@ -181,7 +181,7 @@ def test_what_is_half_written_or_damaged_is_computed_again(tmp_path):
 def test_where_no_file_can_be_made_memory_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setattr(storing, "_memory", {})
     (tmp_path / "file").write_text("in the way")
-    entry = Store(CacheConfig(), tmp_path / "file" / "folder").get({"k": 1}, SHAPES, filled)
+    entry = ArrayCache(CacheConfig(), tmp_path / "file" / "folder").get({"k": 1}, SHAPES, filled)
     assert (entry.where, entry.reused) == ("memory", False)
 
 
@@ -190,7 +190,7 @@ def _fills(folder, queue):
         time.sleep(1.0)
         filled(out, os.getpid())
 
-    entry = Store(CacheConfig(), folder).get({"k": 1}, SHAPES, slowly)
+    entry = ArrayCache(CacheConfig(), folder).get({"k": 1}, SHAPES, slowly)
     queue.put((entry.reused, float(entry.arrays["a/b"].max()), float(entry.arrays["a/b"].min())))
 
 
@@ -272,4 +272,4 @@ def test_the_key_and_the_result_do_not_hang_on_where_features_are_kept():
         assert schema.digest(other) == schema.digest(config)
     views = dataclasses.replace(config, cache=CacheConfig(views=2))
     assert schema.digest(views) != schema.digest(config)
-    assert Mesh(8).multiple(9) % Mesh(8).count == 0
+    assert DeviceMesh(8).multiple(9) % DeviceMesh(8).count == 0

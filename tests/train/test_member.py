@@ -8,7 +8,7 @@ import pytest
 from tljax.config import Config, TrainConfig
 from tljax.errors import TrainingStopped
 from tljax.train.callbacks import Progress
-from tljax.train.run_state import Member, digests
+from tljax.train.run_state import RunState, digests
 
 
 def member_in_phase(patience=None, steps=3, **progress):
@@ -17,7 +17,7 @@ def member_in_phase(patience=None, steps=3, **progress):
     plan = types.SimpleNamespace(phase=phase, steps=steps, steps_per_epoch=3.0, keeping=None, prefix=())
     checkpoints = types.SimpleNamespace(save=lambda *args: None)
     config = Config(train=TrainConfig(early_stop_epochs=patience))
-    return Member(config, [plan, plan], checkpoints, None, Progress(**progress))
+    return RunState(config, [plan, plan], checkpoints, None, Progress(**progress))
 
 
 def test_a_phase_that_changed_a_frozen_parameter_stops_the_run():

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from tljax.config import OptimConfig
-from tljax.strategies import Group
+from tljax.strategies import ParamGroup
 from tljax.train.optimizer import hyper_of, learning_rate, make_optimizer, static_of
 
 KERAS = json.loads((Path(__file__).parent.parent / "golden" / "keras.json").read_text())
@@ -25,7 +25,7 @@ KERAS = json.loads((Path(__file__).parent.parent / "golden" / "keras.json").read
 )
 def test_five_steps_equal_keras(name, optim, scale, tolerance):
     params = {"w": np.array(KERAS["start"], np.float32)}
-    groups, hyper = {"w": Group(".*", 1.0, False)}, hyper_of(optim) | {"lr": optim.lr}
+    groups, hyper = {"w": ParamGroup(".*", 1.0, False)}, hyper_of(optim) | {"lr": optim.lr}
     optimizer = make_optimizer(static_of(optim), hyper, groups)
     state = optimizer.init(params)
     for t, expected in enumerate(KERAS["optimizers"][name]):
@@ -37,7 +37,7 @@ def test_five_steps_equal_keras(name, optim, scale, tolerance):
 
 def test_decay_is_decoupled_and_spares_what_its_group_spares():
     optim = OptimConfig(name="adam", lr=0.1, weight_decay=0.5)
-    groups = {"kernel": Group(".*", 1.0, True), "bias": Group(".*", 1.0, False)}
+    groups = {"kernel": ParamGroup(".*", 1.0, True), "bias": ParamGroup(".*", 1.0, False)}
     optimizer = make_optimizer(static_of(optim), hyper_of(optim) | {"lr": 0.1}, groups)
     params = {"kernel": np.full((2, 2), 2.0, np.float32), "bias": np.full(2, 2.0, np.float32)}
     zeros = {p: np.zeros_like(v) for p, v in params.items()}

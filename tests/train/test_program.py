@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tljax import config as schema
-from tljax.distributed.mesh import Mesh
+from tljax.distributed.mesh import DeviceMesh
 from tljax.run.train import train
 from tljax.train import batches, loop
-from tljax.train.batches import Feed
+from tljax.train.batches import BatchStream
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_feed_gives_each_picture_with_what_is_known_of_its_view(resident, monk
         "label": np.arange(n),
         "prefix/maps/a": np.arange(n * views, dtype=np.float32)[:, None] + 100,
     }
-    source = Feed(arrays, (images + 50, 2), batch, (0, 0), steps, views, Mesh(batch))
+    source = BatchStream(arrays, (images + 50, 2), batch, (0, 0), steps, views, DeviceMesh(batch))
     assert source.resident == resident
     seen, positions = [], []
     for count in (1, 5, 2, 4):

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tljax import config
 from tljax.distributed import mesh
 from tljax.run.train import train
-from tljax.train.loop import Fit
+from tljax.train.loop import Trainer
 
 PROGRAM = """
 import json, sys
@@ -27,7 +27,7 @@ print(json.dumps(losses_and_shares(*sys.argv[1:])))
 
 def losses_and_shares(workdir, shard):
     """Trains a small network; returns its losses, and how much of parameters and optimizer state a device has."""
-    shares, save, least = [], Fit._save, mesh.LEAST_SHARDED
+    shares, save, least = [], Trainer._save, mesh.MIN_SHARDED
 
     def saving(self, place, own, state, *rest):
         leaves = jax.tree.leaves((state.learned, state.opt))
@@ -50,11 +50,11 @@ def losses_and_shares(workdir, shard):
     c.cache.where = "none"
     c.train.shard = shard
     c.report.figures = c.report.tensorboard = False
-    Fit._save, mesh.LEAST_SHARDED = saving, 64
+    Trainer._save, mesh.MIN_SHARDED = saving, 64
     try:
         result = train(config.parse(c), Console(file=io.StringIO()))
     finally:
-        Fit._save, mesh.LEAST_SHARDED = save, least
+        Trainer._save, mesh.MIN_SHARDED = save, least
     with open(f"{workdir}/metrics.jsonl") as file:
         rows = [json.loads(line) for line in file]
     losses = [[row[split]["loss"] for row in rows] for split in ("train", "valid")]

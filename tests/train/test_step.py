@@ -10,7 +10,7 @@ from tljax.train.step import init_state, make_train_step
 DROPOUT = {"model.dropout": 0.5, "optim.name": "sgd"}
 
 
-def step_of(case, plan, batch, state=None, **changed):
+def make_step_fn(case, plan, batch, state=None, **changed):
     """Takes one compiled step from a state, or from the start; returns the state after it and the metrics."""
     given = case.given(plan)
     learned, moving, frozen = plan.take(case.leaves, given.neurons)
@@ -23,9 +23,9 @@ def test_steps_draw_anew_and_repeat_by_their_number(tmp_path):
     case = Case.make(config_of(tmp_path, "feature_extraction", "vgg", **DROPOUT))
     (plan,) = case.plans
     batch, still = case.batch(plan), {"lr": np.float32(0)}
-    state, first = step_of(case, plan, batch, **still)
-    _, second = step_of(case, plan, batch, state, **still)
-    _, again = step_of(case, plan, batch, **still)
+    state, first = make_step_fn(case, plan, batch, **still)
+    _, second = make_step_fn(case, plan, batch, state, **still)
+    _, again = make_step_fn(case, plan, batch, **still)
     # At a rate of zero nothing but the dropped units can differ.
     assert first["loss"] == again["loss"]
     assert first["loss"] != second["loss"]
@@ -52,7 +52,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
         case = Case.make(config_of(tmp_path, "full", "vgg", **{"optim.name": "sgd", "train.accumulate": parts}))
         (plan,) = case.plans
         assert plan.spec.accumulate == parts
-        state, metrics = step_of(case, plan, case.batch(plan))
+        state, metrics = make_step_fn(case, plan, case.batch(plan))
         return state.learned, metrics
 
     (whole, a), (parts, b) = after(1), after(4)
@@ -65,7 +65,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 def test_an_update_that_is_not_finite_is_noticed_though_the_loss_is(tmp_path):
     case = Case.make(config_of(tmp_path, "feature_extraction", "vgg", **{"optim.name": "sgd"}))
     (plan,) = case.plans
-    _, metrics = step_of(case, plan, case.batch(plan), lr=np.float32(np.inf))
+    _, metrics = make_step_fn(case, plan, case.batch(plan), lr=np.float32(np.inf))
     assert np.isfinite(metrics["loss"])
     assert not metrics["finite"]
 
@@ -74,15 +74,15 @@ def test_averaged_weights_follow_slowly_and_forget_the_start(tmp_path):
     settings = {"strategy.average": 0.9, "optim.lr": 0.1}
     case = Case.make(config_of(tmp_path, "fixmatch", "vgg", **settings))
     (plan,) = case.plans
-    state, _ = step_of(case, plan, case.batch(plan))
+    state, _ = make_step_fn(case, plan, case.batch(plan))
     first = {path: np.array(x) for path, x in state.learned.items()}
     # The first step is all of the average, of the second it is half; from the tenth on it is a tenth.
     np.testing.assert_array_equal(*(np.array(x["stem/conv1/kernel"]) for x in (state.average, first)))
-    state, _ = step_of(case, plan, case.batch(plan), state)
+    state, _ = make_step_fn(case, plan, case.batch(plan), state)
     second = {path: np.array(x) for path, x in state.learned.items()}
     for path in first:
         np.testing.assert_allclose(state.average[path], (first[path] + second[path]) / 2, rtol=1e-5, atol=1e-7)
     average = {path: np.array(x) for path, x in state.average.items()}
-    state, _ = step_of(case, plan, case.batch(plan), state._replace(step=jnp.int32(50)))
+    state, _ = make_step_fn(case, plan, case.batch(plan), state._replace(step=jnp.int32(50)))
     for path, new in state.learned.items():
         np.testing.assert_allclose(state.average[path], 0.9 * average[path] + 0.1 * new, rtol=1e-5, atol=1e-7)

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from tljax import models
 from tljax.config import Config, Phase, override
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import resnet, vgg
 from tljax.train.optimizer import learning_rate
 from tljax.train.plan import Pictures, plan_phase
@@ -86,7 +86,7 @@ def train(net, recipe, dtype):
     rules = (("head/.*", 1.0), (".*", 0.0)) if recipe == "head_only" else ((".*", 1.0),)
     plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, Pictures(16, 16, (12, 12, 3)), AS_IS)
     spec = dataclasses.replace(plan.spec, dtype=dtype)
-    _, params, stats = leaves_of.split(model)
+    _, params, stats = params_lib.split(model)
     learned, moving, frozen = plan.take({p: v.astype(dtype) for p, v in (params | stats).items()}, {})
     state, step, losses = init_state(spec, learned, moving, plan.hyper), make_train_step(spec), []
     for i in range(plan.steps):

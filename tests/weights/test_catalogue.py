@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tljax.weights import CATALOGUE
+from tljax.weights import CATALOG
 from tljax.weights.preprocess import PRESETS
 
-PUBLISHED = [entry for entry in CATALOGUE.values() if ":" in entry.name]
+PUBLISHED = [entry for entry in CATALOG.values() if ":" in entry.name]
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "catalogue.json").read_text())["rows"]
 
 

@@ -97,8 +97,8 @@ def test_the_list_shows_every_name_whole(command):
     # What a row begins with can be copied into a config: no ellipsis, no line break.
     assert {
         line.split()[0] for line in out.splitlines() if line.startswith((" torch", " hf", " keras", " vgg"))
-    } == set(weights.CATALOGUE)
-    assert f"{len(weights.CATALOGUE)} of {len(weights.CATALOGUE)}." in out
+    } == set(weights.CATALOG)
+    assert f"{len(weights.CATALOG)} of {len(weights.CATALOG)}." in out
     assert "SHA-256 f37072fd" in out  # the columns at the right are there too
     assert "bsd-3-clause" in out
     assert command() == (0, out, "")  # it is the default
@@ -109,7 +109,7 @@ def test_a_pattern_selects(command):
     assert "keras:resnet50 " in out
     assert "keras:resnet50_notop" in out
     assert "resnet101" not in out
-    assert f"2 of {len(weights.CATALOGUE)}." in out
+    assert f"2 of {len(weights.CATALOG)}." in out
 
 
 def test_no_match_names_the_nearest(command):

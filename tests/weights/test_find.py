@@ -62,8 +62,8 @@ def publish(monkeypatch):
     """Gives an entry of the catalogue another address and digest."""
 
     def publish(name, url, digest, **facts):
-        entry = dataclasses.replace(weights.CATALOGUE[name], source=url, digest=digest, **facts)
-        monkeypatch.setitem(weights.CATALOGUE, name, entry)
+        entry = dataclasses.replace(weights.CATALOG[name], source=url, digest=digest, **facts)
+        monkeypatch.setitem(weights.CATALOG, name, entry)
 
     return publish
 
@@ -96,7 +96,7 @@ def test_a_published_file_is_known_by_its_digest_wherever_it_lies(name, suffix, 
     publish(name, "http://nowhere/else", digest)
     path = tmp_path / f"mine{suffix}"
     path.write_bytes(CONTENT)
-    found, entry = weights.find(str(path)), weights.CATALOGUE[name]
+    found, entry = weights.find(str(path)), weights.CATALOG[name]
     assert (found.preprocess, found.backbone) == (entry.preprocess, entry.backbone)
 
 
@@ -157,7 +157,7 @@ def test_published_weights(name, digest, preprocess, site, folder, publish, tmp_
         assert (found.path.name, found.sha256, found.revision) == ("net.safetensors", SHA256, None)
     assert len(site.asked) == 1
     assert found.preprocess.same_values(PRESETS[preprocess])
-    assert found.backbone == weights.CATALOGUE[name].backbone
+    assert found.backbone == weights.CATALOG[name].backbone
     assert found.describe() == {"name": name, "sha256": SHA256}
     # A file in the folder comes first, and nothing is asked.
     kept = folder / "net.safetensors"
@@ -209,8 +209,8 @@ def test_the_hub_tells_digest_and_commit(hub):
 
 
 def test_a_repository_of_the_catalogue_brings_what_is_known(hub, monkeypatch):
-    entry = dataclasses.replace(weights.CATALOGUE["hf:timm/resnet18.a1_in1k"], name="hf:lab/net", source="lab/net")
-    monkeypatch.setitem(weights.CATALOGUE, "hf:lab/net", entry)
+    entry = dataclasses.replace(weights.CATALOG["hf:timm/resnet18.a1_in1k"], name="hf:lab/net", source="lab/net")
+    monkeypatch.setitem(weights.CATALOG, "hf:lab/net", entry)
     found = weights.find("hf:lab/net@main")
     assert (found.backbone, found.preprocess) == ("resnet18", entry.preprocess)
     assert found.preprocess.interpolation == "bicubic"

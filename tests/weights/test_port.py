@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from tljax import models, weights
 from tljax.errors import UserError
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.backbones import resnet, vgg
 from tljax.weights.layouts import layouts
 from tljax.weights.layouts.table import TRANSFORMS
@@ -32,7 +32,7 @@ def build(**options):
 
 
 def params(model):
-    return {p: np.asarray(v) for p, v in leaves_of.split(model).params.items()}
+    return {p: np.asarray(v) for p, v in params_lib.split(model).params.items()}
 
 
 def test_every_tensor_lands_transposed_in_its_place():
@@ -113,7 +113,7 @@ def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
     source |= {"fc.weight": rng.normal(size=(3, 6)), "fc.bias": rng.normal(size=3)}
     model = models.build(config, num_classes=3, rngs=nnx.Rngs(0))
     weights.port(source, model, layouts("resnet", config)["torchvision"])
-    _, made, stats = leaves_of.split(model)
+    _, made, stats = params_lib.split(model)
     np.testing.assert_array_equal(
         made["stage2/block0/shortcut/bn/scale"], source["layer2.0.downsample.1.weight"].astype(np.float32)
     )

@@ -1,11 +1,11 @@
 """Data: train, valid and a sealed test split of uint8 pictures with labels, and pictures without."""
 
 from tljax.config import DataConfig
-from tljax.data.dataset import Data, SealedSplit, Source, Split, Unlabelled
+from tljax.data.dataset import Data, HeldOutSplit, Source, Split, Unlabelled
 from tljax.data.sources import registry
 from tljax.data.splits import make_data
 
-__all__ = ["Data", "SealedSplit", "Source", "Split", "Unlabelled", "load"]
+__all__ = ["Data", "HeldOutSplit", "Source", "Split", "Unlabelled", "load"]
 
 
 def load(config: DataConfig, seed: int, task: str = "classification", on_bad_file: str = "error") -> Data:

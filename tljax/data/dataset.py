@@ -108,18 +108,18 @@ class Unlabelled:
         return _picture_hashes(self.images)
 
 
-class SealedSplit:
+class HeldOutSplit:
     """A test split: its size and fingerprint are free to see, its pictures come out once."""
 
     def __init__(self, split: Split):
         self._split: Split | None = split
         self.size, self.fingerprint = len(split), split.fingerprint
 
-    def resealed(self) -> SealedSplit:
+    def fresh(self) -> HeldOutSplit:
         """The same split, for another run to open once."""
         if self._split is None:
             raise ValueError("opened already")
-        return SealedSplit(self._split)
+        return HeldOutSplit(self._split)
 
     def open(self) -> Split:
         """Hands out the split, the first time only."""
@@ -159,7 +159,7 @@ class Data:
     classes: tuple[str, ...]
     train: Split
     valid: Split
-    test: SealedSplit
+    test: HeldOutSplit
     shared_pictures: dict[str, int]
     unlabelled: Unlabelled | None = None
     skipped: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data.dataset import Data, SealedSplit, Source, Split, Unlabelled
+from tljax.data.dataset import Data, HeldOutSplit, Source, Split, Unlabelled
 from tljax.errors import UserError
 
 
@@ -74,7 +74,7 @@ def _data(source: Source, config: DataConfig, keep: tuple[int, ...], train, vali
     splits = {"train": train, "unlabelled": unlabelled, "valid": valid, "test": test}
     shared = shared_pictures({name: split for name, split in splits.items() if split is not None})
     names = tuple(source.classes[c] for c in keep)
-    return Data(config.name, names, train, valid, SealedSplit(test), shared, unlabelled, source.skipped)
+    return Data(config.name, names, train, valid, HeldOutSplit(test), shared, unlabelled, source.skipped)
 
 
 def _keep_objects(split: Split, keep: tuple[int, ...], source: Source) -> Split:

@@ -14,10 +14,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tljax.errors import UserError
 
 # Leaves with fewer numbers are copied: to gather them takes longer than to read them.
-LEAST_SHARDED = 1 << 14
+MIN_SHARDED = 1 << 14
 
 
-class Mesh:
+class DeviceMesh:
     """The data mesh; the same code runs on one device and on eight.
 
     Args:
@@ -79,7 +79,7 @@ def leaf_sharding(shape: tuple[int, ...], shard: str) -> NamedSharding:
     """Where a leaf lives: under "parameters", its longest axis that the devices can share equally is split."""
     count = jax.device_count()
     axes = [axis for axis, length in enumerate(shape) if length % count == 0]
-    if shard == "none" or count == 1 or not axes or math.prod(shape) < LEAST_SHARDED:
+    if shard == "none" or count == 1 or not axes or math.prod(shape) < MIN_SHARDED:
         return NamedSharding(_devices(), PartitionSpec())
     longest = max(axes, key=lambda axis: shape[axis])
     return NamedSharding(_devices(), PartitionSpec(*[None] * longest, "data"))

@@ -12,9 +12,9 @@ from flax import nnx
 
 from tljax.data import Split
 from tljax.data.loader import eval_batches
-from tljax.distributed.mesh import Mesh
-from tljax.models import params as leaves_of
-from tljax.models.params import Leaves
+from tljax.distributed.mesh import DeviceMesh
+from tljax.models import params as params_lib
+from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
 from tljax.weights import Preprocess, make_preprocess
 
@@ -28,15 +28,15 @@ def make_features(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, st
     """
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
-    def features(leaves: Leaves, images: jax.Array) -> dict[str, jax.Array]:
-        maps = leaves_of.merge(graphdef, leaves).features(prepare(images), train=False)
+    def features(leaves: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        maps = params_lib.merge(graphdef, leaves).features(prepare(images), train=False)
         taken = {stage: maps[stage].astype(jnp.float32) for stage in stages}
         return taken if pool == "none" else {stage: x.mean((1, 2)) for stage, x in taken.items()}
 
     return jax.jit(features, compiler_options=inference_options())
 
 
-def shapes_of(features: Callable, leaves: Leaves, split: Split) -> dict[str, tuple[int, ...]]:
+def shapes_of(features: Callable, leaves: Variables, split: Split) -> dict[str, tuple[int, ...]]:
     """What `features` (from `make_features`) makes of one picture of a split: stage → shape. Computes nothing."""
     picture = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.uint8)
     return {stage: x.shape[1:] for stage, x in jax.eval_shape(features, leaves, picture).items()}
@@ -44,10 +44,10 @@ def shapes_of(features: Callable, leaves: Leaves, split: Split) -> dict[str, tup
 
 def extract(
     features: Callable,
-    leaves: Leaves,
+    leaves: Variables,
     split: Split,
     batch_size: int,
-    mesh: Mesh,
+    mesh: DeviceMesh,
     advance: Callable[[int], None] = lambda pictures: None,
 ) -> dict[str, np.ndarray]:
     """The maps of every picture, stage → float32 [N, c] or [N, h, w, c].
@@ -70,7 +70,7 @@ def over_rows(
     function: Callable[[dict], dict],
     arrays: Mapping[str, np.ndarray],
     batch_size: int,
-    mesh: Mesh,
+    mesh: DeviceMesh,
     out: Mapping[str, np.ndarray],
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:

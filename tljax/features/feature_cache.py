@@ -16,29 +16,29 @@ import tljax
 from tljax.augment.pipeline import make_views
 from tljax.config import AugmentConfig, Config
 from tljax.data import Split
-from tljax.distributed.mesh import Mesh
+from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import UserError
 from tljax.features.extract import over_rows
-from tljax.features.frozen_network import PREFIX, Observed, observe, shapes_of
+from tljax.features.frozen_network import PREFIX, FrozenNetwork, observe, shapes_of
 from tljax.losses.weight_maps import boundary_weights
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
 from tljax.storage import cache_dir
-from tljax.storage.array_cache import Entry, Store
+from tljax.storage.array_cache import ArrayCache, Entry
 from tljax.storage.source_digest import source_digest
 from tljax.tasks import Task, task_of
 from tljax.train.callbacks import Log
-from tljax.train.step import Spec
+from tljax.train.step import StepSpec
 from tljax.weights import parameters_digest
 
 # The largest map of a batch that networks are run on in inference mode: beyond it nothing gets faster.
-BATCH_BYTES = 1 << 26
+MAX_BATCH_BYTES = 1 << 26
 # What computes features: other code may compute others.
 CODE = ("tljax.features.frozen_network", "tljax.augment.pipeline")
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeping:
+class CachePlan:
     """What is kept in a phase.
 
     Attributes:
@@ -51,9 +51,9 @@ class Keeping:
       why: one clause about the frozen first stages.
     """
 
-    train: tuple[Observed, ...] = ()
-    in_step: tuple[Observed, ...] = ()
-    valid: Observed | None = None
+    train: tuple[FrozenNetwork, ...] = ()
+    in_step: tuple[FrozenNetwork, ...] = ()
+    valid: FrozenNetwork | None = None
     views: int = 0
     train_bytes: int = 0
     valid_bytes: int = 0
@@ -61,7 +61,7 @@ class Keeping:
 
     def describe(self) -> str:
         """What is kept of the frozen first stages, and why."""
-        if self.why == Keeping.why:
+        if self.why == CachePlan.why:
             return f"none: {self.why}"
         train = "recomputed in every step"
         if any(network.name == PREFIX for network in self.train):
@@ -81,12 +81,12 @@ def augments(augment: AugmentConfig) -> bool:
 def choose(
     config: Config,
     phase: str,
-    prefix: Observed | None,
-    others: Sequence[Observed],
+    prefix: FrozenNetwork | None,
+    others: Sequence[FrozenNetwork],
     sizes: Mapping[str, int],
     pictures: tuple[int, int],
     unlabelled: bool,
-) -> Keeping:
+) -> CachePlan:
     """Decides what a phase keeps.
 
     Args:
@@ -113,7 +113,7 @@ def choose(
                 f'Phase "{phase}": cache.views={views} takes {needed:.3g} bytes, but {asked}: lower it, or raise '
                 "cache.gigabytes."
             )
-    kept, in_step, why, left = [], [], Keeping.why, limit
+    kept, in_step, why, left = [], [], CachePlan.why, limit
     for network in networks:
         size = sizes[network.name] * pictures[0] * max(1, views)
         against = _against(keep.where, drawn and not views, size, left)
@@ -126,7 +126,7 @@ def choose(
     valid_bytes = sizes[PREFIX] * pictures[1] if prefix is not None else 0
     valid = None if prefix is None or _against(keep.where, False, valid_bytes, left) else prefix
     train_bytes = sum(sizes[n.name] for n in kept) * pictures[0] * max(1, views)
-    return Keeping(tuple(kept), tuple(in_step), valid, views, train_bytes, valid_bytes if valid else 0, why)
+    return CachePlan(tuple(kept), tuple(in_step), valid, views, train_bytes, valid_bytes if valid else 0, why)
 
 
 def _against(where: str, drawn: bool, size: int, left: float) -> str | None:
@@ -138,7 +138,7 @@ def _against(where: str, drawn: bool, size: int, left: float) -> str | None:
     return None if size <= left else f"{size / 1e9:.3g} GB are more than what cache.gigabytes leaves"
 
 
-class Keeper:
+class FeatureCache:
     """Computes what is kept, or finds it.
 
     Args:
@@ -150,12 +150,12 @@ class Keeper:
       record: what was asked for, as result.json has it.
     """
 
-    def __init__(self, config: Config, mesh: Mesh, log: Log):
+    def __init__(self, config: Config, mesh: DeviceMesh, log: Log):
         self.config, self.mesh, self.log, self.record = config, mesh, log, []
-        self.store = Store(config.cache, cache_dir.folder("features"))
+        self.store = ArrayCache(config.cache, cache_dir.folder("features"))
 
     def get(
-        self, network: Observed, leaves: Leaves, split: Split, what: str, views: int = 0, passes: float = 1.0
+        self, network: FrozenNetwork, leaves: Variables, split: Split, what: str, views: int = 0, passes: float = 1.0
     ) -> dict[str, np.ndarray]:
         """What a network says of all pictures, by name as in `observe`, in their order; with `views`, view after view.
 
@@ -171,7 +171,7 @@ class Keeper:
         count, drawn = max(1, views) * len(images), None
         shapes = shapes_of(network, leaves, images.shape[1:])
         shapes = {n: jax.ShapeDtypeStruct((count, *s.shape), s.dtype) for n, s in shapes.items()}
-        size = rows_at_once(network.preprocess.size, self.mesh)
+        size = inference_batch_size(network.preprocess.size, self.mesh)
         if views:
             drawn = {"count": views, "seed": self.config.seed, "batch": size, "augment": repr(self.config.augment)}
 
@@ -203,7 +203,7 @@ class Keeper:
         self._tell(what, entry, count, passes)
         return entry.arrays
 
-    def targets(self, spec: Spec, split: Split, views: int = 0) -> dict[str, np.ndarray]:
+    def targets(self, spec: StepSpec, split: Split, views: int = 0) -> dict[str, np.ndarray]:
         """What a step's batches have of a split besides pictures; of kept `views`, as it lies in each of them."""
         side, images = spec.preprocess.size, split.images
         targets = split.targets(side)
@@ -212,7 +212,7 @@ class Keeper:
         if not views or not self.task.located:
             return targets
         change = jax.jit(make_views(spec.augment, side)["weak"])
-        size = rows_at_once(side, self.mesh)
+        size = inference_batch_size(side, self.mesh)
         of_row = jax.eval_shape(change, jax.random.key(0), {n: x[:1] for n, x in (targets | {"image": images}).items()})
         drawn = {n: np.empty((views * len(images), *of_row[n].shape[1:]), x.dtype) for n, x in targets.items()}
         for view in range(views):
@@ -260,16 +260,16 @@ class Keeper:
         )
 
 
-def rows_at_once(side: int, mesh: Mesh) -> int:
+def inference_batch_size(side: int, mesh: DeviceMesh) -> int:
     """Pictures of a batch in inference mode, by the input's side: as if the first map had 64 channels a pixel."""
-    return mesh.multiple(max(8, min(512, BATCH_BYTES // (4 * 64 * side**2))))
+    return mesh.multiple(max(8, min(512, MAX_BATCH_BYTES // (4 * 64 * side**2))))
 
 
 @functools.lru_cache(maxsize=64)
-def _observer(network: Observed, augment: AugmentConfig | None, located: bool):
+def _observer(network: FrozenNetwork, augment: AugmentConfig | None, located: bool):
     change = make_views(augment, network.preprocess.size if located else None)["weak"] if augment else lambda key, x: x
 
-    def run(leaves: Leaves, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+    def run(leaves: Variables, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         return observe(network, leaves, change(key, {"image": images})["image"])
 
     return jax.jit(run, compiler_options=inference_options())

@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.layers import average_pool_to
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.weights import Preprocess, make_preprocess
 
 # The student's own frozen first stages, as one of the networks that a phase looks at.
@@ -27,7 +27,7 @@ PREFIX = "prefix"
 
 
 @dataclasses.dataclass(frozen=True)
-class Observed:
+class FrozenNetwork:
     """A network that a phase looks at, without the values of its leaves.
 
     Attributes:
@@ -50,7 +50,7 @@ class Observed:
     grid: tuple[int, int] | None = None
     stages: tuple[str, ...] = ()
 
-    def leaves(self, observed: Mapping[str, Leaves], student: Leaves) -> Leaves:
+    def leaves(self, observed: Mapping[str, Variables], student: Variables) -> Variables:
         """Its leaves, among those of the networks by name, or of the student."""
         if self.name != PREFIX:
             return observed[self.name]
@@ -60,7 +60,7 @@ class Observed:
 
 def frozen_stages(
     model: Model, stages: Sequence[str], paired: Iterable[str], whole: bool, preprocess: Preprocess, dtype: str
-) -> Observed:
+) -> FrozenNetwork:
     """The first stages of a model as a network of its own, which gives the maps that anything behind it looks at.
 
     Args:
@@ -77,15 +77,15 @@ def frozen_stages(
     wanted = set(stages) if whole else {*reads, *paired} & set(stages)
     if wanted == {stages[-1]} and not whole and stages[-1] not in paired:
         grid = reads[stages[-1]]
-    trunk = leaves_of.split(model.trunk(stages)).graphdef
+    trunk = params_lib.split(model.trunk(stages)).graphdef
     maps = tuple((stage, stage) for stage in stages if stage in wanted)
-    return Observed(PREFIX, trunk, preprocess, dtype, False, maps, grid, tuple(stages))
+    return FrozenNetwork(PREFIX, trunk, preprocess, dtype, False, maps, grid, tuple(stages))
 
 
-def observe(observed: Observed, leaves: Leaves, images: jax.Array) -> dict[str, jax.Array]:
+def observe(observed: FrozenNetwork, leaves: Variables, images: jax.Array) -> dict[str, jax.Array]:
     """Outputs in inference mode on uint8 pictures, by name: "teacher0/logits", "teacher0/maps/stage2"."""
     prepared = make_preprocess(observed.preprocess, observed.preprocess.size, observed.dtype)(images)
-    model = leaves_of.merge(observed.graphdef, leaves)
+    model = params_lib.merge(observed.graphdef, leaves)
     maps = model.features(prepared)
     taken = {f"{observed.name}/maps/{stage}": maps[theirs] for stage, theirs in observed.maps}
     if observed.grid is not None:
@@ -111,14 +111,14 @@ def nested(named: Mapping[str, jax.Array]) -> dict:
     return ({"teachers": teachers} if teachers else {}) | single
 
 
-def shapes_of(observed: Observed, leaves: Mapping, picture: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes_of(observed: FrozenNetwork, leaves: Mapping, picture: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
     """The outputs for one picture [H, W, C], without its axis; `leaves` may be shapes."""
     one = jax.ShapeDtypeStruct((1, *picture), jnp.uint8)
     shapes = jax.eval_shape(lambda leaves, image: observe(observed, leaves, image), leaves, one)
     return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in shapes.items()}
 
 
-def bytes_of(observed: Observed, leaves: Mapping, picture: Sequence[int]) -> int:
+def bytes_of(observed: FrozenNetwork, leaves: Mapping, picture: Sequence[int]) -> int:
     """What the outputs for one picture take."""
     # The shapes of the leaves follow from the graph: runs of a sweep that observe alike ask once.
     if (key := (observed, tuple(picture))) not in _bytes:

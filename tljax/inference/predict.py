@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from tljax.distributed.mesh import Mesh
+from tljax.distributed.mesh import DeviceMesh
 from tljax.features.extract import over_rows
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 
 
 def predict_rows(
-    predict: Callable, leaves: Leaves, arrays: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh
+    predict: Callable, leaves: Variables, arrays: Mapping[str, np.ndarray], batch_size: int, mesh: DeviceMesh
 ) -> dict[str, np.ndarray]:
     """The answers to every picture, {name: [N, ...]}.
 

@@ -12,12 +12,12 @@ import numpy as np
 from tljax import models
 from tljax.config import Config, ModelConfig
 from tljax.data import Split
-from tljax.distributed.mesh import Mesh
-from tljax.features.feature_cache import rows_at_once
+from tljax.distributed.mesh import DeviceMesh
+from tljax.features.feature_cache import inference_batch_size
 from tljax.inference.predict import predict_rows
 from tljax.models import Model
-from tljax.models import params as leaves_of
-from tljax.models.params import Leaves
+from tljax.models import params as params_lib
+from tljax.models.params import Variables
 from tljax.tasks import Task, task_of
 from tljax.train.step import make_predict
 from tljax.weights import Preprocess
@@ -67,17 +67,17 @@ class Network:
     model: Model
     classes: tuple[str, ...]
     preprocess: Preprocess
-    mesh: Mesh
+    mesh: DeviceMesh
 
     @classmethod
     def build(cls, config: Config, classes: Sequence[str], preprocess: Preprocess) -> Network:
         """Builds the config's model, abstract: its leaves are shapes; `preprocess.size` is the side of its input."""
         model = build_model(config, len(classes), preprocess)
-        return cls(config, model, tuple(classes), preprocess, Mesh(config.train.batch_size, config.train.shard))
+        return cls(config, model, tuple(classes), preprocess, DeviceMesh(config.train.batch_size, config.train.shard))
 
-    def leaves(self) -> Leaves:
+    def leaves(self) -> Variables:
         """The leaves of the model as it is now, shapes where they have no value yet."""
-        return leaves_of.values(self.model)
+        return params_lib.values(self.model)
 
     @property
     def task(self) -> Task:
@@ -86,16 +86,16 @@ class Network:
 
     def predictor(self) -> Callable:
         """The compiled forward pass, from leaves and a batch to the task's answers."""
-        graphdef = leaves_of.split(self.model).graphdef
+        graphdef = params_lib.split(self.model).graphdef
         return make_predict(self.task, graphdef, self.preprocess, self.config.train.precision)
 
-    def predict(self, leaves: Leaves, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, leaves: Variables, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The answers {name: [N, ...]}; `arrays` as `predict_rows` takes them."""
-        size = rows_at_once(self.preprocess.size, self.mesh)
+        size = inference_batch_size(self.preprocess.size, self.mesh)
         return predict_rows(self.predictor(), leaves, arrays, size, self.mesh)
 
     def judge(
-        self, leaves: Leaves, split: Split, maps: Mapping[str, np.ndarray] | None = None
+        self, leaves: Variables, split: Split, maps: Mapping[str, np.ndarray] | None = None
     ) -> tuple[dict, dict[str, np.ndarray]]:
         """All metrics of a model on a split, and its answers; `maps` of first stages stand for the pictures."""
         side = self.preprocess.size

@@ -1,10 +1,10 @@
-"""Objectives: pure functions that a phase weighs and adds up to its loss. `Objective` has the contract."""
+"""Objectives: pure functions that a phase weighs and adds up to its loss. `Loss` has the contract."""
 
 from __future__ import annotations
 
 from tljax import plugins
 from tljax.errors import UserError, nearest
-from tljax.losses.base import NEEDS, Objective, objective
+from tljax.losses.base import NEEDS, Loss, objective
 from tljax.losses.detection import detection, detection_centre, detection_focal, detection_giou, source_detection
 from tljax.losses.distillation import attention_transfer, delta, distillation, hints, lwf
 from tljax.losses.regularization import l2, l2_sp
@@ -12,9 +12,9 @@ from tljax.losses.segmentation import boundary_cross_entropy, dice, focal, lovas
 from tljax.losses.semi_supervised import fixmatch, mean_teacher, pseudo_label
 from tljax.losses.supervised import aux_cross_entropy, cross_entropy, source_cross_entropy
 
-__all__ = ["NEEDS", "OBJECTIVES", "Objective", "find", "objective"]
+__all__ = ["NEEDS", "OBJECTIVES", "Loss", "find", "objective"]
 
-OBJECTIVES: dict[str, Objective] = {
+OBJECTIVES: dict[str, Loss] = {
     o.name: o
     for o in (
         *(cross_entropy, aux_cross_entropy, source_cross_entropy),
@@ -27,7 +27,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def find(name: str) -> Objective:
+def find(name: str) -> Loss:
     """The objective of a name of `OBJECTIVES`, or of `FILE.py:NAME`, where a plain function needs nothing.
 
     Raises:
@@ -38,8 +38,8 @@ def find(name: str) -> Objective:
     if not plugins.is_plugin(name):
         raise UserError(f'There is no objective "{name}"{nearest(name, OBJECTIVES)}')
     found = plugins.load(name, "objective")
-    if isinstance(found, Objective):
+    if isinstance(found, Loss):
         return found
     if not callable(found):
         raise UserError(f"{name} is no objective: it must be a function, got {type(found).__name__}.")
-    return Objective(name.rpartition(":")[2], found)
+    return Loss(name.rpartition(":")[2], found)

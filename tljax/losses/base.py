@@ -36,7 +36,7 @@ MAPS = frozenset({"maps", "teacher_maps", "source_maps"})
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
+class Loss:
     """A function of outputs, batch, reference and numbers, which a phase weighs and adds to its loss.
 
     It is called as `objective(outputs, batch, reference, hyper)` inside the compiled step, and returns a scalar, in
@@ -97,8 +97,8 @@ class Objective:
             raise UserError(f'{self.name} looks at outputs["maps"]: it must say @objective("maps").') from error
 
 
-def objective(*needs: str) -> Callable[[Callable], Objective]:
-    """Makes a function an `Objective` of its name, as in `@objective("teachers", "teacher_logits")`.
+def objective(*needs: str) -> Callable[[Callable], Loss]:
+    """Makes a function an `Loss` of its name, as in `@objective("teachers", "teacher_logits")`.
 
     Raises:
       UserError: a need that is not in `NEEDS`.
@@ -106,7 +106,7 @@ def objective(*needs: str) -> Callable[[Callable], Objective]:
     for need in needs:
         if need not in NEEDS:
             raise UserError(f'There is no need "{need}" of an objective{nearest(need, NEEDS)}')
-    return lambda function: Objective(function.__name__, function, frozenset(needs))
+    return lambda function: Loss(function.__name__, function, frozenset(needs))
 
 
 def widen(x: jax.Array) -> jax.Array:

@@ -28,8 +28,8 @@ NEAR, FAR = 4.0, 8.0
 # The label of a box around many objects or unclear ones: what is said inside of it is neither right nor wrong.
 CROWD = -2
 # Of what a network says, as in the FCOS authors' code: a score below goes, and an overlap with a better box above.
-LEAST_SCORE = 0.05
-LARGEST_IOU = 0.6
+MIN_SCORE = 0.05
+MAX_IOU = 0.6
 # Detections of a picture that are left, as COCO looks at.
 MOST = 100
 # Candidates of a picture before suppression, which compares each with each; FCOS has 1000.
@@ -50,7 +50,7 @@ class Targets(NamedTuple):
     boxes: jax.Array
 
 
-class Summands(NamedTuple):
+class LossTerms(NamedTuple):
     """What the three losses have of each picture before the division, and how many places have a box; [B] each."""
 
     focal: jax.Array
@@ -76,39 +76,39 @@ class Detections(NamedTuple):
 @objective("boxes")
 def detection(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """The sum of `detection_focal`, `detection_giou` and `detection_centre`."""
-    sums = summands(outputs, batch)
+    sums = loss_terms(outputs, batch)
     return _per_positive(sums.focal + sums.giou + sums.centre, sums)
 
 
 @objective("boxes", "source_output")
 def source_detection(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """`detection` of the second head; the labels are then of the source's classes."""
-    sums = summands(outputs["source"], batch)
+    sums = loss_terms(outputs["source"], batch)
     return _per_positive(sums.focal + sums.giou + sums.centre, sums)
 
 
 @objective("boxes")
 def detection_focal(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """The focal loss of every class at every place against yes or no (Lin et al. 2017, arXiv:1708.02002)."""
-    sums = summands(outputs, batch)
+    sums = loss_terms(outputs, batch)
     return _per_positive(sums.focal, sums)
 
 
 @objective("boxes")
 def detection_giou(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """One minus the generalized IoU at places that have a box (Rezatofighi et al. 2019, arXiv:1902.09630)."""
-    sums = summands(outputs, batch)
+    sums = loss_terms(outputs, batch)
     return _per_positive(sums.giou, sums)
 
 
 @objective("boxes")
 def detection_centre(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
     """The binary cross-entropy of the centre-ness at places that have a box, in nats (Tian et al. 2019, eq. 3)."""
-    sums = summands(outputs, batch)
+    sums = loss_terms(outputs, batch)
     return _per_positive(sums.centre, sums)
 
 
-def summands(outputs: Outputs, batch: Batch, nearest: bool = True) -> Summands:
+def loss_terms(outputs: Outputs, batch: Batch, nearest: bool = True) -> LossTerms:
     """The losses of each picture, undivided; `nearest` as in `assign`."""
     found = targets(outputs, batch, nearest)
     unclear = jax.vmap(_in_crowd)(outputs["places"], batch["label"], batch["boxes"]) & ~found.positive
@@ -116,7 +116,7 @@ def summands(outputs: Outputs, batch: Batch, nearest: bool = True) -> Summands:
     wanted = jax.nn.one_hot(found.classes, logits.shape[-1], dtype=bool)
     apart = 1 - boxes_of.giou(widen(outputs["boxes"]), found.boxes)
     central = optax.sigmoid_binary_cross_entropy(centre, centreness(outputs["places"], found.boxes))
-    return Summands(
+    return LossTerms(
         jnp.where(unclear[..., None], 0, focal(logits, wanted)).sum((1, 2)),
         *(jnp.where(found.positive, loss, 0).sum(1) for loss in (apart, central)),
         found.positive.sum(1),
@@ -208,7 +208,7 @@ def _decode(logits: jax.Array, boxes: jax.Array, centre: jax.Array, places: jax.
     place, kinds = jnp.divmod(index, logits.shape[-1])
     side = (places[:, 0] + places[:, 2] / 2).max()  # the last cell ends where the input does
     candidates = boxes_of.clip(boxes[place], side, side)
-    index, valid = boxes_of.suppress(candidates, best, kinds, LARGEST_IOU, LEAST_SCORE, MOST)
+    index, valid = boxes_of.nms(candidates, best, kinds, MAX_IOU, MIN_SCORE, MOST)
     return Detections(
         jnp.where(valid[:, None], candidates[index], 0),
         jnp.where(valid, best[index], 0),
@@ -216,5 +216,5 @@ def _decode(logits: jax.Array, boxes: jax.Array, centre: jax.Array, places: jax.
     )
 
 
-def _per_positive(losses: jax.Array, sums: Summands) -> jax.Array:
+def _per_positive(losses: jax.Array, sums: LossTerms) -> jax.Array:
     return losses.sum() / jnp.maximum(sums.positives.sum(), 1)

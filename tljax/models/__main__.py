@@ -11,7 +11,7 @@ from rich.console import Console
 
 from tljax import models
 from tljax.errors import TljaxError
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.factory import FAMILIES
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(name: str, console: Console) -> None:
     family, variant = models.find(name)
     model = models.build(name, num_classes=0, rngs=None)
-    count = sum(leaf.size for leaf in leaves_of.split(model).params.values())
+    count = sum(leaf.size for leaf in params_lib.split(model).params.values())
     console.print(f"{name}, of the family {family}: {count:,} parameters without its classifier")
     console.print("\nstages, as model.tap takes them, with pixels to a place and channels:")
     for stage, level in model.pyramid().items():

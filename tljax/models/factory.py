@@ -206,7 +206,7 @@ def build(
 
     model = nnx.eval_shape(construct)
     if rngs is not None:
-        initialise(model, rngs)
+        init_missing(model, rngs)
     return model
 
 
@@ -247,7 +247,7 @@ def _converted(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: convert(value, hints[name], f"model.head_options.{name}") for name, value in options.items()}
 
 
-def initialise(model: Model, rngs: nnx.Rngs) -> None:
+def init_missing(model: Model, rngs: nnx.Rngs) -> None:
     """Draws the leaves that have no value yet, in place; stream `params`."""
     own = getattr(FAMILIES[model.family], "INITIALISERS", {})
     initializers.fill(model, rngs.params(), own, getattr(model.head, "initialisers", {}))

@@ -18,7 +18,7 @@ from flax import nnx
 
 from tljax.models.partial_training import Layer
 from tljax.ops import batch_norm
-from tljax.ops.convolution import Window, convolve, linear_in_kernel
+from tljax.ops.convolution import ConvSpec, convolve, linear_in_kernel
 
 Side = int | tuple[int, int]
 
@@ -93,13 +93,13 @@ class Conv(Layer, nnx.Conv):
 
     def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[B, H, W, in], [kh, kw, in, any] → [B, H / stride, W / stride, any]; for one group."""
-        window = Window((self.strides,) * 2, self.padding, (self.kernel_dilation,) * 2, precision=self.precision)
+        window = ConvSpec((self.strides,) * 2, self.padding, (self.kernel_dilation,) * 2, precision=self.precision)
         return linear_in_kernel(*self.promote_dtype((x, kernel), dtype=self.dtype), window)
 
 
 def _convolve(x, kernel, strides, padding, *, rhs_dilation, feature_group_count, precision, **_):
     # flax's way to call a convolution.
-    return convolve(x, kernel, Window(strides, tuple(padding), rhs_dilation, feature_group_count, precision))
+    return convolve(x, kernel, ConvSpec(strides, tuple(padding), rhs_dilation, feature_group_count, precision))
 
 
 class Linear(Layer, nnx.Linear):

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from tljax.models.partial_training import Layer
-from tljax.ops.convolution import Window, convolve, linear_in_kernel
+from tljax.ops.convolution import ConvSpec, convolve, linear_in_kernel
 
 
 class _Transposed(nnx.Module):
@@ -32,7 +32,7 @@ class _Transposed(nnx.Module):
         height, width = (length + m - 1 for length in x.shape[1:3])
         starts = [m - 1 - t for t in range(m)]
         seen = jnp.concatenate([padded[:, i : i + height, j : j + width] for i in starts for j in starts], -1)
-        y = product(seen, tiles.reshape(1, 1, seen.shape[-1], -1), Window())
+        y = product(seen, tiles.reshape(1, 1, seen.shape[-1], -1), ConvSpec())
         y = y.reshape(len(y), height, width, s, s, outputs).swapaxes(2, 3)
         return y.reshape(len(y), height * s, width * s, outputs)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Kept(NamedTuple):
+class NmsResult(NamedTuple):
     """The detections that suppression leaves, best first; what is behind the last one is padding.
 
     Attributes:
@@ -59,9 +59,9 @@ def giou(a: jax.Array, b: jax.Array) -> jax.Array:
     return shared / jnp.where(union > 0, union, 1) - jnp.where(around > 0, (around - union) / some, 0)
 
 
-def suppress(
+def nms(
     boxes: jax.Array, scores: jax.Array, classes: jax.Array, threshold: float, least: float, most: int
-) -> Kept:
+) -> NmsResult:
     """Greedy non-maximum suppression within each class.
 
     Args:
@@ -84,7 +84,7 @@ def suppress(
     first = jnp.argsort(~kept, stable=True)[:most]
     index, valid = order[first].astype(jnp.int32), kept[first]
     missing = max(0, most - len(order))
-    return Kept(jnp.pad(index, (0, missing)), jnp.pad(valid, (0, missing)))
+    return NmsResult(jnp.pad(index, (0, missing)), jnp.pad(valid, (0, missing)))
 
 
 def clip(boxes: jax.Array, height: int, width: int) -> jax.Array:

@@ -35,7 +35,7 @@ Shape = tuple[int, ...]
 NO_PADDING = ((0, 0), (0, 0))
 
 
-class Window(NamedTuple):
+class ConvSpec(NamedTuple):
     """All of a convolution but its arrays.
 
     Attributes:
@@ -66,7 +66,7 @@ NATIVE = Forms("native", "native", "native")
 PLACES = 1024
 
 
-def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """[B, H, W, in], [kh, kw, in / groups, out] → [B, H', W', out]."""
     forms = rule(x.shape, kernel.shape, window, x.dtype)
     return (
@@ -74,12 +74,12 @@ def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     )
 
 
-def linear_in_kernel(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def linear_in_kernel(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """The same, for `jax.linear_transpose` with respect to the kernel."""
     return FORMS[rule(x.shape, kernel.shape, window, x.dtype).to_kernel](x, kernel, window)
 
 
-def rule(x: Shape, kernel: Shape, window: Window, dtype) -> Forms:
+def rule(x: Shape, kernel: Shape, window: ConvSpec, dtype) -> Forms:
     """The forms for arrays of these shapes and of this dtype."""
     side = max(_lengths(x, kernel, window))
     if jax.default_backend() != "cpu" or min(_lengths(x, kernel, window)) < 1:
@@ -115,7 +115,7 @@ def inference_options() -> dict[str, str]:
     return options
 
 
-def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def native(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """XLA's convolution."""
     return jax.lax.conv_general_dilated(
         x,
@@ -129,13 +129,13 @@ def native(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     )
 
 
-def patches(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def patches(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """All that the window sees, [B, H', W', kh · kw · in], times the kernel as a matrix."""
     seen = jnp.concatenate(list(_seen(_padded(x, window), kernel.shape, window)), -1)
     return _product(seen, kernel.reshape(-1, kernel.shape[-1]), window).astype(x.dtype)
 
 
-def columns(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def columns(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """The same with patches as columns, [kh · kw · in, B · H' · W']: its transpose in the kernel is a plain product.
 
     The library behind XLA's products has no kernel for one that contracts the rows of both its factors.
@@ -149,7 +149,7 @@ def columns(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return y.reshape(*seen.shape[:-1], -1).astype(x.dtype)
 
 
-def rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def rows(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """A product for each row of the kernel and what that row sees, a few pictures at a time."""
     matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
 
@@ -159,7 +159,7 @@ def rows(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return _by_row(convolved, x, kernel, window, PLACES)
 
 
-def sheet(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def sheet(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """One product of what a row of the kernel sees and all rows side by side, of which the right parts are summed."""
     side_by_side = jnp.moveaxis(kernel.reshape(kernel.shape[0], -1, kernel.shape[-1]), 0, 1)
 
@@ -171,7 +171,7 @@ def sheet(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     return _by_row(convolved, x, kernel, window, 4 * PLACES)
 
 
-def taps(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
+def taps(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """Depthwise: the sum over the kernel's places of shifted maps times a number for each channel."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     numbers = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
@@ -213,11 +213,11 @@ def _backward(static, saved, dy: jax.Array):
 _convolve.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _padded(x: jax.Array, window: Window) -> jax.Array:
+def _padded(x: jax.Array, window: ConvSpec) -> jax.Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in window.padding), (0, 0, 0)))
 
 
-def _seen(x: jax.Array, kernel: Shape, window: Window) -> Iterator[jax.Array]:
+def _seen(x: jax.Array, kernel: Shape, window: ConvSpec) -> Iterator[jax.Array]:
     """For each place of the kernel, row by row, what it meets on a padded map: [B, H', W', in]."""
     height, width = _lengths(x.shape, kernel, window._replace(padding=NO_PADDING))
     (down, right), (i_step, j_step) = window.strides, window.dilation
@@ -226,7 +226,7 @@ def _seen(x: jax.Array, kernel: Shape, window: Window) -> Iterator[jax.Array]:
             yield x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
 
 
-def _by_row(convolved, x: jax.Array, kernel: jax.Array, window: Window, places: int) -> jax.Array:
+def _by_row(convolved, x: jax.Array, kernel: jax.Array, window: ConvSpec, places: int) -> jax.Array:
     """Calls `convolved(seen, meets)` for a few pictures at a time, about so many places of the result.
 
     `seen` [b, H, W', kw · in] is what a row of the kernel sees of each row of the map, `meets` which rows of the map
@@ -248,13 +248,13 @@ def _by_row(convolved, x: jax.Array, kernel: jax.Array, window: Window, places: 
     return y.reshape(-1, *y.shape[2:])
 
 
-def _lengths(x: Shape, kernel: Shape, window: Window) -> list[int]:
+def _lengths(x: Shape, kernel: Shape, window: ConvSpec) -> list[int]:
     """Of the result, along H and W."""
     axes = zip(x[1:3], kernel[:2], window.strides, window.padding, window.dilation, strict=True)
     return [(side + sum(pads) - dilation * (size - 1) - 1) // stride + 1 for side, size, stride, pads, dilation in axes]
 
 
-def _product(a: jax.Array, b: jax.Array, window: Window, axis: int = -1) -> jax.Array:
+def _product(a: jax.Array, b: jax.Array, window: ConvSpec, axis: int = -1) -> jax.Array:
     # Sums are at least float32, as XLA's convolutions have them.
     wide = jnp.promote_types(a.dtype, jnp.float32)
     contracted = ((axis % a.ndim,), (0,)), ((), ())

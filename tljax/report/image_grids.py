@@ -19,7 +19,7 @@ LEFT, TOP, GAP = 0.26, 0.28, 0.05  # inches: row labels, column titles, between 
 LINE = 0.18  # inches of a legend's line
 MOST_NAMED = 24
 # Less certain boxes are left out of sheets, where they would hide the others.
-LEAST_SCORE = 0.3
+MIN_SCORE = 0.3
 WRONG = (213, 94, 0)
 
 
@@ -92,7 +92,7 @@ def box_sheet(
       images: uint8 [N, H, W, 1 or 3].
       truth_boxes: [N, M, 4], in pixels of the pictures.
       truth_labels: [N, M], negative for padding.
-      boxes: [N, K, 4]; those whose score is below `LEAST_SCORE` are left out.
+      boxes: [N, K, 4]; those whose score is below `MIN_SCORE` are left out.
       scores: [N, K], printed at the boxes.
       labels: [N, K], negative for padding.
       classes: their names; a legend has those that appear, the commonest `MOST_NAMED` of them.
@@ -111,13 +111,13 @@ def box_sheet(
     rows = _rows(images, order, numbers, count)
     if not len(rows):
         return message("No pictures to show.", path)
-    drawn = np.where(scores >= LEAST_SCORE, labels, -1)
+    drawn = np.where(scores >= MIN_SCORE, labels, -1)
     handles = _legend(np.concatenate([truth_labels[rows].ravel(), drawn[rows].ravel()]), classes)
     figure, panels = _panels(math.ceil(len(rows) / 2), images.shape[1:3], handles, groups=2)
     pairs = panels.reshape(-1, 2)
     for pair in pairs[: min(2, len(rows))]:
         pair[0].set_title("truth", fontsize=9, pad=4)
-        pair[1].set_title(f"prediction, score ≥ {LEAST_SCORE}", fontsize=9, pad=4)
+        pair[1].set_title(f"prediction, score ≥ {MIN_SCORE}", fontsize=9, pad=4)
     for (left, right), index in zip(pairs, rows, strict=False):
         for axes in (left, right):
             _show(axes, rgb(images[index]))

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tljax.tasks import Task
 
 
-class RunLog:
+class MetricLogger:
     """The validations of one run, a context manager: a file, events, and lines.
 
     Args:
@@ -67,7 +67,7 @@ class RunLog:
         partial.replace(self._path)
 
 
-class Bar:
+class ProgressBar:
     """A progress bar of what goes on, a context manager.
 
     Args:

@@ -11,7 +11,7 @@ from tljax import data as data_of
 from tljax.config import Config, differences
 from tljax.errors import UserError
 from tljax.inference.predictor import Network
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.report.markdown import number
 from tljax.run.workdir import WorkDir
 from tljax.storage.checkpoints import Checkpoints
@@ -64,7 +64,7 @@ def show(result: dict, task: Task, workdir: str, console: Console) -> None:
     console.print(f"Report: {workdir}/report.md", highlight=False, markup=False)
 
 
-def finished(config: Config) -> tuple[Network, Leaves, dict]:
+def finished(config: Config) -> tuple[Network, Variables, dict]:
     """The network of a finished run, its best leaves, and its result; neither data nor source weights are needed."""
     config, result = with_preset_head(config), WorkDir(config.workdir).read("result.json")
     network = Network.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))

@@ -16,9 +16,9 @@ from tljax.errors import UserError
 from tljax.inference.predictor import Network, head_options
 from tljax.losses.pixelwise import IGNORED
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.heads import auxiliary
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.run import teachers as teachers_of
 from tljax.run.config_files import load_config_file
 from tljax.run.teachers import Teacher
@@ -32,7 +32,7 @@ SOURCE = "head/source/"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
+class Experiment:
     """A run that is checked and ready; nothing is written yet.
 
     Attributes:
@@ -68,7 +68,7 @@ class Prepared:
         names = dict.fromkeys((self.config.strategy.name, *objectives))
         return {name: plugins.digest(name) for name in names if plugins.is_plugin(name)}
 
-    def load_weights(self) -> Leaves:
+    def load_weights(self) -> Variables:
         """The leaves that training starts from."""
         model = self.network.model
         if self.strategy.pretrained:
@@ -78,17 +78,17 @@ class Prepared:
         if "source_logits" in _needs(self.strategy):
             theirs = self.observed["source"].read()
             own = [path for path in self.network.leaves() if path.startswith(SOURCE)]
-            leaves_of.update(model, {path: theirs[path.replace(SOURCE, "head/", 1)] for path in own})
-        models.initialise(model, nnx.Rngs(self.config.seed))
+            params_lib.update(model, {path: theirs[path.replace(SOURCE, "head/", 1)] for path in own})
+        models.init_missing(model, nnx.Rngs(self.config.seed))
         return self.network.leaves()
 
-    def source_leaves(self, leaves: Leaves) -> Leaves:
+    def source_leaves(self, leaves: Variables) -> Variables:
         """Those of some of the model's loaded leaves that are the source's, and not new."""
-        params = leaves_of.split(self.network.model).params if self.strategy.pretrained else {}
+        params = params_lib.split(self.network.model).params if self.strategy.pretrained else {}
         return {path: leaves[path] for path in params if path in leaves and not path.startswith("head/")}
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config) -> Experiment:
     """Reads and checks everything that a run needs, and writes nothing.
 
     Raises:
@@ -115,22 +115,22 @@ def prepare(config: Config) -> Prepared:
     observed = _observed(config, network, strategy, data)
     _add_outputs(network, strategy, observed, stages)
     plans = _plans(config, strategy, network, observed, data)
-    return Prepared(config, data, network, source, strategy, observed, plans)
+    return Experiment(config, data, network, source, strategy, observed, plans)
 
 
-def renumbered(prepared: Prepared, config: Config) -> Prepared:
+def with_hparams(prepared: Experiment, config: Config) -> Experiment:
     """A run that differs from a prepared one in numbers alone; nothing is read or built again."""
     config = with_preset_head(config)
     network = dataclasses.replace(prepared.network, config=config)
     strategy = resolve(config, _stages(network.model))
-    data = dataclasses.replace(prepared.data, test=prepared.data.test.resealed())
+    data = dataclasses.replace(prepared.data, test=prepared.data.test.fresh())
     plans = _plans(config, strategy, network, prepared.observed, data)
     return dataclasses.replace(prepared, config=config, data=data, network=network, strategy=strategy, plans=plans)
 
 
 def _stages(model: Model) -> list[str]:
     """The stages that have leaves."""
-    params = leaves_of.split(model).params
+    params = params_lib.split(model).params
     return [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
 
 
@@ -139,7 +139,7 @@ def _plans(
 ) -> list[PhasePlan]:
     prior = _prior(data)
     pictures = Pictures(len(data.train), len(data.valid), data.train.images.shape[1:])
-    theirs, plans = {name: leaves_of.values(teacher.model) for name, teacher in observed.items()}, []
+    theirs, plans = {name: params_lib.values(teacher.model) for name, teacher in observed.items()}, []
     for phase in strategy.phases:
         seen = teachers_of.seen(observed, _needs_of(phase), network.model, config.strategy.pairs)
         plans.append(plan_phase(config, phase, network.model, pictures, network.preprocess, seen, theirs, prior))
@@ -175,7 +175,7 @@ def _to_be_made(source: str) -> Teacher:
     prepared = prepare(load_config_file(source.removeprefix("recipe:")))
     made, config = prepared.network, prepared.config
 
-    def read() -> Leaves:
+    def read() -> Variables:
         raise UserError(f"{source} is not trained yet.")
 
     dtype, classes = config.train.precision, len(made.classes)
@@ -248,8 +248,8 @@ def _add_outputs(network: Network, strategy: Strategy, observed: dict[str, Teach
 
 def _check_classifier(model: Model, source: Teacher) -> None:
     """Raises where the source's classifier does not fit the student's last map."""
-    theirs = leaves_of.values(source.model)
-    for path, leaf in leaves_of.values(model).items():
+    theirs = params_lib.values(source.model)
+    for path, leaf in params_lib.values(model).items():
         was = theirs.get(path.replace(SOURCE, "head/", 1), leaf)
         if path.startswith(SOURCE) and was.shape != leaf.shape:
             raise UserError(

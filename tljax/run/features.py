@@ -22,11 +22,11 @@ from tljax.errors import UserError, nearest
 from tljax.features.extract import extract, make_features, shapes_of
 from tljax.features.probes import PROBES
 from tljax.inference.predictor import Network
-from tljax.models import params as leaves_of
-from tljax.models.params import Leaves
+from tljax.models import params as params_lib
+from tljax.models.params import Variables
 from tljax.report.markdown import humanise_bytes
 from tljax.run.evaluate import finished
-from tljax.run.experiment import Prepared, prepare
+from tljax.run.experiment import Experiment, prepare
 from tljax.run.sweep import cells
 from tljax.run.workdir import WorkDir
 from tljax.strategies import with_preset_head
@@ -51,14 +51,14 @@ class Trunk:
     config: Config
     data: Data
     network: Network
-    leaves: Leaves
+    leaves: Variables
     weights: dict | None
     stages: tuple[str, ...]
 
     @functools.cached_property
     def features(self) -> Callable:
         """The compiled forward pass, uint8 pictures to maps."""
-        graphdef = leaves_of.split(self.network.model).graphdef
+        graphdef = params_lib.split(self.network.model).graphdef
         config = self.config
         return make_features(
             graphdef, self.network.preprocess, config.train.precision, self.stages, config.features.pool
@@ -103,7 +103,7 @@ def runs(config: Config, mode: str) -> list[Config]:
     )
 
 
-def check(config: Config) -> Prepared:
+def check(config: Config) -> Experiment:
     """Prepares the run and checks the names in `features`; writes nothing.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.train.plan import PhasePlan
 
 
@@ -22,7 +22,7 @@ def phase_rows(plans: Sequence[PhasePlan], model: Model, lr: float) -> list[dict
       `tljax.report.phase_diagram.Block` by the name of a stage, the head or a further output, and `marks`: what it uses
       besides the labelled images.
     """
-    leaves, epochs = leaves_of.split(model), sum(plan.phase.epochs for plan in plans)
+    leaves, epochs = params_lib.split(model), sum(plan.phase.epochs for plan in plans)
     further = {f"head/{name}/": name for name, _ in model.head.auxiliary_stages}
     starts = {f"{stage}/": stage for stage in model.stage_names} | further | {"head/": "head"}
     paths: dict[str, list[str]] = {name: [] for name in (*model.stage_names, "head", *further.values())}
@@ -40,7 +40,7 @@ def phase_rows(plans: Sequence[PhasePlan], model: Model, lr: float) -> list[dict
     ]
 
 
-def _block(plan: PhasePlan, paths: list[str], leaves: leaves_of.Split, lr: float) -> dict:
+def _block(plan: PhasePlan, paths: list[str], leaves: params_lib.Split, lr: float) -> dict:
     params, learned = set(paths) & leaves.params.keys(), set(paths) & set(plan.learned)
     share = sum(leaves.params[p].size for p in learned) / sum(leaves.params[p].size for p in params)
     layers = {layer: kernel for layer, (kernel, *_) in plan.layers.items() if kernel in params}

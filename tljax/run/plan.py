@@ -16,15 +16,15 @@ from rich.text import Text
 
 from tljax.config import Config
 from tljax.features.frozen_network import PREFIX, bytes_of, observe
-from tljax.models import params as leaves_of
-from tljax.models.params import Leaves
+from tljax.models import params as params_lib
+from tljax.models.params import Variables
 from tljax.report.markdown import humanise_bytes
-from tljax.run.experiment import Prepared, prepare
+from tljax.run.experiment import Experiment, prepare
 from tljax.run.recipes import with_made_weights
 from tljax.run.sweep import cells, one_per_setting
 from tljax.train.optimizer import optimizer_bytes
 from tljax.train.plan import PhasePlan
-from tljax.train.step import Given, init_state, make_train_step
+from tljax.train.step import StepInputs, init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def show(config: Config, console: Console) -> None:
     console.print("Nothing was trained or written.", highlight=False)
 
 
-def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
+def cost(prepared: Experiment, plan: PhasePlan) -> Cost:
     """Counts a phase's cost from shapes alone."""
     leaves = prepared.network.leaves()
     index = abstract_index(plan)
@@ -76,11 +76,11 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     if plan.spec.views:
         pictures = size * prepared.config.strategy.unlabelled_ratio
         batch["unlabelled"] = jax.ShapeDtypeStruct((pictures, *picture), jnp.uint8)
-    theirs = {name: leaves_of.values(teacher.model) for name, teacher in prepared.observed.items()}
+    theirs = {name: params_lib.values(teacher.model) for name, teacher in prepared.observed.items()}
     for network in plan.once:
         batch |= jax.eval_shape(functools.partial(observe, network), network.leaves(theirs, leaves), images)
     origin = prepared.source_leaves(learned) if "source_leaves" in plan.spec.needs else {}
-    given = Given(index, origin, tuple(network.leaves(theirs, leaves) for network in plan.spec.observed))
+    given = StepInputs(index, origin, tuple(network.leaves(theirs, leaves) for network in plan.spec.observed))
     now = {"lr": 0.0, "progress": 0.0}
     step = make_train_step(plan.spec).lower(state, frozen, batch, plan.hyper | now, jax.random.key(0), given)
     forward = prepared.network.predictor().lower(leaves, {"image": images})
@@ -93,7 +93,7 @@ def cost(prepared: Prepared, plan: PhasePlan) -> Cost:
     )
 
 
-def _saved(plan: PhasePlan, leaves: Leaves, images: jax.ShapeDtypeStruct) -> float:
+def _saved(plan: PhasePlan, leaves: Variables, images: jax.ShapeDtypeStruct) -> float:
     """Of the frozen first stages: what each pass over the pictures after the first would have cost again."""
     network, keeping = plan.keeping.valid, plan.keeping
     ours = network.leaves({}, leaves)
@@ -111,7 +111,7 @@ def abstract_index(plan: PhasePlan) -> dict[str, jax.ShapeDtypeStruct]:
     return {path: jax.ShapeDtypeStruct((count,), jnp.int32) for path, count in paths.items() if count}
 
 
-def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Console) -> None:
+def _show_phase(plan: PhasePlan, cost: Cost, prepared: Experiment, console: Console) -> None:
     leaves, counts = prepared.network.leaves(), {path: x.shape[0] for path, x in abstract_index(plan).items()}
     table = Table(title=f"Phase: {plan.phase.name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("path", overflow="fold")
@@ -130,7 +130,7 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
             style=None if group.learns else "dim",
         )
     console.print(table)
-    total = sum(x.size for x in leaves_of.split(prepared.network.model).params.values())
+    total = sum(x.size for x in params_lib.split(prepared.network.model).params.values())
     after = [s for s in prepared.network.model.stage_names if s not in plan.prefix]
     rows = {
         "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {prepared.config.train.batch_size} pictures",
@@ -152,7 +152,7 @@ def _show_phase(plan: PhasePlan, cost: Cost, prepared: Prepared, console: Consol
     console.print()
 
 
-def _beside(plan: PhasePlan, prepared: Prepared) -> dict[str, str]:
+def _beside(plan: PhasePlan, prepared: Experiment) -> dict[str, str]:
     """Rows for what only some phases have: networks they look at, unlabelled pictures, an average, single neurons."""
     rows, config, head = {}, prepared.config, prepared.network.model.head
     if head.auxiliary_stages:

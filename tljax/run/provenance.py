@@ -10,14 +10,14 @@ import jax
 
 from tljax import __version__
 from tljax import config as schema
-from tljax.run.experiment import Prepared
+from tljax.run.experiment import Experiment
 from tljax.run.phase_rows import phase_rows
 from tljax.train.callbacks import Progress
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
-def provenance(run: Prepared, progress: Progress) -> dict:
+def provenance(run: Experiment, progress: Progress) -> dict:
     """Return the entries of result.json that are known when training ends."""
     config, source = run.config, run.source
     versions = {"python": platform.python_version(), "tljax": __version__}

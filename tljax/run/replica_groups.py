@@ -13,7 +13,7 @@ import numpy as np
 from tljax import config as schema
 from tljax.config import Config, StrategyConfig
 from tljax.models.factory import map_shapes
-from tljax.run.experiment import Prepared, prepare, renumbered
+from tljax.run.experiment import Experiment, prepare, with_hparams
 
 # Of a device's memory, what the states and maps of runs that train together may take.
 SHARE = 0.3
@@ -21,7 +21,7 @@ SHARE = 0.3
 NUMBERS = ("numbers", *(f.name for f in dataclasses.fields(StrategyConfig) if f.type == "float"))
 
 
-def alike(config: Config) -> str:
+def group_key(config: Config) -> str:
     """What runs that may train together have in common; runs of another seed see other pictures in another order."""
     tree = schema.decisive(schema.to_dict(config))
     del tree["optim"]
@@ -30,16 +30,16 @@ def alike(config: Config) -> str:
     return json.dumps(tree, sort_keys=True)
 
 
-def batches(configs: Sequence[Config]) -> Iterator[list[tuple[int, Prepared]]]:
+def batches(configs: Sequence[Config]) -> Iterator[list[tuple[int, Experiment]]]:
     """Prepares runs that are alike, and divides them into those that are one program and fit into memory.
 
     Yields:
       Pairs of a run's place in `configs` and what it is.
     """
     first = prepare(configs[0])
-    groups: dict[tuple, list[tuple[int, Prepared]]] = {}
+    groups: dict[tuple, list[tuple[int, Experiment]]] = {}
     for place, config in enumerate(configs):
-        run = first if place == 0 else renumbered(first, config)
+        run = first if place == 0 else with_hparams(first, config)
         program = tuple((p.spec, p.steps, p.evaluations, p.checkpoints, p.prefix) for p in run.plans)
         groups.setdefault(program, []).append((place, run))
     for group in groups.values():
@@ -48,13 +48,13 @@ def batches(configs: Sequence[Config]) -> Iterator[list[tuple[int, Prepared]]]:
             yield group[start : start + most]
 
 
-def _most(run: Prepared) -> int:
+def _most(run: Experiment) -> int:
     """How many such runs train at once.
 
     Where single neurons learn, each run may have chosen others; where first stages are frozen that an earlier phase has
     changed, each has others: such runs train alone.
     """
-    if in_turn(run):
+    if must_run_sequentially(run):
         return 1
     changed: set[str] = set()
     for plan in run.plans:
@@ -64,7 +64,7 @@ def _most(run: Prepared) -> int:
     return max(1, int(SHARE * run.network.mesh.memory() / max(_bytes(run, plan) for plan in run.plans)))
 
 
-def how(run: Prepared) -> str:
+def how(run: Experiment) -> str:
     """Whether runs like this are computed all at once, or one after another within a step.
 
     Products with small dense layers become one product for all: 32 heads on VGG-16's features take 0.6 ms a step, one
@@ -74,7 +74,7 @@ def how(run: Prepared) -> str:
     return "vmap" if _dense(run) else "map"
 
 
-def in_turn(run: Prepared) -> bool:
+def must_run_sequentially(run: Experiment) -> bool:
     """Whether runs like this train one after another, each by the same program, instead of together.
 
     On a processor, what is inside a loop is many times slower, and convolutions of several runs would be in one: a step
@@ -83,11 +83,11 @@ def in_turn(run: Prepared) -> bool:
     return jax.default_backend() == "cpu" and not _dense(run)
 
 
-def _dense(run: Prepared) -> bool:
+def _dense(run: Experiment) -> bool:
     return all(plan.spec.dense for plan in run.plans)
 
 
-def _bytes(run: Prepared, plan) -> int:
+def _bytes(run: Experiment, plan) -> int:
     """What one run's state, gradients and maps take in a step, roughly."""
     leaves, model = run.network.leaves(), run.network.model
     state = 6 * sum(math.prod(leaves[path].shape) * np.dtype(leaves[path].dtype).itemsize for path in plan.changing)

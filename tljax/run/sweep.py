@@ -28,7 +28,7 @@ TUNED = ("optim", "train", "augment")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a sweep: its settings, and the config they make."""
 
     settings: dict
@@ -39,14 +39,14 @@ class Cell:
         return ",".join(f"{field}={self.settings[field]}" for field in fields)
 
 
-def cells(config: Config) -> list[Cell]:
+def cells(config: Config) -> list[Trial]:
     """Every combination, checked, each with a workdir of its own under `config.workdir`."""
     found, names = [], tables.headers(list(config.sweep))
     for values in itertools.product(*config.sweep.values()):
         settings = dict(zip(config.sweep, values, strict=True))
         name = ",".join(f"{k}={v}" for k, v in zip(names, values, strict=True)).replace("/", "_")
         workdir = str(Path(config.workdir) / "cells" / name)
-        found.append(Cell(settings, schema.override(config, {**settings, "sweep": {}, "workdir": workdir})))
+        found.append(Trial(settings, schema.override(config, {**settings, "sweep": {}, "workdir": workdir})))
     return found
 
 
@@ -66,7 +66,7 @@ def run(config: Config, console: Console) -> dict:
         return _run(config, made, workdir, console)
 
 
-def _run(config: Config, made: list[Cell], workdir: WorkDir, console: Console) -> dict:
+def _run(config: Config, made: list[Trial], workdir: WorkDir, console: Console) -> dict:
     root = workdir.path
     configs = with_made_weights([c.config for c in made], root.parent, console)
     made = [dataclasses.replace(c, config=config) for c, config in zip(made, configs, strict=True)]
@@ -106,15 +106,15 @@ def _run(config: Config, made: list[Cell], workdir: WorkDir, console: Console) -
     return summary
 
 
-def one_per_setting(made: list[Cell]) -> dict[str, Cell]:
+def one_per_setting(made: list[Trial]) -> dict[str, Trial]:
     """The first cell of every setting but the seed, by the name of the setting."""
-    kept: dict[str, Cell] = {}
+    kept: dict[str, Trial] = {}
     for cell in made:
         kept.setdefault(cell.key(field for field in cell.settings if field != "seed"), cell)
     return kept
 
 
-def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int]:
+def choose(made: list[Trial], results: list[dict], tuning: list[str]) -> list[int]:
     """Indices of the cells whose tuned settings have the best mean validation score over seeds.
 
     One set of tuned settings per compared setting; of equals, the first.
@@ -132,7 +132,7 @@ def choose(made: list[Cell], results: list[dict], tuning: list[str]) -> list[int
     return [i for group in groups.values() for i in max(group.values(), key=mean)]
 
 
-def _run_cells(made: list[Cell], console: Console, *, open_test: bool) -> list[dict | TrainingStopped]:
+def _run_cells(made: list[Trial], console: Console, *, open_test: bool) -> list[dict | TrainingStopped]:
     """Runs cells, those that differ in numbers alone together; the results in the order of the cells."""
     results, done = [None] * len(made), 0
     for group in _alike([cell.config for cell in made]).values():
@@ -148,7 +148,7 @@ def _alike(configs: Sequence[Config]) -> dict[str, list[int]]:
     """Places of the configs that may train together."""
     groups: dict[str, list[int]] = {}
     for place, config in enumerate(configs):
-        groups.setdefault(replica_groups.alike(config), []).append(place)
+        groups.setdefault(replica_groups.group_key(config), []).append(place)
     return groups
 
 
@@ -156,7 +156,7 @@ def _tested(result: dict | TrainingStopped) -> bool:
     return not isinstance(result, TrainingStopped) and "test" in result
 
 
-def _tell(cell: Cell, result: dict | TrainingStopped, which: str, console: Console) -> None:
+def _tell(cell: Trial, result: dict | TrainingStopped, which: str, console: Console) -> None:
     name = ", ".join(f"{tables.label(k)} {v}" for k, v in cell.settings.items())
     if isinstance(result, TrainingStopped):
         console.print(f"{which} {name}: {result}", highlight=False, markup=False)

@@ -11,13 +11,13 @@ from typing import Any
 from tljax import config as schema
 from tljax import models, weights
 from tljax.errors import UserError, nearest
-from tljax.features.frozen_network import Observed
+from tljax.features.frozen_network import FrozenNetwork
 from tljax.inference.predictor import build_model
 from tljax.inference.predictor import head_options as asked_head
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.heads.auxiliary import FURTHER
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.tasks import Task, default_task, task_of
 from tljax.weights import Preprocess
 from tljax.weights.detect import guess, head_options
@@ -50,7 +50,7 @@ class Teacher:
     head: Mapping[str, Any]
     task: Task
     digest: str
-    read: Callable[[], Leaves]
+    read: Callable[[], Variables]
 
     def describe(self) -> dict[str, str]:
         """Name and digest, for result.json."""
@@ -97,18 +97,18 @@ def _run(source: str, found: weights.Weights) -> Teacher:
 
 
 def _teacher(source, found, make: Callable[[], Model], preprocess, dtype, classes, names, head, task) -> Teacher:
-    def read() -> Leaves:
+    def read() -> Variables:
         filled = make()
         # Further outputs, for its own training, teach nothing.
         weights.load(filled, found, optional=("head/aux.*", FURTHER))
-        return leaves_of.values(filled)
+        return params_lib.values(filled)
 
     return Teacher(source, make(), preprocess, dtype, classes, names, head, task, found.sha256, read)
 
 
 def seen(
     found: Mapping[str, Teacher], needs: Set[str], student: Model, chosen: Sequence[tuple[str, str]]
-) -> list[Observed]:
+) -> list[FrozenNetwork]:
     """What a phase looks at.
 
     Args:
@@ -126,8 +126,8 @@ def seen(
             own = [(stage, stage) for stage in student.stage_names]
             maps = own if kind == "source" else pairs(student, teacher.model, chosen)
         if logits or maps:
-            graphdef = leaves_of.split(teacher.model).graphdef
-            observed.append(Observed(name, graphdef, teacher.preprocess, teacher.dtype, logits, tuple(maps)))
+            graphdef = params_lib.split(teacher.model).graphdef
+            observed.append(FrozenNetwork(name, graphdef, teacher.preprocess, teacher.dtype, logits, tuple(maps)))
     return observed
 
 

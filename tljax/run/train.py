@@ -17,18 +17,18 @@ from rich.console import Console
 from tljax.config import Config
 from tljax.data import Split
 from tljax.errors import TrainingStopped
-from tljax.features.feature_cache import Keeper
-from tljax.models.params import Leaves
+from tljax.features.feature_cache import FeatureCache
+from tljax.models.params import Variables
 from tljax.report import markdown
-from tljax.report.loggers import Bar, RunLog
+from tljax.report.loggers import MetricLogger, ProgressBar
 from tljax.run import replica_groups
-from tljax.run.experiment import Prepared, prepare
+from tljax.run.experiment import Experiment, prepare
 from tljax.run.provenance import peak_memory, provenance
 from tljax.run.workdir import WorkDir
 from tljax.storage.checkpoints import Checkpoints
 from tljax.tasks import Task
-from tljax.train.loop import Fit
-from tljax.train.run_state import Member
+from tljax.train.loop import Trainer
+from tljax.train.run_state import RunState
 from tljax.weights import parameters_digest
 
 
@@ -54,7 +54,7 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
 
 
 def train_together(
-    runs: Sequence[Prepared], console: Console, *, open_test: bool = True, lines: bool = True
+    runs: Sequence[Experiment], console: Console, *, open_test: bool = True, lines: bool = True
 ) -> list[dict | TrainingStopped]:
     """`train` of runs that differ in nothing but numbers: their results in order, or why one has none.
 
@@ -77,7 +77,7 @@ def train_together(
 
 
 def _train(
-    runs: list[Prepared], workdirs: list[WorkDir], leaves: Leaves, console: Console, open_test: bool, lines: bool
+    runs: list[Experiment], workdirs: list[WorkDir], leaves: Variables, console: Console, open_test: bool, lines: bool
 ) -> list[dict | TrainingStopped]:
     started, first = time.monotonic(), runs[0]
     if shared := {pair: n for pair, n in first.data.shared_pictures.items() if n}:
@@ -86,16 +86,18 @@ def _train(
     leaves = network.mesh.put_leaves(leaves)
     observed = {name: network.mesh.put_leaves(teacher.read()) for name, teacher in first.observed.items()}
     with contextlib.ExitStack() as stack:
-        log, members = stack.enter_context(Bar(console, network.task.progress, notes=lines)), []
+        log, members = stack.enter_context(ProgressBar(console, network.task.progress, notes=lines)), []
         for run, workdir in zip(runs, workdirs, strict=True):
             checkpoints = stack.enter_context(Checkpoints(workdir.path))
             events = run.config.report.tensorboard
-            rows = stack.enter_context(RunLog(workdir.path, console, network.task, tensorboard=events, lines=lines))
-            members.append(Member(run.config, run.plans, checkpoints, rows))
+            rows = stack.enter_context(
+                MetricLogger(workdir.path, console, network.task, tensorboard=events, lines=lines)
+            )
+            members.append(RunState(run.config, run.plans, checkpoints, rows))
         before = [member.seconds_before() for member in members]
-        stop_asked, keeper = stack.enter_context(_stop_on_signal()), Keeper(first.config, network.mesh, log)
+        stop_asked, keeper = stack.enter_context(_stop_on_signal()), FeatureCache(first.config, network.mesh, log)
         for group in _at_one_place(members):
-            fit = Fit(
+            fit = Trainer(
                 members=group,
                 data=first.data,
                 mesh=network.mesh,
@@ -120,9 +122,9 @@ def _train(
     return results
 
 
-def _at_one_place(members: list[Member]) -> list[list[Member]]:
+def _at_one_place(members: list[RunState]) -> list[list[RunState]]:
     """The members in groups that stand at the same step of the same phase."""
-    groups: dict[tuple, list[Member]] = {}
+    groups: dict[tuple, list[RunState]] = {}
     for member in members:
         latest = member.checkpoints.latest
         progress = {} if latest is None else member.checkpoints.progress(latest)
@@ -131,11 +133,11 @@ def _at_one_place(members: list[Member]) -> list[list[Member]]:
 
 
 def _finish(
-    run: Prepared,
-    member: Member,
+    run: Experiment,
+    member: RunState,
     workdir: WorkDir,
-    keeper: Keeper,
-    leaves: Leaves,
+    keeper: FeatureCache,
+    leaves: Variables,
     seconds: float,
     open_test: bool,
 ) -> dict:

@@ -46,7 +46,7 @@ class Entry:
 _memory: dict[str, Entry] = {}
 
 
-class Store:
+class ArrayCache:
     """Where arrays are kept.
 
     Args:

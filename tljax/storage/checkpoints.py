@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from tljax.errors import UserError
 
 
-def goodness(metrics: dict[str, float]) -> tuple[float, float, float]:
+def ranking_key(metrics: dict[str, float]) -> tuple[float, float, float]:
     """A higher score on validation, by whatever name, then a lower loss, then the earlier epoch."""
     (score,) = (value for name, value in metrics.items() if name not in ("loss", "epoch"))
     return score, -metrics["loss"], -metrics["epoch"]
@@ -31,13 +31,13 @@ class Checkpoints:
 
     def __init__(self, workdir: Path):
         self._frozen, self._held = workdir / "frozen.safetensors", {}
-        best = policies.BestN(get_metric_fn=goodness, n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(get_metric_fn=ranking_key, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-                best_fn=goodness,
+                best_fn=ranking_key,
                 create=False,
             ),
         )

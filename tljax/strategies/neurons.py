@@ -18,7 +18,7 @@ from flax import nnx
 from tljax.config import NeuronsConfig
 from tljax.errors import UserError, nearest
 from tljax.models.layers import NORM_AFTER
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.models.partial_training import Layer, Neurons
 
 Layers = Mapping[str, Sequence[str]]
@@ -114,12 +114,12 @@ def indices(chosen: Mapping[str, Sequence[int]], layers: Layers) -> dict[str, np
     return {path: channels for layer, channels in found.items() for path in layers[layer]}
 
 
-def gather(leaves: Leaves, index: Mapping[str, jax.Array]) -> Leaves:
+def gather(leaves: Variables, index: Mapping[str, jax.Array]) -> Variables:
     """The parts [..., k] of leaves that belong to single neurons; pure."""
     return {path: jnp.asarray(leaves[path])[..., channels] for path, channels in index.items()}
 
 
-def scatter(leaves: Leaves, slices: Leaves, index: Mapping[str, jax.Array]) -> Leaves:
+def scatter(leaves: Variables, slices: Variables, index: Mapping[str, jax.Array]) -> Variables:
     """The leaves with `slices` in the place of their parts, all else to the bit as it was; pure and differentiable."""
     # Told that no channel comes twice, the derivative is a gather and no more.
     put = {"indices_are_sorted": True, "unique_indices": True}
@@ -127,7 +127,7 @@ def scatter(leaves: Leaves, slices: Leaves, index: Mapping[str, jax.Array]) -> L
     return {**leaves, **whole}
 
 
-def install(model: nnx.Module, slices: Leaves, index: Mapping[str, jax.Array]) -> None:
+def install(model: nnx.Module, slices: Variables, index: Mapping[str, jax.Array]) -> None:
     """Lets the layers of a model whose kernels have slices learn these alone, in place.
 
     The model's leaves must hold the slices already, by `scatter`. Gradients then reach the slices of kernels directly,

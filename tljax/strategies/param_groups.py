@@ -13,7 +13,7 @@ from tljax.strategies.neurons import Layers, pattern_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ParamGroup:
     """What a phase does with a leaf.
 
     Attributes:
@@ -40,7 +40,7 @@ def assign(
     phase: Phase,
     stages: Sequence[str] = (),
     layers: Layers = MappingProxyType({}),
-) -> dict[str, Group]:
+) -> dict[str, ParamGroup]:
     """Gives every leaf exactly one group.
 
     The first rule that matches a path decides. BatchNorm statistics are leaves like any other: they follow the batch
@@ -80,7 +80,7 @@ def assign(
         pattern, multiplier = (neurons[path], 1.0) if single else (pattern, multiplier)
         scale = phase.layer_decay ** depth.get(path.split("/")[0], 0)
         decays = multiplier > 0 and path in params and len(leaf.shape) > 1
-        groups[path] = Group(pattern, multiplier * scale, decays, single)
+        groups[path] = ParamGroup(pattern, multiplier * scale, decays, single)
     for rule in phase.rules:
         if rule not in deciding:
             why = "is never reached, earlier rules match all its paths" if rule in matching else "matches nothing"
@@ -90,7 +90,7 @@ def assign(
     return groups
 
 
-def frozen_modules(modules: Sequence[str], groups: Mapping[str, Group]) -> set[str]:
+def frozen_modules(modules: Sequence[str], groups: Mapping[str, ParamGroup]) -> set[str]:
     """Which BatchNorm and Dropout modules stay in inference mode, by path.
 
     A BatchNorm follows its running mean, whatever its scale does. A Dropout has no leaves: it follows the module around
@@ -106,7 +106,9 @@ def frozen_modules(modules: Sequence[str], groups: Mapping[str, Group]) -> set[s
     return frozen
 
 
-def frozen_prefix(stages: Sequence[str], groups: Mapping[str, Group], random: Sequence[str] = ()) -> list[str]:
+def leading_frozen_stages(
+    stages: Sequence[str], groups: Mapping[str, ParamGroup], random: Sequence[str] = ()
+) -> list[str]:
     """The stages before the first one that learns, moves its statistics, or draws at random (`random`)."""
     prefix = []
     for stage in stages:
@@ -120,6 +122,6 @@ def _rules(phase: Phase) -> str:
     return ", ".join(f'("{pattern}", {multiplier})' for pattern, multiplier in phase.rules)
 
 
-def _paths(groups: Mapping[str, Group], most: int = 8) -> str:
+def _paths(groups: Mapping[str, ParamGroup], most: int = 8) -> str:
     layers = list(dict.fromkeys(path.rpartition("/")[0] for path in groups))
     return ", ".join(layers[:most]) + (", …" if len(layers) > most else "")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.data import Split
-from tljax.losses.detection import MOST, decode, summands, targets
+from tljax.losses.detection import MOST, decode, loss_terms, targets
 from tljax.ops import boxes as boxes_of
 from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
 
@@ -44,7 +44,7 @@ def answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     found = decode(outputs)._asdict()
     if "label" not in batch:
         return found
-    sums = summands(outputs, batch)
+    sums = loss_terms(outputs, batch)
     return found | {"losses": jnp.stack(sums[:3], -1), "positives": sums.positives}
 
 

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 
 from tljax.data.loader import train_batches
-from tljax.distributed.mesh import Mesh
+from tljax.distributed.mesh import DeviceMesh
 
 # Of the device's memory, at most this share is data, and at most so many bytes are on their way to it at once.
 SHARE, BLOCK_BYTES = 0.3, 1 << 26
 # Steps of one program; further ones are another call of it.
-MOST_STEPS = 512
+MAX_STEPS_PER_CALL = 512
 
 
-class Feed:
+class BatchStream:
     """The batches of a phase, in blocks of steps.
 
     What a block is depends on `resident`. Where all arrays fit on the device, they are put there once, and a block is
@@ -43,8 +43,8 @@ class Feed:
         seed: Sequence[int],
         steps: int,
         views: int,
-        mesh: Mesh,
-        most: int = MOST_STEPS,
+        mesh: DeviceMesh,
+        most: int = MAX_STEPS_PER_CALL,
     ):
         views = max(1, views)
         size = max(map(len, arrays.values()))
@@ -55,7 +55,7 @@ class Feed:
         self._mesh, total = mesh, sum(x.nbytes for x in self._arrays.values())
         self.resident = total <= SHARE * mesh.memory()
         each = sum(x.nbytes // len(x) for x in self._arrays.values()) * batch_size
-        fit = MOST_STEPS if self.resident else max(2, BLOCK_BYTES // each)
+        fit = MAX_STEPS_PER_CALL if self.resident else max(2, BLOCK_BYTES // each)
         self.steps = min(fit, steps, most)
         self.data = mesh.put(self._arrays) if self.resident else {}
 

@@ -17,27 +17,27 @@ import numpy as np
 
 from tljax.data import Data
 from tljax.data.loader import train_batches
-from tljax.distributed.mesh import Mesh
+from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import Interrupted, TrainingStopped
-from tljax.features.feature_cache import Keeper, rows_at_once
+from tljax.features.feature_cache import FeatureCache, inference_batch_size
 from tljax.inference.predict import predict_rows
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.strategies import neurons
 from tljax.train import neuron_scores, replicas
-from tljax.train.batches import MOST_STEPS, Feed
+from tljax.train.batches import MAX_STEPS_PER_CALL, BatchStream
 from tljax.train.callbacks import Log, Progress
 from tljax.train.multi_step import make_predicts, make_steps
 from tljax.train.optimizer import learning_rate
 from tljax.train.plan import PhasePlan
-from tljax.train.run_state import Member, digests
-from tljax.train.step import Given, State
+from tljax.train.run_state import RunState, digests
+from tljax.train.step import StepInputs, TrainState
 
 # A program runs for about so long before the host looks again, whether to stop and what to show.
-GLANCE = 0.3
+TARGET_SECONDS = 0.3
 
 
 @dataclasses.dataclass(eq=False)
-class Fit:
+class Trainer:
     """One training, over all its phases, of one or more runs.
 
     Attributes:
@@ -53,18 +53,18 @@ class Fit:
       how: of several runs: "vmap" or "map", as in `make_steps`.
     """
 
-    members: Sequence[Member]
+    members: Sequence[RunState]
     data: Data
-    mesh: Mesh
+    mesh: DeviceMesh
     predict: Callable
-    source: Leaves
-    observed: Mapping[str, Leaves]
-    keeper: Keeper
+    source: Variables
+    observed: Mapping[str, Variables]
+    keeper: FeatureCache
     log: Log
     stop_asked: Callable[[], bool]
     how: str = "vmap"
 
-    def run(self, leaves: Leaves) -> None:
+    def run(self, leaves: Variables) -> None:
         """Trains through the phases, from the last checkpoints if there are any.
 
         Args:
@@ -79,7 +79,7 @@ class Fit:
             if any(member.runs(place) for member in self.members):
                 own, state = self._run_phase(place, leaves, own, state), None
 
-    def _run_phase(self, place: int, shared: Leaves, own: Leaves, state: State | None) -> Leaves:
+    def _run_phase(self, place: int, shared: Variables, own: Variables, state: TrainState | None) -> Variables:
         """Takes the members through a phase; returns the leaves that they have changed, with a leading axis."""
         plans = [member.plans[place] for member in self.members]
         plan, progress = plans[0], self._running(place)[0].progress
@@ -125,13 +125,13 @@ class Fit:
             else replicas.stacked([m.held or replicas.one(own, i) for i, m in enumerate(self.members)])
         )
 
-    def _running(self, place: int) -> list[Member]:
+    def _running(self, place: int) -> list[RunState]:
         return [member for member in self.members if member.runs(place)]
 
     def _key(self, place: int) -> jax.Array:
         return self.mesh.put(jax.random.fold_in(jax.random.key(self.members[0].config.seed), place))
 
-    def _index(self, plan: PhasePlan, leaves: Leaves) -> dict[str, jax.Array]:
+    def _index(self, plan: PhasePlan, leaves: Variables) -> dict[str, jax.Array]:
         """Which output channels learn where single neurons do, chosen at the start of the phase, by path of a leaf."""
         if not plan.layers:
             return {}
@@ -155,7 +155,7 @@ class Fit:
             yield self.mesh.put_batch(batch)
             self.log.worked(size)
 
-    def _feed(self, plan: PhasePlan, progress: Progress, leaves: Leaves) -> Feed:
+    def _feed(self, plan: PhasePlan, progress: Progress, leaves: Variables) -> BatchStream:
         """The phase's batches, with what frozen networks say of their pictures where that is computed once."""
         config, train = self.members[0].config, self.data.train
         views = plan.keeping.views
@@ -170,13 +170,13 @@ class Fit:
         seed = config.seed, progress.phase
         # On a processor, XLA computes maps inside a loop many times slower: ResNet-8 takes 26 ms a step, not 4.
         maps = plan.reads_pictures or not plan.spec.dense
-        most = 1 if maps and jax.default_backend() == "cpu" else MOST_STEPS
-        feed = Feed(arrays, unlabelled, config.train.batch_size, seed, plan.steps, views, self.mesh, most)
+        most = 1 if maps and jax.default_backend() == "cpu" else MAX_STEPS_PER_CALL
+        feed = BatchStream(arrays, unlabelled, config.train.batch_size, seed, plan.steps, views, self.mesh, most)
         if progress.data is not None:
             feed.seek(progress.data)
         return feed
 
-    def _valid(self, plan: PhasePlan, leaves: Leaves) -> Mapping[str, np.ndarray]:
+    def _valid(self, plan: PhasePlan, leaves: Variables) -> Mapping[str, np.ndarray]:
         """The validation pictures, or the maps of the frozen first stages where these are computed once."""
         valid = self.data.valid
         targets = valid.targets(plan.spec.preprocess.size)
@@ -185,15 +185,15 @@ class Fit:
         theirs, what = prefix.leaves(self.observed, leaves), f"{plan.phase.name}: {prefix.name}, validation"
         return self.keeper.get(prefix, theirs, valid, what, passes=len(plan.evaluations)) | targets
 
-    def _given(self, plan: PhasePlan, leaves: Leaves, index: Mapping[str, jax.Array]) -> Given:
+    def _given(self, plan: PhasePlan, leaves: Variables, index: Mapping[str, jax.Array]) -> StepInputs:
         """What the steps are given; source values only where an objective asks for them."""
         paths = [p for p in plan.learned if p in self.source] if "source_leaves" in plan.spec.needs else []
         slices = {p: i for p, i in index.items() if p in paths}
         origin = {p: self.source[p] for p in paths}
         origin |= neurons.gather({p: origin[p] for p in slices}, slices)
-        return Given(index, origin, tuple(network.leaves(self.observed, leaves) for network in plan.spec.observed))
+        return StepInputs(index, origin, tuple(network.leaves(self.observed, leaves) for network in plan.spec.observed))
 
-    def _begin(self, place: int, frozen: Leaves, still: Leaves, index: Mapping[str, jax.Array]) -> None:
+    def _begin(self, place: int, frozen: Variables, still: Variables, index: Mapping[str, jax.Array]) -> None:
         same = digests(frozen, index)
         for i, member in enumerate(self.members):
             if member.runs(place):
@@ -216,15 +216,15 @@ class Fit:
         seen = metrics["correct"].sum(0).max() / pictures
         self.log.steps(count, pictures * len(self.members), float(metrics["loss"][-1].min()), float(seen))
 
-    def _predict(self, plan: PhasePlan, own: Leaves, frozen: Leaves, arrays: Mapping[str, np.ndarray]) -> dict:
+    def _predict(self, plan: PhasePlan, own: Variables, frozen: Variables, arrays: Mapping[str, np.ndarray]) -> dict:
         """Answers {name: [N, runs, ...]}."""
-        runs, size = len(self.members), rows_at_once(plan.spec.preprocess.size, self.mesh)
+        runs, size = len(self.members), inference_batch_size(plan.spec.preprocess.size, self.mesh)
         if runs == 1:  # the program that the result is judged with, too
             rows = predict_rows(self.predict, frozen | replicas.one(own, 0), arrays, size, self.mesh)
             return {name: x[:, None] for name, x in rows.items()}
         return predict_rows(make_predicts(self.predict, runs, self.how), (own, frozen), arrays, size, self.mesh)
 
-    def _save(self, place: int, own: Leaves, state: State, frozen: Leaves, index, position, answers) -> None:
+    def _save(self, place: int, own: Variables, state: TrainState, frozen: Variables, index, position, answers) -> None:
         """Tells the running members of a validation, if there was one, and makes their checkpoints."""
         now = functools.cache(lambda: digests(frozen, index))
         learned = sum(x[0].size for x in state.learned.values())
@@ -245,7 +245,7 @@ class Fit:
                 lambda: now() | digests({p: arrays["params"][p] for p in still}, index),  # noqa: B023 - called at once
             )
 
-    def _restored(self, shared: Leaves) -> tuple[Leaves, State | None]:
+    def _restored(self, shared: Variables) -> tuple[Variables, TrainState | None]:
         """What the last checkpoints hold: changed leaves, and the state unless they lie at a phase's end."""
         place, step = self.members[0].progress.phase, self.members[0].progress.step
         latest = [(member.checkpoints, member.checkpoints.latest) for member in self.members]
@@ -259,14 +259,14 @@ class Fit:
         fresh = self.mesh.put_leaves(replicas.begun(plan.spec, learned, moving, hyper))
         like = replicas.one(_besides(fresh), 0)
         saved = replicas.stacked([kept.restore(at, like) for kept, at in latest])
-        state = State(learned, moving, saved["opt"], saved["step"], {})
+        state = TrainState(learned, moving, saved["opt"], saved["step"], {})
         if fresh.average:  # what was kept as the model is the average
             state = state._replace(learned=saved["learned"], moving=saved["moving"], average=learned | moving)
         return own, self.mesh.put_leaves(state)
 
 
 class Pace:
-    """How many steps a program takes, so that it takes about `GLANCE` seconds."""
+    """How many steps a program takes, so that it takes about `TARGET_SECONDS` seconds."""
 
     def __init__(self):
         self.steps, self.since, self._programs = 1, None, 0
@@ -276,7 +276,7 @@ class Pace:
         now, self._programs = time.monotonic(), self._programs + 1
         # The first one was compiled, and the second waited for that.
         if self.since is not None and self._programs > 3:
-            self.steps = max(1, min(2 * self.steps, int(GLANCE * steps / max(1e-9, now - self.since))))
+            self.steps = max(1, min(2 * self.steps, int(TARGET_SECONDS * steps / max(1e-9, now - self.since))))
         self.since = now
 
 
@@ -290,7 +290,7 @@ def _numbers(plans: Sequence[PhasePlan], step: int, room: int) -> dict[str, np.n
     return {"lr": lr, "progress": progress}
 
 
-def _besides(state: State) -> dict:
+def _besides(state: TrainState) -> dict:
     """What a checkpoint holds of a state besides the model: where that is an average, what is averaged too."""
     averaged = {"learned": state.learned, "moving": state.moving} if state.average else {}
     return {"opt": state.opt, "step": state.step, **averaged}

@@ -9,34 +9,36 @@ import jax
 import jax.numpy as jnp
 
 from tljax.distributed.mesh import stay
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
-from tljax.train.step import Given, Spec, State, step_of
+from tljax.train.step import StepInputs, StepSpec, TrainState, make_step_fn
 
 
 @functools.lru_cache(maxsize=64)
-def make_steps(spec: Spec, runs: int, how: str, resident: bool, shard: str = "none"):
+def make_steps(spec: StepSpec, runs: int, how: str, resident: bool, shard: str = "none"):
     """Compiles `steps(states, frozen, own, data, block, now, hyper, key, given, count) → (states, metrics)`.
 
     Runs share their batches and random keys, and differ in numbers and in the leaves that these have changed; arrays of
     each have a leading axis of `runs`. The states are donated.
 
     `frozen` are leaves that no run has changed, `own` those that each has changed before this phase and that are frozen
-    in it. `data` and `block` are of `tljax.train.batches.Feed`. `now` are the numbers of each step, `lr` [steps, runs]
-    and `progress` [steps], `hyper` the others, each with a leading axis. `count` of the steps are taken; their
-    `metrics`, as of `step_of`, are [steps, runs, ...].
+    in it. `data` and `block` are of `tljax.train.batches.BatchStream`. `now` are the numbers of each step, `lr` [steps,
+    runs] and `progress` [steps], `hyper` the others, each with a leading axis. `count` of the steps are taken; their
+    `metrics`, as of `make_step_fn`, are [steps, runs, ...].
 
     Args:
       spec: of the step.
       runs: how many.
       how: "vmap" computes all runs at once, "map" one after another within each step.
       resident: whether `data` are the arrays and `block` rows of them, or `block` the batches.
-      shard: how leaves live on the devices, as in `tljax.distributed.mesh.Mesh`.
+      shard: how leaves live on the devices, as in `tljax.distributed.mesh.DeviceMesh`.
     """
     # Compiled on its own, it is traced once, for the shapes of its metrics and for the loop.
-    step, each = jax.jit(step_of(spec)), over_runs(runs, how)
+    step, each = jax.jit(make_step_fn(spec)), over_runs(runs, how)
 
-    def steps(states: State, frozen: Leaves, own: Leaves, data, block, now, hyper, key, given: Given, count):
+    def steps(
+        states: TrainState, frozen: Variables, own: Variables, data, block, now, hyper, key, given: StepInputs, count
+    ):
         def batch_of(i: jax.Array) -> dict[str, jax.Array]:
             taken = {name: x[i] for name, x in block.items()}
             if not resident:
@@ -73,7 +75,7 @@ def make_predicts(predict: Callable, runs: int, how: str):
     """Compiles `predicts((own, frozen), batch) → {name: [B, runs, ...]}`, from one of `make_predict`."""
     each = over_runs(runs, how)
 
-    def predicts(leaves: tuple[Leaves, Leaves], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def predicts(leaves: tuple[Variables, Variables], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         own, frozen = leaves
         answers = each(lambda changed: predict.__wrapped__(frozen | changed, batch), own)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), answers)

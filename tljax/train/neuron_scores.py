@@ -18,8 +18,8 @@ from flax import nnx
 
 from tljax import losses
 from tljax.config import NeuronsConfig
-from tljax.models import params as leaves_of
-from tljax.models.params import Leaves
+from tljax.models import params as params_lib
+from tljax.models.params import Variables
 from tljax.strategies.neurons import Layers
 from tljax.tasks import Task
 from tljax.weights import Preprocess, make_preprocess
@@ -45,7 +45,7 @@ class Network(NamedTuple):
 
 def score(
     network: Network,
-    leaves: Leaves,
+    leaves: Variables,
     layers: Layers,
     batches: Iterable[Batch],
     config: NeuronsConfig,
@@ -76,7 +76,7 @@ def score(
     return {layer: combine(np.stack([m[layer] for m in measured]).astype(np.float64), shares) for layer in layers}
 
 
-def fisher(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch):
+def fisher(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
     """The diagonal of the empirical Fisher information, summed over the neuron's leaves.
 
     That is the mean over pictures of the squared gradient of a picture's loss (Kirkpatrick et al. 2017,
@@ -92,7 +92,7 @@ def fisher(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, 
     return jax.tree.map(lambda x: x.mean(0), of_each)
 
 
-def gradient_weight(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch):
+def gradient_weight(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
     """Gradient of the loss times weight, summed over the neuron's leaves; the score is the magnitude.
 
     To first order that is how much the loss changes when the neuron's weights become zero together (Molchanov et al.
@@ -103,13 +103,13 @@ def gradient_weight(network: Network, layers: Layers, leaves: Leaves, images: ja
     return _over_leaves(layers, {path: grad * leaves[path] for path, grad in grads.items()})
 
 
-def activation_moments(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch):
+def activation_moments(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
     """Mean and variance [2, out] of the layer's output over pictures and places; the score is the variance.
 
     A channel that is the same everywhere tells nothing; Polyak & Wolf 2015 prune such ones
     (doi:10.1109/ACCESS.2015.2494536).
     """
-    model, seen = leaves_of.merge(network.graphdef, leaves), {}
+    model, seen = params_lib.merge(network.graphdef, leaves), {}
     model.remat = False  # outputs could not be seen from outside, and there is no backward pass
     for layer in layers:
         module = functools.reduce(getattr, layer.split("/"), model)
@@ -161,23 +161,23 @@ def _compiled(criterion: str, network: Network, layers):
     measure, _ = MEASURES[criterion]
     prepare = make_preprocess(network.preprocess, network.preprocess.size, network.dtype)
 
-    def measured(leaves: Leaves, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def measured(leaves: Variables, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return measure(network, dict(layers), leaves, prepare(batch.pop("image")), batch)
 
     return jax.jit(measured)
 
 
-def _gradients(network: Network, layers: Layers, leaves: Leaves, images: jax.Array, batch: Batch) -> Leaves:
+def _gradients(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch) -> Variables:
     """Of the labels' loss, with respect to the leaves of `layers`."""
     loss = losses.find(network.task.labels)
 
-    def loss_fn(watched: Leaves) -> jax.Array:
-        outputs = leaves_of.merge(network.graphdef, leaves | watched).outputs(images)
+    def loss_fn(watched: Variables) -> jax.Array:
+        outputs = params_lib.merge(network.graphdef, leaves | watched).outputs(images)
         return loss(outputs, batch, {}, {"label_smoothing": 0.0})
 
     return jax.grad(loss_fn)({path: leaves[path] for paths in layers.values() for path in paths})
 
 
-def _over_leaves(layers: Layers, values: Leaves) -> dict[str, jax.Array]:
+def _over_leaves(layers: Layers, values: Variables) -> dict[str, jax.Array]:
     """Sums over all that belongs to a neuron: {path: [..., out]} → {layer: [out]}."""
     return {layer: sum(values[p].sum(range(values[p].ndim - 1)) for p in paths) for layer, paths in layers.items()}

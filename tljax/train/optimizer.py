@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from tljax.config import OptimConfig
-from tljax.strategies import Group
+from tljax.strategies import ParamGroup
 
 
 def static_of(optim: OptimConfig) -> tuple[str, bool, bool, bool]:
@@ -38,7 +38,7 @@ def hyper_of(optim: OptimConfig) -> dict[str, float]:
 
 
 def make_optimizer(
-    static: tuple[str, bool, bool, bool], hyper: Mapping[str, jax.Array], groups: Mapping[str, Group]
+    static: tuple[str, bool, bool, bool], hyper: Mapping[str, jax.Array], groups: Mapping[str, ParamGroup]
 ) -> optax.GradientTransformation:
     """Clipping, the optimizer's own scaling, decoupled decay, and each leaf's learning rate, in this order.
 
@@ -92,7 +92,7 @@ def _momentum(optim: OptimConfig) -> float:
     return default if optim.momentum is None else optim.momentum
 
 
-def _scale_by_group(lr: jax.Array, groups: Mapping[str, Group]) -> optax.GradientTransformation:
+def _scale_by_group(lr: jax.Array, groups: Mapping[str, ParamGroup]) -> optax.GradientTransformation:
     def update(updates, state, params=None):
         return {p: jnp.asarray(-lr * groups[p].multiplier, u.dtype) * u for p, u in updates.items()}, state
 

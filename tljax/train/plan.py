@@ -14,17 +14,17 @@ from flax import nnx
 from tljax import losses
 from tljax.config import Config, OptimConfig, Phase
 from tljax.errors import UserError
-from tljax.features.feature_cache import Keeping, choose
-from tljax.features.frozen_network import PREFIX, Observed, bytes_of, frozen_stages
-from tljax.losses import Objective
+from tljax.features.feature_cache import CachePlan, choose
+from tljax.features.frozen_network import PREFIX, FrozenNetwork, bytes_of, frozen_stages
+from tljax.losses import Loss
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.models.layers import BatchNorm, Dropout
-from tljax.models.params import Leaves
-from tljax.strategies import Group, assign, frozen_modules, frozen_prefix, neurons
+from tljax.models.params import Variables
+from tljax.strategies import ParamGroup, assign, frozen_modules, leading_frozen_stages, neurons
 from tljax.tasks import task_of
 from tljax.train import optimizer
-from tljax.train.step import Spec
+from tljax.train.step import StepSpec
 from tljax.weights import Preprocess
 
 
@@ -62,22 +62,22 @@ class PhasePlan:
     phase: Phase
     optim: OptimConfig
     hyper: dict[str, Any]
-    groups: dict[str, Group]
+    groups: dict[str, ParamGroup]
     learned: tuple[str, ...]
     moving: tuple[str, ...]
     frozen: tuple[str, ...]
     layers: dict[str, tuple[str, ...]]
     neurons: dict[str, int]
     prefix: tuple[str, ...]
-    keeping: Keeping
-    spec: Spec
+    keeping: CachePlan
+    spec: StepSpec
     steps: int
     steps_per_epoch: float
     evaluations: frozenset[int]
     checkpoints: frozenset[int]
 
     @property
-    def once(self) -> tuple[Observed, ...]:
+    def once(self) -> tuple[FrozenNetwork, ...]:
         """Networks whose outputs for the training pictures are computed once."""
         return self.keeping.train
 
@@ -95,13 +95,13 @@ class PhasePlan:
         """Whether a step looks at the pictures themselves, or only at what is known of them."""
         return not any(network.name == PREFIX for network in self.keeping.train) or bool(self.keeping.in_step)
 
-    def take(self, leaves: Leaves, index: Mapping[str, jax.Array]) -> tuple[Leaves, Leaves, Leaves]:
+    def take(self, leaves: Variables, index: Mapping[str, jax.Array]) -> tuple[Variables, Variables, Variables]:
         """Divides a model's leaves into learned, moving and frozen ones; `index` says which channels are learned."""
         whole = [p for p in self.learned if not self.groups[p].single]
         learned, moving, frozen = ({p: leaves[p] for p in paths} for paths in (whole, self.moving, self.frozen))
         return learned | neurons.gather({p: leaves[p] for p in index}, index), moving, frozen
 
-    def give(self, changing: Leaves, frozen: Leaves, index: Mapping[str, jax.Array]) -> Leaves:
+    def give(self, changing: Variables, frozen: Variables, index: Mapping[str, jax.Array]) -> Variables:
         """The model's leaves from learned and moving ones and the frozen ones: the reverse of `take`."""
         slices = {p: changing[p] for p in index}
         return frozen | changing | neurons.scatter({p: frozen[p] for p in index}, slices, index)
@@ -113,8 +113,8 @@ def plan_phase(
     model: Model,
     pictures: Pictures,
     preprocess: Preprocess,
-    observed: Sequence[Observed] = (),
-    theirs: Mapping[str, Leaves] = MappingProxyType({}),
+    observed: Sequence[FrozenNetwork] = (),
+    theirs: Mapping[str, Variables] = MappingProxyType({}),
     prior: np.ndarray | None = None,
 ) -> PhasePlan:
     """Makes a phase concrete; `model` may be abstract, only shapes are read.
@@ -145,21 +145,21 @@ def plan_phase(
                 f"{task.name}."
             )
     optim = dataclasses.replace(config.optim, **phase.optim)
-    _, params, stats = leaves_of.split(model)
+    _, params, stats = params_lib.split(model)
     stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
     layers = neurons.layers_of(params, phase.neurons.layers, model.norm_after) if phase.neurons.layers else {}
     groups = assign(params, stats, phase, stages, layers)
     graphdef, drawing = _with_frozen_modules(model, groups)
     views = tuple(view for view in ("weak", "strong") if view in needs)
-    first, prefix = tuple(frozen_prefix(model.stage_names, groups, drawing)), None
+    first, prefix = tuple(leading_frozen_stages(model.stage_names, groups, drawing)), None
     if first:
         paired = [ours for network in observed for ours, _ in network.maps]
         prefix = frozen_stages(model, first, paired, "maps" in needs, preprocess, config.train.precision)
     networks = [*([prefix] if prefix else []), *observed]
-    sizes = {n.name: bytes_of(n, n.leaves(theirs, leaves_of.values(model)), pictures.shape) for n in networks}
+    sizes = {n.name: bytes_of(n, n.leaves(theirs, params_lib.values(model)), pictures.shape) for n in networks}
     counts = pictures.train, pictures.valid
     keeping = choose(config, phase.name, prefix, observed, sizes, counts, unlabelled=bool(views))
-    spec = Spec(
+    spec = StepSpec(
         task=task,
         graphdef=graphdef,
         groups=tuple((p, groups[p]) for p in params if groups[p].learns),
@@ -197,7 +197,7 @@ def plan_phase(
     )
 
 
-def terms_of(phase: Phase) -> tuple[Objective, ...]:
+def terms_of(phase: Phase) -> tuple[Loss, ...]:
     """The objectives of a phase; raises UserError, with the phase's name, where there is no such objective."""
     try:
         return tuple(losses.find(name) for name, _ in phase.objectives)
@@ -242,7 +242,7 @@ def _marks(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset
     return frozenset(m for m in marks if m <= steps)
 
 
-def _with_frozen_modules(model: Model, groups: dict[str, Group]) -> tuple[nnx.GraphDef, list[str]]:
+def _with_frozen_modules(model: Model, groups: dict[str, ParamGroup]) -> tuple[nnx.GraphDef, list[str]]:
     """The graph definition with frozen modules marked and no number in it, and the stages in which dropout stays on."""
     modules = {
         "/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, (BatchNorm, Dropout))
@@ -253,7 +253,7 @@ def _with_frozen_modules(model: Model, groups: dict[str, Group]) -> tuple[nnx.Gr
         module.frozen = path in frozen
     if rate:
         drop.rate = 0.5  # any: the step has the run's own among its numbers
-    graphdef = leaves_of.split(model).graphdef
+    graphdef = params_lib.split(model).graphdef
     for module in modules.values():
         module.frozen = False
     if rate:

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax.models.params import Leaves
+from tljax.models.params import Variables
 from tljax.train.multi_step import over_runs
-from tljax.train.step import Spec, State, init_state
+from tljax.train.step import StepSpec, TrainState, init_state
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def copies(leaves: Leaves, runs: int) -> Leaves:
+def copies(leaves: Variables, runs: int) -> Variables:
     """As many copies of leaves."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), leaves)
 
@@ -31,11 +31,11 @@ def stacked(trees: list) -> Any:
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-def begun(spec: Spec, learned: Leaves, moving: Leaves, hyper: dict) -> State:
+def begun(spec: StepSpec, learned: Variables, moving: Variables, hyper: dict) -> TrainState:
     """The states before the first step."""
     return _begun(spec, len(hyper["eps"]))(learned, moving, hyper)
 
 
 @functools.lru_cache(maxsize=64)
-def _begun(spec: Spec, runs: int):
+def _begun(spec: StepSpec, runs: int):
     return jax.jit(lambda *each: over_runs(runs, "vmap")(lambda x: init_state(spec, *x), each))

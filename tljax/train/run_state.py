@@ -12,8 +12,8 @@ import numpy as np
 
 from tljax.config import Config
 from tljax.errors import TrainingStopped
-from tljax.models.params import Leaves
-from tljax.storage.checkpoints import Checkpoints, goodness
+from tljax.models.params import Variables
+from tljax.storage.checkpoints import Checkpoints, ranking_key
 from tljax.tasks import Task, task_of
 from tljax.train.callbacks import Progress, Rows, no_sums
 from tljax.train.optimizer import learning_rate, optimizer_bytes
@@ -22,7 +22,7 @@ from tljax.weights import parameters_digest
 
 
 @dataclasses.dataclass(eq=False)
-class Member:
+class RunState:
     """A run that trains, alone or together with others.
 
     Attributes:
@@ -41,7 +41,7 @@ class Member:
     log: Rows
     progress: Progress = dataclasses.field(default_factory=Progress)
     failure: TrainingStopped | None = None
-    held: Leaves | None = None
+    held: Variables | None = None
     _started: float = 0.0
     _counted: int = 0
 
@@ -187,7 +187,7 @@ class Member:
 
     @staticmethod
     def _better(mark: dict, best: dict | None) -> bool:
-        return best is None or goodness(mark) > goodness({key: best[key] for key in mark})
+        return best is None or ranking_key(mark) > ranking_key({key: best[key] for key in mark})
 
     def _stopped_early(self) -> bool:
         patience, best = self.config.train.early_stop_epochs, self.progress.phase_best
@@ -197,7 +197,7 @@ class Member:
         return self.progress.total - best["step"] > patience * self.plan.steps_per_epoch - 1
 
 
-def digests(leaves: Leaves, index: Mapping[str, jax.Array]) -> dict[str, str]:
+def digests(leaves: Variables, index: Mapping[str, jax.Array]) -> dict[str, str]:
     """Digests of leaves; of those in `index`, without the channels that learn."""
     values = {path: np.asarray(value) for path, value in leaves.items()}
     still = {p: np.delete(v, np.asarray(index[p]), axis=-1) if p in index else v for p, v in values.items()}

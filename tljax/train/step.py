@@ -14,18 +14,18 @@ from flax import nnx
 
 from tljax.augment.pipeline import make_views
 from tljax.config import AugmentConfig
-from tljax.features.frozen_network import PREFIX, Observed, nested, observe
-from tljax.losses import Objective
-from tljax.models import params as leaves_of
-from tljax.models.params import Leaves
+from tljax.features.frozen_network import PREFIX, FrozenNetwork, nested, observe
+from tljax.losses import Loss
+from tljax.models import params as params_lib
+from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
-from tljax.strategies import Group, neurons
+from tljax.strategies import ParamGroup, neurons
 from tljax.tasks import Task
 from tljax.train.optimizer import make_optimizer
 from tljax.weights import Preprocess, make_preprocess
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """What a step changes.
 
     Attributes:
@@ -36,14 +36,14 @@ class State(NamedTuple):
       average: running average of `learned` and `moving`; empty where the phase keeps none.
     """
 
-    learned: Leaves
-    moving: Leaves
+    learned: Variables
+    moving: Variables
     opt: optax.OptState
     step: jax.Array
-    average: Leaves
+    average: Variables
 
 
-class Given(NamedTuple):
+class StepInputs(NamedTuple):
     """What a phase's steps are given and do not change, besides the frozen leaves.
 
     Attributes:
@@ -53,15 +53,15 @@ class Given(NamedTuple):
     """
 
     neurons: Mapping[str, jax.Array]
-    origin: Leaves
-    observed: tuple[Leaves, ...]
+    origin: Variables
+    observed: tuple[Variables, ...]
 
 
-NOTHING = Given({}, {}, ())
+NO_INPUTS = StepInputs({}, {}, ())
 
 
 @dataclasses.dataclass(frozen=True)
-class Spec:
+class StepSpec:
     """All that shapes a step's program and is not a number; equal specs share one compiled program.
 
     Attributes:
@@ -82,15 +82,15 @@ class Spec:
 
     task: Task
     graphdef: nnx.GraphDef
-    groups: tuple[tuple[str, Group], ...]
+    groups: tuple[tuple[str, ParamGroup], ...]
     optimizer: tuple[str, bool, bool, bool]
-    objectives: tuple[Objective, ...]
+    objectives: tuple[Loss, ...]
     preprocess: Preprocess
     dtype: str
     augment: AugmentConfig
     views: tuple[str, ...] = ()
     averaged: bool = False
-    observed: tuple[Observed, ...] = ()
+    observed: tuple[FrozenNetwork, ...] = ()
     accumulate: int = 1
     dense: bool = False
 
@@ -105,21 +105,21 @@ class Spec:
         return frozenset().union(*(objective.needs for objective in self.objectives))
 
 
-def init_state(spec: Spec, learned: Leaves, moving: Leaves, hyper: dict) -> State:
+def init_state(spec: StepSpec, learned: Variables, moving: Variables, hyper: dict) -> TrainState:
     """The state before the first step: optimizer state exists for the learning leaves alone."""
     optimizer = make_optimizer(spec.optimizer, hyper | {"lr": 0.0}, dict(spec.groups))
     average = jax.tree.map(jnp.copy, learned | moving) if spec.averaged else {}
-    return State(learned, moving, optimizer.init(learned), jnp.zeros((), jnp.int32), average)
+    return TrainState(learned, moving, optimizer.init(learned), jnp.zeros((), jnp.int32), average)
 
 
 @functools.lru_cache(maxsize=64)
-def make_train_step(spec: Spec):
-    """Compiles `step_of(spec)`; the state is donated."""
-    return jax.jit(step_of(spec), donate_argnums=0, compiler_options=spec.compiler_options)
+def make_train_step(spec: StepSpec):
+    """Compiles `make_step_fn(spec)`; the state is donated."""
+    return jax.jit(make_step_fn(spec), donate_argnums=0, compiler_options=spec.compiler_options)
 
 
 @functools.lru_cache(maxsize=64)
-def step_of(spec: Spec):
+def make_step_fn(spec: StepSpec):
     """The pure function `step(state, frozen, batch, hyper, key, given) → (state, metrics)`.
 
     `frozen` has every leaf that does not change, `batch` is uint8 `image` [B, H, W, C], the task's targets (`label`,
@@ -134,7 +134,7 @@ def step_of(spec: Spec):
     aligned = spec.task.located
     views = make_views(spec.augment, spec.preprocess.size if aligned else None)
 
-    def gradients(state: State, frozen: Leaves, batch, hyper, key, given: Given):
+    def gradients(state: TrainState, frozen: Variables, batch, hyper, key, given: StepInputs):
         augment_key, dropout_key = jax.random.split(key)
         pictures, inputs = None, {}
         if "image" in batch:
@@ -156,7 +156,7 @@ def step_of(spec: Spec):
             model = assemble(spec.graphdef, state.average, frozen, given.neurons)
             reference["average"] = model.outputs(view)
 
-        def loss_fn(learned: Leaves):
+        def loss_fn(learned: Variables):
             model = assemble(spec.graphdef, learned | state.moving, frozen, given.neurons)
             if (drop := getattr(model.head, "drop", None)) is not None and drop.rate:
                 drop.asked = nnx.data(hyper["dropout"])
@@ -165,18 +165,18 @@ def step_of(spec: Spec):
             outputs = _by_view(outputs, inputs) | {"leaves": learned}
             terms = [objective(outputs, batch, reference, hyper) for objective in spec.objectives]
             loss = sum(weight * term for weight, term in zip(hyper["weights"], terms, strict=True))
-            moved = leaves_of.stats_of(model)
+            moved = params_lib.stats_of(model)
             correct = spec.task.seen(outputs, batch).sum(dtype=jnp.float32)
             return loss, ({"terms": jnp.stack(terms), "correct": correct}, {path: moved[path] for path in state.moving})
 
         (loss, (seen, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
         return grads, moving, seen | {"loss": loss}
 
-    def accumulated(state: State, frozen: Leaves, batch, hyper, key, given: Given):
+    def accumulated(state: TrainState, frozen: Variables, batch, hyper, key, given: StepInputs):
         # Every n-th row, so that each device goes on with rows that it has.
         parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, spec.accumulate, *x.shape[1:]), 1, 0), batch)
 
-        def part(moving: Leaves, numbered):
+        def part(moving: Variables, numbered):
             number, rows = numbered
             grads, moving, seen = gradients(
                 state._replace(moving=moving), frozen, rows, hyper, jax.random.fold_in(key, number), given
@@ -190,7 +190,7 @@ def step_of(spec: Spec):
         grads, seen = jax.tree.map(lambda x: x.mean(0), (grads, seen))
         return grads, moving, seen | {"correct": correct}
 
-    def train_step(state: State, frozen: Leaves, batch, hyper, key, given: Given = NOTHING):
+    def train_step(state: TrainState, frozen: Variables, batch, hyper, key, given: StepInputs = NO_INPUTS):
         key = jax.random.fold_in(key, state.step)
         differentiate = gradients if spec.accumulate == 1 else accumulated
         grads, moving, seen = differentiate(state, frozen, batch, hyper, key, given)
@@ -199,7 +199,7 @@ def step_of(spec: Spec):
         learned = optax.apply_updates(state.learned, updates)
         metrics = seen | {"finite": jnp.isfinite(seen["loss"]) & jnp.isfinite(optax.tree.norm(updates))}
         average = _averaged(state.average, learned | moving, state.step, hyper) if spec.averaged else {}
-        return State(learned, moving, opt, state.step + 1, average), metrics
+        return TrainState(learned, moving, opt, state.step + 1, average), metrics
 
     return train_step
 
@@ -213,15 +213,17 @@ def make_predict(task: Task, graphdef: nnx.GraphDef, preprocess: Preprocess, dty
     """
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
-    def predict(leaves: Leaves, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    def predict(leaves: Variables, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         known = nested({name: value for name, value in batch.items() if "/" in name}).get(PREFIX, {"maps": {}})["maps"]
         images = None if known else prepare(batch["image"])
-        return task.answers(leaves_of.merge(graphdef, leaves).outputs(images, known=known), batch)
+        return task.answers(params_lib.merge(graphdef, leaves).outputs(images, known=known), batch)
 
     return jax.jit(predict, compiler_options=inference_options())
 
 
-def assemble(graphdef: nnx.GraphDef, changing: Leaves, frozen: Leaves, index: Mapping[str, jax.Array]) -> nnx.Module:
+def assemble(
+    graphdef: nnx.GraphDef, changing: Variables, frozen: Variables, index: Mapping[str, jax.Array]
+) -> nnx.Module:
     """The model of a step, from the leaves that change and those that do not.
 
     Args:
@@ -232,7 +234,7 @@ def assemble(graphdef: nnx.GraphDef, changing: Leaves, frozen: Leaves, index: Ma
     """
     slices = {path: changing[path] for path in index}
     whole = neurons.scatter({path: frozen[path] for path in index}, slices, index)
-    model = leaves_of.merge(graphdef, frozen | changing | whole)
+    model = params_lib.merge(graphdef, frozen | changing | whole)
     neurons.install(model, slices, index)
     return model
 
@@ -249,7 +251,7 @@ def _by_view(outputs: dict, inputs: Mapping[str, jax.Array]) -> dict:
     return found.pop("labelled") | found
 
 
-def _averaged(average: Leaves, new: Leaves, step: jax.Array, hyper) -> Leaves:
+def _averaged(average: Variables, new: Variables, step: jax.Array, hyper) -> Variables:
     """The running average; short at first, so that it forgets the start (Tarvainen & Valpola 2017, in their code)."""
     decay = jnp.minimum(hyper["average"], 1 - 1 / (step + 1))
     return {path: decay * average[path] + (1 - decay) * new[path] for path in new}

@@ -1,7 +1,7 @@
 """Pretrained weights: where they are, what they want to be fed, and a strict way into a model and out of it."""
 
 from tljax.weights.assign import adapt_channels, export, port
-from tljax.weights.catalog import CATALOGUE, Entry
+from tljax.weights.catalog import CATALOG, Entry
 from tljax.weights.load import Weights, find, load, open_weights, parameters_digest
 from tljax.weights.preprocess import PRESETS, Preprocess, make_preprocess
 
@@ -10,11 +10,11 @@ def list(pattern: str = "*") -> tuple[Entry, ...]:
     """The known weights whose name matches a shell pattern, e.g. `tljax.weights.list("*resnet50*")`."""
     import fnmatch
 
-    return tuple(entry for entry in CATALOGUE.values() if fnmatch.fnmatch(entry.name, pattern))
+    return tuple(entry for entry in CATALOG.values() if fnmatch.fnmatch(entry.name, pattern))
 
 
 __all__ = [
-    "CATALOGUE",
+    "CATALOG",
     "PRESETS",
     "Entry",
     "Preprocess",

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tljax import weights
 from tljax.errors import TljaxError, UserError, nearest
-from tljax.weights.catalog import CATALOGUE, Entry
+from tljax.weights.catalog import CATALOG, Entry
 from tljax.weights.convert import convert
 from tljax.weights.detect import guess
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(pattern: str, console: Console) -> None:
     entries = weights.list(pattern)
     if not entries:
-        raise UserError(f'No known weights match "{pattern}"{nearest(pattern.strip("*"), CATALOGUE)}')
+        raise UserError(f'No known weights match "{pattern}"{nearest(pattern.strip("*"), CATALOG)}')
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     # A name that is cut cannot be used: the other columns give way first.
     table.add_column("name", min_width=max(len(entry.name) for entry in entries), overflow="fold")
@@ -77,7 +77,7 @@ def _list(pattern: str, console: Console) -> None:
         table.add_row(*_row(entry))
     console.print(table)
     where = "Where each lies: tljax.weights.CATALOGUE[name].source."
-    console.print(f"{len(entries)} of {len(CATALOGUE)}. {where}")
+    console.print(f"{len(entries)} of {len(CATALOG)}. {where}")
 
 
 def _row(entry: Entry) -> list[str]:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from tljax.errors import UserError
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.weights.layouts.table import TRANSFORMS, Layout, Rule, contiguous
 
 
@@ -56,7 +56,7 @@ def match(
 ) -> Match:
     """Finds the place of every foreign tensor by name and shape; arguments as in `port`."""
     keep, optional, ignore = _patterns(keep), _patterns(optional), _patterns(ignore)
-    _, params, stats = leaves_of.split(model)
+    _, params, stats = params_lib.split(model)
     target, first = params | stats, first_kernel(params)
     known_as = getattr(getattr(model, "head", None), "known_as", {})
     plan, unused, misfits = {}, [], []
@@ -116,7 +116,7 @@ def port(
             f"{source} does not fit the model. {found.describe()} "
             "Name in `ignore` the tensors that are not wanted and in `keep` the leaves that stay."
         )
-    variables = leaves_of.flat(nnx.state(model))
+    variables = params_lib.flat(nnx.state(model))
     first = first_kernel(variables)
     for path, rule in found.plan.items():
         value, variable = TRANSFORMS[rule.transform].view(np.asarray(tensors[rule.name])), variables[path]
@@ -131,7 +131,7 @@ def export(model: Model, layout: Layout) -> dict[str, np.ndarray]:
     Raises:
       UserError: a leaf that the layout has no name for.
     """
-    _, params, stats = leaves_of.split(model)
+    _, params, stats = params_lib.split(model)
     tensors, nameless = {}, []
     for path, value in (params | stats).items():
         if (rule := layout.origin(path)) is None:

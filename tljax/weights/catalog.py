@@ -218,4 +218,4 @@ _LOCAL = Entry(
     normalisation="caffe",
 )
 
-CATALOGUE = {entry.name: entry for entry in (*_TORCHVISION, *_TIMM, *_KERAS, _LOCAL)}
+CATALOG = {entry.name: entry for entry in (*_TORCHVISION, *_TIMM, *_KERAS, _LOCAL)}

@@ -15,10 +15,10 @@ import numpy as np
 from tljax import models
 from tljax.errors import UserError, nearest
 from tljax.models import Model
-from tljax.models import params as leaves_of
+from tljax.models import params as params_lib
 from tljax.storage.checkpoints import Checkpoints
 from tljax.weights.assign import port
-from tljax.weights.catalog import CATALOGUE, Entry
+from tljax.weights.catalog import CATALOG, Entry
 from tljax.weights.detect import guess
 from tljax.weights.formats import LazyTensor, open_tensors
 from tljax.weights.formats.keras_h5 import number_from_one
@@ -137,7 +137,7 @@ def open_weights(weights: Weights) -> Iterator[Mapping[str, LazyTensor | np.ndar
         yield {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def parameters_digest(leaves: leaves_of.Leaves) -> str:
+def parameters_digest(leaves: params_lib.Variables) -> str:
     """SHA-256 over all leaves in path order: path, type, shape and bytes."""
     digest = hashlib.sha256()
     for path in sorted(leaves):
@@ -149,27 +149,27 @@ def parameters_digest(leaves: leaves_of.Leaves) -> str:
 
 def _find_file(source: str) -> Weights:
     """A file by its path, or by its name in the catalogue if it lies in `$TLJAX_WEIGHTS_DIR`."""
-    entry, path = CATALOGUE.get(source), Path(source.removeprefix("file:"))
+    entry, path = CATALOG.get(source), Path(source.removeprefix("file:"))
     if entry is not None:
         if (kept := _kept(entry)) is None:
             raise UserError(f"{source} needs TLJAX_WEIGHTS_DIR, the folder that has {entry.source}.")
         path = kept
     if not path.is_file():
-        hint = "" if entry or "/" in source else nearest(source, CATALOGUE)
+        hint = "" if entry or "/" in source else nearest(source, CATALOG)
         raise UserError(f"There are no weights at {path}{hint or '.'}")
     sha256 = _digest(path)
     if entry is not None and sha256 != entry.digest:
         raise UserError(f"{path} is not {source}: its SHA-256 is {sha256}, expected {entry.digest}.")
     digest = _digest(path, "md5") if path.suffix == ".h5" else sha256  # what its publisher would have published
-    entry = next((e for e in CATALOGUE.values() if e.digest and digest.startswith(e.digest)), None)
+    entry = next((e for e in CATALOG.values() if e.digest and digest.startswith(e.digest)), None)
     return Weights(source, path, sha256, entry and entry.preprocess, entry and entry.backbone)
 
 
 def _find_url(source: str) -> Weights:
     """A file that torchvision or Keras publishes: in `$TLJAX_WEIGHTS_DIR`, the cache, or from its address."""
-    entry = CATALOGUE.get(source)
+    entry = CATALOG.get(source)
     if entry is None:
-        raise UserError(f'There are no published weights "{source}"{nearest(source, CATALOGUE)}')
+        raise UserError(f'There are no published weights "{source}"{nearest(source, CATALOG)}')
     path = _kept(entry)
     if path is None or not path.is_file():
         from tljax.weights.download import from_url  # late: HTTP clients take half a second
@@ -184,14 +184,14 @@ def _find_hub(source: str) -> Weights:
     """A file of a Hub repository."""
     repo, _, filename = source.removeprefix("hf:").partition(":")
     repo, _, revision = repo.partition("@")
-    entry = CATALOGUE.get(f"hf:{repo}")
+    entry = CATALOG.get(f"hf:{repo}")
     from tljax.weights.hub import from_hub  # late: see above
 
     try:
         fetched = from_hub(repo, filename or None, revision or None)
     except UserError as error:
         # A slip in a name that the catalogue nearly knows is likelier than a repository that we may not see.
-        close = "" if entry else nearest(f"hf:{repo}", CATALOGUE)
+        close = "" if entry else nearest(f"hf:{repo}", CATALOG)
         raise UserError(f"{str(error).rstrip('.')}{close}" if "did you mean" in close else str(error)) from error
     return Weights(
         source, fetched.path, fetched.sha256, entry and entry.preprocess, entry and entry.backbone, fetched.revision

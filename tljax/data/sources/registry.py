@@ -23,16 +23,16 @@ def load(config: DataConfig, task: str = "classification", on_bad_file: str = "e
     Raises:
       UserError: no such source, with the nearest name, or none that fits the task; what the source raises.
     """
-    known = {name: reader for by_name in READERS.values() for name, reader in by_name.items()}
+    known = {name: reader for by_name in SOURCES.values() for name, reader in by_name.items()}
     name = "tfds:NAME" if config.name.startswith("tfds:") else config.name
     if name not in known:
         raise UserError(f'There is no data.name "{name}"{nearest(name, known)}')
-    if name not in READERS[task]:
-        raise UserError(f'data.name="{name}" has nothing for the task {task}; what has: {", ".join(READERS[task])}.')
+    if name not in SOURCES[task]:
+        raise UserError(f'data.name="{name}" has nothing for the task {task}; what has: {", ".join(SOURCES[task])}.')
     if task == "classification":
         options.read(config, options.NoOptions)
-        return READERS[task][name](config)
-    return READERS[task][name](config, task, on_bad_file)
+        return SOURCES[task][name](config)
+    return SOURCES[task][name](config, task, on_bad_file)
 
 
 def tfds_source(config: DataConfig) -> Source:
@@ -62,7 +62,7 @@ def _collect(rows, config: DataConfig) -> Split:
 
 _MASKS = {"scenes": synthetic_scenes.source, "coco": coco.source, "voc": voc.source, "masks": mask_folders.source}
 _BOXES = {"scenes": synthetic_scenes.source, "coco": coco.source, "voc": voc.source, "yolo": yolo.source}
-READERS = {
+SOURCES = {
     "classification": {
         "digits": digits.source,
         "idx": idx.source,
