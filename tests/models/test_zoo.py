@@ -12,7 +12,7 @@ CASES = zoo.cases()
 COMPUTED = {
     "torchvision-vgg11_bn", "torchvision-resnet18", "torchvision-resnet50", "torchvision-resnext50_32x4d",
     "torchvision-densenet121", "torchvision-googlenet", "torchvision-inception_v3", "torchvision-convnext_tiny",
-    "timm-convnext_tiny", "keras-VGG16", "keras-ResNet50", "keras-DenseNet121", "keras-InceptionV3",
+    "keras-VGG16", "keras-ResNet50", "keras-DenseNet121", "keras-InceptionV3",
     "unet-milesial", "unet-smp_resnet18", "unet-smp_vgg11", "segmentation-milesial_bilinear",
     "segmentation-fcn_resnet50",
 }  # fmt: skip

@@ -6,11 +6,11 @@ import pytest
 from tests.strategies.case import Case, located_config_of
 from tljax.strategies import PRESETS
 
-# What the task of a head changes in a phase is the loss of labels, soft labels and unlabelled images, the score of
-# channels, and a second head. Every day, one preset has each of these; the others repeat it.
+# What the task of a head changes in a phase is the loss of labels, soft labels and unlabelled images. Every day, one
+# preset has each of these.
 EVERYDAY = {
-    "unet": ("feature_extraction", "lwf", "micro"),
-    "detector": ("fixmatch", "micro_two_heads"),
+    "unet": ("feature_extraction", "lwf"),
+    "detector": ("fixmatch",),
 }
 
 

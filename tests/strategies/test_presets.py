@@ -67,7 +67,11 @@ def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
         assert (other["terms"][place] != before["terms"][place]) == drops
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# Every day, presets whose plans have different rows.
+PLANNED = ("feature_extraction", "layers", "lp_ft", "micro", "micro_two_heads", "distillation", "fitnets", "fixmatch")
+
+
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=[pytest.mark.deep] * (p not in PLANNED)) for p in PRESETS])
 def test_plan_shows_and_costs_every_preset_and_writes_nothing(tmp_path, preset, console):
     settings = {"optim.l2_sp": 0.1, "workdir": str(tmp_path / "runs" / "run"), "strategy.neurons.scope": "global"}
     config = config_of(tmp_path, preset, "vgg", **settings)
