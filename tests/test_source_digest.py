@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tljax.features.feature_cache import CODE
-from tljax.storage.source_digest import PACKAGE, imported_files, source_digest
+from tljax.storage.source_digest import PACKAGE, digest_files, imported_files, source_digest
 
 
 def test_what_is_imported_is_found_directly_or_not(tmp_path):
@@ -35,8 +35,9 @@ def test_any_file_that_features_depend_on_changes_their_digest(package):
     files = imported_files(CODE, package)
     names = {path.relative_to(package).as_posix() for path in files}
     assert names >= {"models/layers.py", "models/backbones/vgg.py", "weights/preprocess.py", "augment/affine.py"}
-    digests = {source_digest.__wrapped__(CODE, package)}
+    digests = {digest_files(files, package)}
+    assert digests == {source_digest.__wrapped__(CODE, package)}
     for path in files:
         path.write_bytes(path.read_bytes() + b"\n")
-        digests.add(source_digest.__wrapped__(CODE, package))
+        digests.add(digest_files(files, package))
     assert len(digests) == len(files) + 1

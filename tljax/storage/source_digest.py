@@ -19,8 +19,13 @@ def source_digest(modules: tuple[str, ...], package: Path = PACKAGE) -> str:
       modules: names such as "tljax.models.layers".
       package: folder of the package.
     """
+    return digest_files(imported_files(modules, package), package)
+
+
+def digest_files(files: Sequence[Path], package: Path = PACKAGE) -> str:
+    """SHA-256 over the names below `package` and the bytes of files."""
     digest = hashlib.sha256()
-    for path in imported_files(modules, package):
+    for path in files:
         digest.update(f"{path.relative_to(package)} ".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
