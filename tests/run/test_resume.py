@@ -1,7 +1,9 @@
 """A run can die at any instant and goes on to the same bits."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +168,15 @@ def test_a_finished_run_is_not_run_again(whole, console):
     config, result, _ = whole
     assert train(config, console) == json.loads(json.dumps(result))
     assert "is finished" in console.export_text()
+
+
+def test_a_run_killed_before_its_report_gets_one(whole, console, tmp_path):
+    config, result, _ = whole
+    shutil.copytree(config.workdir, tmp_path / "copy")
+    config = dataclasses.replace(config, workdir=str(tmp_path / "copy"))
+    (tmp_path / "copy" / "report.md").unlink()
+    assert train(config, console) == json.loads(json.dumps(result))
+    assert (tmp_path / "copy" / "report.md").is_file()
 
 
 def test_two_processes_cannot_share_a_workdir(tiny):

@@ -68,6 +68,8 @@ def train_together(
         workdirs = [stack.enter_context(WorkDir.create(run.config, run.inputs)) for run in runs]
         results = [workdir.read("result.json") for workdir in workdirs]
         for workdir, result in zip(workdirs, results, strict=True):
+            if result is not None and not (workdir.path / "report.md").exists():
+                markdown.write(workdir.path)  # killed after the result, before its report
             if result is not None and lines:
                 console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
         if todo := [i for i, result in enumerate(results) if result is None]:
