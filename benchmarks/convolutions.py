@@ -23,15 +23,15 @@ from flax import nnx
 
 from tljax import models
 from tljax.ops import convolution
-from tljax.ops.convolution import FORMS, ConvSpec, Forms, rule
+from tljax.ops.convolution import ALGORITHMS, ConvAlgorithms, ConvSpec, select_algorithms
 
-PARTS = Forms._fields
+PARTS = ConvAlgorithms._fields
 
 
 def shapes_of(model: str, size: int, batch: int) -> list[tuple]:
     """(x, kernel, window) of the convolutions of a network, each once."""
     found, whole = {}, convolution.convolve
-    network = models.build(model, num_classes=2, image_size=size, rngs=nnx.Rngs(0))
+    network = models.create_model(model, num_classes=2, image_size=size, rngs=nnx.Rngs(0))
 
     def seen(x, kernel, window):
         found[x.shape, kernel.shape, window] = None
@@ -48,21 +48,21 @@ def programs(x, kernel, window: ConvSpec) -> dict[tuple[str, str], object]:
     """(part, form) → a compiled step that waits for its result."""
     keys = jax.random.split(jax.random.key(0))
     x, kernel = (jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, (x, kernel), strict=True))
-    dy = jnp.ones_like(convolution.native(x, kernel, window))
+    dy = jnp.ones_like(convolution.xla_conv(x, kernel, window))
     depthwise = window.groups == x.shape[-1] == kernel.shape[-1]
-    names = ("native", "taps") if depthwise else tuple(n for n in FORMS if n != "taps")
-    names = ("native",) if window.groups > 1 and not depthwise else names
+    names = ("xla_conv", "depthwise_shift") if depthwise else tuple(n for n in ALGORITHMS if n != "depthwise_shift")
+    names = ("xla_conv",) if window.groups > 1 and not depthwise else names
     steps = {}
     for name in names:
-        forms = Forms(name, "patches" if name == "columns" else name, name)
+        forms = ConvAlgorithms(name, "im2col" if name == "columns" else name, name)
         if name == "rows" and max(window.strides) > 1:
-            forms = forms._replace(to_input="patches")
+            forms = forms._replace(to_input="im2col")
 
         def gradients(saved, dy, forms=forms):
             return convolution._backward((forms, window, x.shape, kernel.shape), saved, dy)
 
         calls = {
-            "value": (lambda x, k, form=FORMS[name]: form(x, k, window), (x, kernel)),
+            "value": (lambda x, k, form=ALGORITHMS[name]: form(x, k, window), (x, kernel)),
             "to_input": (lambda k, dy, f=gradients: f((None, k), dy)[0], (kernel, dy)),
             "to_kernel": (lambda x, dy, f=gradients: f((x, None), dy)[1], (x, dy)),
         }
@@ -98,9 +98,12 @@ def main() -> None:
     rows = []
     for x, kernel, window in shapes:
         like = (jax.ShapeDtypeStruct(x, args.dtype), jax.ShapeDtypeStruct(kernel, args.dtype))
-        result = jax.eval_shape(lambda a, b, w=window: convolution.native(a, b, w), *like)
+        result = jax.eval_shape(lambda a, b, w=window: convolution.xla_conv(a, b, w), *like)
         flops = 2 * np.prod(result.shape) * np.prod(kernel[:3])
-        best, chosen = times(programs(*like, window), args.seconds), rule(x, kernel, window, jnp.dtype(args.dtype))
+        best, chosen = (
+            times(programs(*like, window), args.seconds),
+            select_algorithms(x, kernel, window, jnp.dtype(args.dtype)),
+        )
         print(f"{x} {kernel} strides {window.strides} groups {window.groups}")
         for part in PARTS:
             of_part = {form: taken for (p, form), taken in best.items() if p == part}

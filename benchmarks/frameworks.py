@@ -32,14 +32,14 @@ def tljax(task):
 
     head = VGG_HEAD if has_dense_layers(task) else {}
     dtype = jnp.dtype(task["dtype"])
-    model = models.build(
+    model = models.create_model(
         task["model"], num_classes=CLASSES, image_size=task["size"], dtype=dtype, rngs=nnx.Rngs(0), **head
     )
-    graphdef, params, stats = params_lib.split(model)
+    graphdef, params, stats = params_lib.flatten_model(model)
 
     def call(params, stats, x, train):
         model = params_lib.merge(graphdef, params | stats)
-        return model(x, train=train), params_lib.stats_of(model)
+        return model(x, train=train), params_lib.batch_stats(model)
 
     return {"jit": lambda: jax_step(task, call, params, stats)}
 

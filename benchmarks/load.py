@@ -54,7 +54,7 @@ def load_step(step: str, name: str, path: str) -> None:
     jax.devices()
     lap("start device")
     head = VGG_HEAD if name.startswith("vgg") else {}
-    model = models.build(name, num_classes=CLASSES, rngs=nnx.Rngs(0) if step == "write" else None, **head)
+    model = models.create_model(name, num_classes=CLASSES, rngs=nnx.Rngs(0) if step == "write" else None, **head)
     lap("build")
     if step == "write":
         write_safetensors(path, weights.export(model, layouts(model.family, model.config)["torchvision"]))

@@ -30,29 +30,29 @@ class OurStep:
         from tljax.train.step import StepInputs, init_state, make_train_step
 
         self.prepared = prepare(config)
-        self.plan, self.mesh = self.prepared.plans[0], mesh_of(self.prepared.network.mesh)
-        self.leaves = self.mesh.put(self.prepared.load_weights())
-        self.learned, moving, self.frozen = self.plan.take(self.leaves, {})
+        self.plan, self.mesh = self.prepared.plans[0], mesh_of(self.prepared.predictor.mesh)
+        self.leaves = self.mesh.put(self.prepared.load_variables())
+        self.learned, moving, self.frozen = self.plan.partition(self.leaves, {})
         copies = jax.tree.map(jax.numpy.copy, (self.learned, moving))
-        self.state = self.mesh.put(init_state(self.plan.spec, *copies, self.plan.hyper))
-        self.hyper = self.plan.hyper | {"lr": config.optim.lr, "progress": 0.0}
-        observed = tuple(network.leaves({}, self.leaves) for network in self.plan.spec.observed)
+        self.state = self.mesh.put(init_state(self.plan.spec, *copies, self.plan.hparams))
+        self.hyper = self.plan.hparams | {"lr": config.optim.lr, "progress": 0.0}
+        observed = tuple(network.variables({}, self.leaves) for network in self.plan.spec.networks)
         self.key, self.given = self.mesh.put(jax.random.key(config.seed)), StepInputs({}, {}, observed)
         self.step = make_train_step(self.plan.spec)
 
     def batch(self, images: np.ndarray, labels: np.ndarray) -> dict:
         """A batch on the devices, with the maps of frozen stages where the plan keeps them, and then no pictures."""
         batch = self.mesh.put_batch({"image": images, "label": labels.astype(np.int32)})
-        if not self.plan.once:
+        if not self.plan.cached:
             return batch
         import jax
 
-        from tljax.features.frozen_network import observe
+        from tljax.features.frozen_network import apply_frozen
 
-        for network in self.plan.once:
-            said = jax.jit(functools.partial(observe, network))
-            batch |= said(network.leaves({}, self.leaves), batch["image"])
-        return {name: value for name, value in batch.items() if name != "image" or self.plan.reads_pictures}
+        for network in self.plan.cached:
+            said = jax.jit(functools.partial(apply_frozen, network))
+            batch |= said(network.variables({}, self.leaves), batch["image"])
+        return {name: value for name, value in batch.items() if name != "image" or self.plan.needs_images}
 
     def __call__(self, batch: dict) -> dict:
         """One step; its metrics, which wait on the device."""
@@ -79,7 +79,7 @@ def our_step(task):
     def make():
         with tempfile.TemporaryDirectory() as folder:
             step = OurStep(config_of(task, Path(folder)))
-        split = step.prepared.data.train.take(np.arange(task["batch"]))
+        split = step.prepared.data.train.select(np.arange(task["batch"]))
         batch = jax.block_until_ready(step.batch(split.images, split.labels))
         flops = step.flops(batch)
         return lambda: jax.block_until_ready((step(batch), step.state)), flops, step.facts
@@ -101,7 +101,7 @@ def config_of(task, folder: Path):
     c.strategy.name = "custom"
     c.strategy.phases = (config.Phase("step", LEARNS[task["learns"]]),)
     c.optim.name = task["optimizer"]
-    c.train.batch_size, c.train.precision = task["batch"], task["dtype"]
+    c.train.batch_size, c.train.compute_dtype = task["batch"], task["dtype"]
     c.augment.flip, c.augment.crop_padding = task["augment"], 4 if task["augment"] else 0
-    c.cache.where = "memory" if task["cached"] else "none"
+    c.cache.storage = "memory" if task["cached"] else "none"
     return config.parse(c)

@@ -17,7 +17,7 @@ def get_config(variant="float32"):
     """The recipe; `variant` is float32 or bfloat16, or either with -8x4."""
     precision, _, sweep = variant.partition("-")
     c = vgg16_fashion.get_config("classic")
-    c.train.precision = precision
+    c.train.compute_dtype = precision
     c.report.figures = False
     c.report.tensorboard = False
     if sweep:

@@ -26,14 +26,14 @@ def get_config(backbone="unet"):
         "side": 32,
         "objects": (1, 1),
         "scale": (0.75, 0.98),
-        "ink": "light",
+        "palette": "light",
         "seed": 1,
     }
     c.data.image_size = 32
     c.model.backbone, c.model.options = variants[backbone]
     c.model.head = "unet"
     c.strategy.name = "scratch"
-    c.strategy.objectives = (("cross_entropy", 1.0), ("dice", 1.0))
+    c.strategy.losses = (("cross_entropy", 1.0), ("dice", 1.0))
     c.optim.lr = 3e-3
     c.optim.schedule = "cosine"
     c.optim.warmup_epochs = 0.3

@@ -16,7 +16,7 @@ def get_config(variant="transfer"):
         raise ValueError(f'There is no variant "{variant}": take transfer or scratch.')
     c = config.default()
     c.data.name = "scenes"
-    c.data.options = {"train": 2000, "objects": (1, 2), "scale": (0.45, 0.65), "ink": "light"}
+    c.data.options = {"train": 2000, "objects": (1, 2), "scale": (0.45, 0.65), "palette": "light"}
     c.data.image_size = 64
     c.model.backbone = "unet"
     c.model.options = {"widths": (16, 32, 64, 128)}
@@ -26,7 +26,7 @@ def get_config(variant="transfer"):
         c.strategy.name = "full"
     else:
         c.strategy.name = "scratch"
-    c.strategy.objectives = (("cross_entropy", 1.0), ("dice", 1.0))
+    c.strategy.losses = (("cross_entropy", 1.0), ("dice", 1.0))
     c.optim.lr = 4e-3
     c.optim.schedule = "cosine"
     c.optim.warmup_epochs = 0.2

@@ -24,7 +24,7 @@ def get_config(variant=None):
         raise ValueError(f'There is no variant "{variant}": take one of {", ".join(VARIANTS)}.')
     c = config.default()
     c.data.name = "scenes"
-    c.data.options = {"train": 1000, "objects": (1, 2), "scale": (0.4, 0.6), "ink": "light"}
+    c.data.options = {"train": 1000, "objects": (1, 2), "scale": (0.4, 0.6), "palette": "light"}
     c.model.backbone = "vgg16"
     c.model.head = "detector"
     c.strategy.name = "feature_extraction"

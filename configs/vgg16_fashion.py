@@ -37,7 +37,7 @@ def get_config(variant="tapped"):
     c.model.pool = "flatten"
     c.strategy.name = "feature_extraction"
     if variant == "tapped":
-        c.model.tap = "stage3"
+        c.model.out_stage = "stage3"
         c.model.pool_size = 8
         c.model.norm = "batch"
         c.optim.lr = 2e-4

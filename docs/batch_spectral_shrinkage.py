@@ -10,14 +10,14 @@ is added to the loss, and a strategy, which says in which phase and with what we
 import jax.numpy as jnp
 
 from tljax.config import Phase
-from tljax.losses import objective
+from tljax.losses import loss
 
 
-@objective("maps")
+@loss("maps")
 def shrinkage(outputs, batch, reference, hyper):
     """The sum of squares of the smallest singular values of the batch's features [B, C], the averaged last map.
 
-    How many is `strategy.numbers["smallest"]`, one by default, of the min(B, C) that there are.
+    How many is `strategy.hparams["smallest"]`, one by default, of the min(B, C) that there are.
     """
     # The last map is the one of the fewest places; a dict that was in a compiled step does not keep its order.
     last = min(outputs["maps"].values(), key=lambda x: x.shape[1] * x.shape[2])
@@ -29,6 +29,6 @@ def shrinkage(outputs, batch, reference, hyper):
 
 
 def batch_spectral_shrinkage(config, stages, lr):
-    """Everything learns; the paper's weight 0.001 is replaced by `strategy.numbers["shrinkage"]`."""
-    weight = config.numbers.get("shrinkage", 0.001)
-    return [Phase("fine-tune", ((".*", 1.0),), objectives=(("cross_entropy", 1.0), (f"{__file__}:shrinkage", weight)))]
+    """Everything learns; the paper's weight 0.001 is replaced by `strategy.hparams["shrinkage"]`."""
+    weight = config.hparams.get("shrinkage", 0.001)
+    return [Phase("fine-tune", ((".*", 1.0),), losses=(("cross_entropy", 1.0), (f"{__file__}:shrinkage", weight)))]

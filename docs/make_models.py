@@ -35,18 +35,18 @@ COLUMNS = "backbone", "parameters", "GFLOP", "inference", "training", "gradient"
 def describe(backbone: str) -> dict:
     """Facts of a network with its published classifier, at 224 pixels; Inception v3 at 299."""
     size = 299 if backbone.startswith("inception_v3") else 224
-    family, config = models.find(backbone)
+    family, config = models.get_variant(backbone)
     vgg = {"pool": "flatten", "pool_size": 7, "hidden": (4096, 4096)} if family == "vgg" else {}
     classes = {"unet": 0}.get(family, 10 if getattr(config, "small", False) else 1000)
-    model = models.build(backbone, num_classes=classes, image_size=size, rngs=None, **vgg)
-    graphdef, params, stats = params_lib.split(model)
+    model = models.create_model(backbone, num_classes=classes, image_size=size, rngs=None, **vgg)
+    graphdef, params, stats = params_lib.flatten_model(model)
     picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     forward = jax.jit(lambda leaves, x: params_lib.merge(graphdef, leaves)(x)).lower(params | stats, picture)
     return {
         "family": family,
         "parameters": sum(x.size for x in params.values()),
         "flops": forward.cost_analysis()["flops"],
-        "pyramid": model.pyramid(),
+        "pyramid": model.feature_info(),
         "layouts": list(layouts(family, config)),
     }
 
@@ -71,7 +71,7 @@ def main() -> None:
     cases = zoo.cases()
     # A process each time: what a network leaves behind in the compiler's caches adds up to gigabytes.
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=4) as pool:
-        names = models.names()
+        names = models.list_backbones()
         facts = dict(zip(names, track(pool.imap(describe, names), "describing", len(names)), strict=True))
         errors = dict(zip(cases, track(pool.imap(compare, cases), "comparing", len(cases)), strict=True))
     text = (Path(__file__).parent / "models.md.in").read_text()

@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 from tljax import config as schema  # noqa: E402
 from tljax.config import Config  # noqa: E402
 from tljax.errors import UserError  # noqa: E402
-from tljax.losses import NEEDS, OBJECTIVES  # noqa: E402
+from tljax.losses import LOSSES, REQUIREMENTS  # noqa: E402
 from tljax.report import phase_diagram  # noqa: E402
 from tljax.report.markdown import humanise_bytes  # noqa: E402
 from tljax.report.tables import MISSING, mean_interval, percent  # noqa: E402
@@ -31,9 +31,10 @@ from tljax.run import features, probe, sweep  # noqa: E402
 from tljax.run.config_files import load_config_file  # noqa: E402
 from tljax.run.experiment import prepare  # noqa: E402
 from tljax.run.phase_rows import phase_rows  # noqa: E402
-from tljax.run.plan import cost  # noqa: E402
-from tljax.run.recipes import with_made_weights  # noqa: E402
-from tljax.storage.cache_dir import keep_compiled_programs  # noqa: E402
+from tljax.run.plan import phase_cost  # noqa: E402
+from tljax.run.recipes import run_recipes  # noqa: E402
+from tljax.run.workdir import config_hash  # noqa: E402
+from tljax.storage.cache_dir import enable_compilation_cache  # noqa: E402
 from tljax.strategies import PRESETS  # noqa: E402
 
 # The first is the page's own; of the others it has the table alone.
@@ -58,13 +59,13 @@ def main() -> None:
     text = (HERE / "strategies.md.in").read_text()
     if missing := [name for name in PRESETS if f'row("{name}", ' not in text]:
         raise UserError(f"strategies.md.in has no row for {', '.join(missing)}.")
-    keep_compiled_programs()
+    enable_compilation_cache()
     console = Console(stderr=True)
     sweeps = [measurement(name, given.runs, console) for name in EXPERIMENTS]
     config, accuracies = sweeps[0]["config"], sweeps[0]["accuracies"]
     accuracies |= probed(config, console)
     costs = {name: described(name, config, given.to / "strategies") for name in PRESETS}
-    phase_diagram.key(given.to / "strategies" / "key.png")
+    phase_diagram.draw_legend(given.to / "strategies" / "key.png")
     page = environment.get_template("strategies.md.in").render(
         sweeps=sweeps,
         config=config,
@@ -73,8 +74,8 @@ def main() -> None:
         results=results,
         verdicts=verdicts,
         left_out=[name for name in PRESETS if not any(name == method for method, _ in accuracies)],
-        objectives=[(o.name, sorted(o.needs), summary(o.function.__doc__)) for o in OBJECTIVES.values()],
-        needs=NEEDS,
+        objectives=[(o.name, sorted(o.requires), summary(o.function.__doc__)) for o in LOSSES.values()],
+        needs=REQUIREMENTS,
         own=(HERE / "batch_spectral_shrinkage.py").read_text(),
     )
     if unseen := [name for name in PRESETS if f"(strategies/{name}.png)" not in page]:
@@ -94,7 +95,7 @@ def finished(config: Config, console: Console) -> dict:
     """The sweep's result.json, of this very config."""
     path = Path(config.workdir) / "result.json"
     result = json.loads(path.read_text()) if path.is_file() else sweep.run(config, console)
-    if result["config_digest"] != schema.digest(config):
+    if result["config_digest"] != config_hash(config):
         raise UserError(f"{path} is the result of another config.")
     return result
 
@@ -117,7 +118,7 @@ def probed(config: Config, console: Console) -> Accuracies:
         settings = {"strategy.name": "feature_extraction", "data.labels_per_class": budget}
         settings |= {"workdir": f"{config.workdir}/probes/{budget}", "sweep": {"seed": config.sweep["seed"]}}
         runs = features.runs(schema.override(config, settings), "probe")
-        runs = with_made_weights(runs, Path(config.workdir).parent, console)
+        runs = run_recipes(runs, Path(config.workdir).parent, console)
         if not all(is_probed(run) for run in runs):
             probe.run(runs, settings["workdir"], console)
         for run in runs:
@@ -130,7 +131,7 @@ def probed(config: Config, console: Console) -> Accuracies:
 def is_probed(run: Config) -> bool:
     """Whether a run's probes of this very config are there."""
     path = Path(run.workdir) / "probe.json"
-    return path.is_file() and json.loads(path.read_text())["about"]["config_digest"] == schema.digest(run)
+    return path.is_file() and json.loads(path.read_text())["about"]["config_digest"] == config_hash(run)
 
 
 def described(name: str, config: Config, folder: Path) -> str:
@@ -138,10 +139,10 @@ def described(name: str, config: Config, folder: Path) -> str:
     first = {field: values[0] for field, values in config.sweep.items()}
     own = {k: v for k, v in FIELDS.get(name, {}).items() if k not in TEACHERS | UNLABELLED}
     single = schema.override(config, {**first, "sweep": {}, "strategy.name": name, **own})
-    prepared = prepare(*with_made_weights([single], Path(config.workdir).parent, None))
-    rows = phase_rows(prepared.plans, prepared.network.model, prepared.config.optim.lr)
-    phase_diagram.blocks(phase_diagram.from_dicts(rows), folder / f"{name}.png")
-    costs = [cost(prepared, plan) for plan in prepared.plans]
+    prepared = prepare(*run_recipes([single], Path(config.workdir).parent, None))
+    rows = phase_rows(prepared.plans, prepared.predictor.model, prepared.config.optim.lr)
+    phase_diagram.draw_phase_diagram(phase_diagram.from_dicts(rows), folder / f"{name}.png")
+    costs = [phase_cost(prepared, plan) for plan in prepared.plans]
     steps = [plan.steps for plan in prepared.plans]
     flops = sum(c.step_flops * n for c, n in zip(costs, steps, strict=True)) / sum(steps)
     return f"{flops / costs[0].forward_flops:.1f} | {humanise_bytes(max(c.optimizer_bytes for c in costs))}"

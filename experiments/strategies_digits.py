@@ -36,6 +36,6 @@ def get_config():
     c.data.unlabelled = -1
     c.strategy.teachers = ("recipe:configs/teacher_digits.py",)
     c.strategy.unlabelled_ratio = 3
-    c.strategy.average = 0.95
+    c.strategy.ema_decay = 0.95
     c.sweep = {"strategy.name": list(STRATEGIES), "data.labels_per_class": [10, 50], "seed": range(5)}
     return c

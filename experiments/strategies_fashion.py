@@ -21,7 +21,7 @@ def get_config():
     c.strategy.teachers = ("recipe:configs/pretrain_fashion.py:teacher",)
     c.strategy.lr_scale = 0.5
     c.strategy.unlabelled_ratio = 3
-    c.strategy.average = 0.95
+    c.strategy.ema_decay = 0.95
     c.optim.name = "nesterov"
     c.optim.lr = 0.02
     c.optim.schedule = "cosine"

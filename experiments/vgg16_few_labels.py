@@ -16,7 +16,7 @@ def get_config():
     c.data.image_size = 28
     c.model.backbone = "vgg16"
     c.model.weights = "vgg16_imagenet_notop"
-    c.model.tap = "stage2"
+    c.model.out_stage = "stage2"
     c.model.pool = "flatten"
     c.model.pool_size = 4
     c.model.norm = "batch"

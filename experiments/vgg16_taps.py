@@ -12,5 +12,5 @@ def get_config():
     c = vgg16_fashion.get_config()
     c.model.pool_size = 4
     c.train.eval_epochs = 5
-    c.sweep = {"model.tap": ["stage2", "stage3", "stage4", "stage5"]}
+    c.sweep = {"model.out_stage": ["stage2", "stage3", "stage4", "stage5"]}
     return c

@@ -21,10 +21,10 @@ def test_overlaps_equal_torchvisions():
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
 def test_suppression_equals_tensorflows(threshold):
     every, scores, classes = (jnp.asarray(GOLDEN[name]) for name in ("boxes", "scores", "classes"))
-    kept = boxes.nms(every, scores, classes, threshold, least=-1.0, most=60)
+    kept = boxes.nms(every, scores, classes, threshold, min_score=-1.0, max_boxes=60)
     assert kept.index[kept.valid].tolist() == GOLDEN[f"nms{threshold}"].tolist()
     assert kept.index.shape == (60,)
-    few = boxes.nms(every, scores, classes, threshold, least=0.5, most=4)
+    few = boxes.nms(every, scores, classes, threshold, min_score=0.5, max_boxes=4)
     assert few.index.tolist() == [i for i in GOLDEN[f"nms{threshold}"] if GOLDEN["scores"][i] > 0.5][:4]
 
 

@@ -6,11 +6,11 @@ import sys
 
 PROGRAM = """
 import jax, jax.numpy as jnp, pathlib
-from tljax.storage.cache_dir import folder, keep_compiled_programs
-keep_compiled_programs()
+from tljax.storage.cache_dir import cache_dir, enable_compilation_cache
+enable_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).block_until_ready()
-print(sum(1 for f in folder("xla").rglob("*") if f.is_file()))
+print(sum(1 for f in cache_dir("xla").rglob("*") if f.is_file()))
 """
 
 

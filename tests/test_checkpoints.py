@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tljax.storage.checkpoints import Checkpoints, ranking_key
+from tljax.storage.checkpoints import CheckpointManager, ranking_key
 
 
 @pytest.mark.parametrize(
@@ -22,12 +22,12 @@ def test_score_then_loss_then_the_earlier_epoch_decide(better, worse):
 def test_best_and_latest_are_kept(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: 0.7, 4: None}
     (tmp_path / "checkpoints").mkdir()
-    with Checkpoints(tmp_path) as checkpoints:
+    with CheckpointManager(tmp_path) as checkpoints:
         for step, score in scores.items():
             metrics = None if score is None else {"accuracy": score, "loss": 1.0, "epoch": float(step)}
             checkpoints.save(step, {"params": {"a": np.full(2, step, np.float32)}}, {}, metrics)
             checkpoints.wait()
         assert (checkpoints.best, checkpoints.latest) == (2, 4)
-        assert checkpoints.read_params(2)["a"].tolist() == [2, 2]
+        assert checkpoints.load_variables(2)["a"].tolist() == [2, 2]
     kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
     assert kept == [2, 4]

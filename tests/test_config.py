@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tljax import config as schema
 from tljax.config import Config, Phase, override, parse, to_dict
 from tljax.errors import UserError
+from tljax.run.workdir import config_hash, diff_configs
 
 BAD = [
     ({"optim.lrr": 1.0}, 'no field "optim.lrr"; did you mean "optim.lr"?'),
@@ -50,7 +51,7 @@ def test_every_field_is_described_and_its_default_passes():
         for part in name.split("."):
             node = getattr(node, part)
         assert override(scratch, {name: node}) == scratch, name
-        assert f"| `{name}` |" in schema.describe()
+        assert f"| `{name}` |" in schema.schema_table()
 
 
 def test_stable_names():
@@ -59,7 +60,7 @@ def test_stable_names():
         seed workdir data.name data.path data.classes data.labels_per_class data.valid_fraction data.image_size
         model.backbone model.weights model.preprocess model.head model.num_classes strategy.name strategy.phases
         optim.name optim.lr optim.schedule optim.warmup_epochs optim.weight_decay optim.momentum optim.clip_norm
-        optim.label_smoothing train.batch_size train.epochs train.early_stop_epochs train.precision sweep
+        optim.label_smoothing train.batch_size train.epochs train.patience_epochs train.compute_dtype sweep
     """
     for name in stable.split():
         assert name in names
@@ -114,13 +115,13 @@ def test_any_valid_values_survive_json_and_change_the_digest(lr, smoothing, epoc
     }
     made = override(Config(), settings)
     assert parse(to_dict(made)) == made
-    assert schema.digest(made) != schema.digest(override(made, {"seed": seed + 1}))
-    assert schema.digest(made) == schema.digest(override(made, {"workdir": "elsewhere", "report.figures": False}))
+    assert config_hash(made) != config_hash(override(made, {"seed": seed + 1}))
+    assert config_hash(made) == config_hash(override(made, {"workdir": "elsewhere", "report.figures": False}))
 
 
 def test_differences_name_the_fields():
     a, b = to_dict(Config()), to_dict(dataclasses.replace(Config(), seed=3))
-    assert schema.differences(a, b) == ["seed: 0 → 3"]
+    assert diff_configs(a, b) == ["seed: 0 → 3"]
 
 
 def test_none_on_a_command_line_is_none():

@@ -24,7 +24,7 @@ GOLDEN = Path(__file__).parent / "golden" / "bss.npz"
 
 @functools.cache
 def differentiated():
-    shrinkage = losses.find(f"{FILE}:shrinkage")
+    shrinkage = losses.get_loss(f"{FILE}:shrinkage")
 
     def of_features(x, smallest):
         last = jnp.stack([0.5 * x, x, 1.5 * x], axis=1)[:, None]
@@ -99,7 +99,7 @@ def test_a_config_names_it_and_its_numbers_compile_nothing(own, tmp_path, consol
     programs, terms = set(), {}
     for shrinkage, smallest in ((0.001, 1), (10.0, 8)):
         own.workdir = str(tmp_path / f"run-{smallest}")
-        own.strategy.numbers = {"shrinkage": shrinkage, "smallest": smallest}
+        own.strategy.hparams = {"shrinkage": shrinkage, "smallest": smallest}
         with small.watched_programs() as asked:
             result = train(schema.parse(own), console, lines=False)
         programs |= asked

@@ -27,20 +27,20 @@ def file(tmp_path):
 
 
 def test_same_file_gives_the_same_object(file, monkeypatch):
-    halve = plugins.load(f"{file}:halve", "function")
+    halve = plugins.load_plugin(f"{file}:halve", "function")
     assert halve(3) == 1.5
-    assert plugins.load(f"{file}:Numbers", "class")().a == 1
+    assert plugins.load_plugin(f"{file}:Numbers", "class")().a == 1
     monkeypatch.chdir(file.parent)
-    assert plugins.load("mine.py:halve", "function") is halve
+    assert plugins.load_plugin("mine.py:halve", "function") is halve
     assert [p.name for p in file.parent.iterdir()] == ["mine.py"]
 
 
 def test_a_changed_file_is_read_again(file):
-    before = plugins.load(f"{file}:halve", "function")
+    before = plugins.load_plugin(f"{file}:halve", "function")
     then = file.stat().st_mtime_ns
     file.write_text(SOURCE.replace("x / 2", "x / 4"))
     os.utime(file, ns=(then, then + 1000))
-    assert plugins.load(f"{file}:halve", "function")(4) == 1
+    assert plugins.load_plugin(f"{file}:halve", "function")(4) == 1
     assert before(4) == 2
 
 
@@ -59,7 +59,7 @@ def test_a_changed_file_is_read_again(file):
 def test_what_is_not_there(file, monkeypatch, spec, words):
     monkeypatch.chdir(file.parent)
     with pytest.raises(UserError) as error:
-        plugins.load(spec, "function")
+        plugins.load_plugin(spec, "function")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -72,7 +72,7 @@ def test_what_is_not_there(file, monkeypatch, spec, words):
         ("import no_such_module_at_all\n", "line 1: ModuleNotFoundError: No module named 'no_such_module_at_all'"),
         ("raise ValueError('two\\nlines')\n", "line 1: ValueError: two lines"),
         (
-            "from tljax.losses import objective\n@objective('waek')\ndef f(): pass\n",
+            "from tljax.losses import loss\n@loss('waek')\ndef f(): pass\n",
             'line 2: There is no need "waek"',
         ),
     ],
@@ -81,6 +81,6 @@ def test_a_file_that_raises(file, source, words):
     file.write_text(source)
     for _ in range(2):
         with pytest.raises(UserError) as error:
-            plugins.load(f"{file}:f", "function")
+            plugins.load_plugin(f"{file}:f", "function")
         assert words in str(error.value)
         assert "\n" not in str(error.value)

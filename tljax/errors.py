@@ -30,7 +30,7 @@ class Interrupted(TljaxError):
     label, exit_code = "stopped", 130
 
 
-def nearest(name: str, known: Iterable[str], most: int = 20) -> str:
+def did_you_mean(name: str, known: Iterable[str], most: int = 20) -> str:
     """Returns `'; did you mean "x"?'` for the known name closest to `name`, else lists what there is, or its start."""
     known = [str(k) for k in known]
     if close := difflib.get_close_matches(str(name), known, n=1, cutoff=0.5):

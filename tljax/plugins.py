@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 
 
 def is_plugin(name: str) -> bool:
@@ -19,7 +19,7 @@ def is_plugin(name: str) -> bool:
     return name.endswith(".py") or ".py:" in name
 
 
-def load(spec: str, what: str) -> Any:
+def load_plugin(spec: str, what: str) -> Any:
     """Returns what a Python file calls `NAME`.
 
     A file runs once per process and version: as long as it does not change, the same spec gives the same object.
@@ -40,11 +40,11 @@ def load(spec: str, what: str) -> Any:
     module = _module(path.resolve(), path.stat().st_mtime_ns)
     if not hasattr(module, name):
         public = [n for n, value in vars(module).items() if not n.startswith("_") and not inspect.ismodule(value)]
-        raise UserError(f'{path} has no {what} "{name}"{nearest(name, public)}')
+        raise UserError(f'{path} has no {what} "{name}"{did_you_mean(name, public)}')
     return getattr(module, name)
 
 
-def digest(spec: str) -> str:
+def plugin_digest(spec: str) -> str:
     """SHA-256 of the file of `FILE.py:NAME`."""
     return hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
 
@@ -52,7 +52,7 @@ def digest(spec: str) -> str:
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}."
-    return f"there is no file {path}{nearest(path.name, sorted(p.name for p in path.parent.glob('*.py')))}"
+    return f"there is no file {path}{did_you_mean(path.name, sorted(p.name for p in path.parent.glob('*.py')))}"
 
 
 @functools.cache

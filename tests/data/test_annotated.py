@@ -10,7 +10,7 @@ from PIL import Image
 
 from tljax.config import DataConfig
 from tljax.data.sources import registry
-from tljax.data.sources.images import read_mask, read_picture
+from tljax.data.sources.images import read_image, read_mask
 from tljax.data.sources.records import objects
 from tljax.errors import UserError
 
@@ -22,18 +22,18 @@ COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
 def test_plain_grey_and_colour_pictures_are_read_as_they_are(tmp_path):
     Image.fromarray(GREY).save(tmp_path / "a.png")
     Image.fromarray(COLOUR).save(tmp_path / "b.png")
-    assert (read_picture(tmp_path / "a.png")[..., 0] == GREY).all()
-    assert (read_picture(tmp_path / "b.png") == COLOUR).all()
+    assert (read_image(tmp_path / "a.png")[..., 0] == GREY).all()
+    assert (read_image(tmp_path / "b.png") == COLOUR).all()
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path):
     deep = np.array([[0, 257, 32896, 65535, 300]], np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png")[..., 0].tolist() == [[0, 1, 128, 255, 1]]
+    assert read_image(tmp_path / "a.png")[..., 0].tolist() == [[0, 1, 128, 255, 1]]
     Image.fromarray(deep).save(tmp_path / "a.tif")
-    assert read_picture(tmp_path / "a.tif")[..., 0].tolist() == [[0, 1, 128, 255, 1]]
+    assert read_image(tmp_path / "a.tif")[..., 0].tolist() == [[0, 1, 128, 255, 1]]
     (tmp_path / "a.pgm").write_bytes(b"P5 5 1 65535\n" + deep.astype(">u2").tobytes())
-    assert read_picture(tmp_path / "a.pgm")[..., 0].tolist() == [[0, 1, 128, 255, 1]]
+    assert read_image(tmp_path / "a.pgm")[..., 0].tolist() == [[0, 1, 128, 255, 1]]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -43,7 +43,7 @@ def test_what_is_transparent_is_laid_over_white(tmp_path, mode):
     picture.putpixel((1, 0), (*value, 0))
     picture.putpixel((2, 0), (*value, 51))  # a fifth
     picture.save(tmp_path / "a.png")
-    read = read_picture(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
     assert read.shape == (1, 3, len(value))
     expected = [value, (255,) * len(value), tuple(round(0.2 * v + 0.8 * 255) for v in value)]
     assert np.abs(read[0].astype(int) - expected).max() <= 1
@@ -53,26 +53,26 @@ def test_palettes_are_looked_up_in_pictures_and_are_indices_in_masks(tmp_path):
     picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
     picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     picture.save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png").tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+    assert read_image(tmp_path / "a.png").tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
     assert read_mask(tmp_path / "a.png").tolist() == [[0, 1, 2]]
     picture.info["transparency"] = 1
     picture.save(tmp_path / "b.png", transparency=1)
-    assert read_picture(tmp_path / "b.png").tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
+    assert read_image(tmp_path / "b.png").tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
     assert read_mask(tmp_path / "b.png").tolist() == [[0, 1, 2]]
 
 
 def test_cmyk_orientation_and_animation(tmp_path):
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg")
-    red = read_picture(tmp_path / "a.jpg")[0, 0]
+    red = read_image(tmp_path / "a.jpg")[0, 0]
     assert red[0] > 240
     assert red[1:].max() < 15
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(COLOUR).save(tmp_path / "b.png", exif=exif)
-    assert (read_picture(tmp_path / "b.png") == COLOUR).all()
+    assert (read_image(tmp_path / "b.png") == COLOUR).all()
     frames = [Image.new("L", (4, 4), v) for v in (10, 200)]
     frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:])
-    assert (read_picture(tmp_path / "c.gif") == 10).all()
+    assert (read_image(tmp_path / "c.gif") == 10).all()
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "tif"])
@@ -85,19 +85,19 @@ def test_truncated_and_missing_pictures_are_named(tmp_path, ending):
     for share in (0.5, 0.02):
         path.write_bytes(buffer.getvalue()[: int(share * len(buffer.getvalue()))])
         with pytest.raises(UserError, match=rf"a\.{ending} cannot be read as a picture: .*[^.]\.$"):
-            read_picture(path)
+            read_image(path)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="cannot be read"):
-        read_picture(path)
+        read_image(path)
     path.unlink()
     with pytest.raises(UserError, match=rf"There is no picture .*a\.{ending}"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_floats_and_masks_of_many_channels_or_values_are_refused(tmp_path):
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match="floating-point"):
-        read_picture(tmp_path / "a.tif")
+        read_image(tmp_path / "a.tif")
     Image.fromarray(COLOUR).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"b\.png is no mask: it has channels RGB"):
         read_mask(tmp_path / "b.png")
@@ -137,9 +137,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def masks(folder, on_bad_file="error", image_size=None, **options):
-    config = DataConfig(name="masks", path=str(folder), image_size=image_size, options=options)
-    return registry.load(config, "segmentation", on_bad_file)
+def masks(folder, on_error="error", image_size=None, **options):
+    config = DataConfig(name="masks", path=str(folder), image_size=image_size, options=options, on_error=on_error)
+    return registry.load_source(config, "segmentation")
 
 
 def test_folders_of_masks(folder):
@@ -259,4 +259,4 @@ def test_a_folder_valid_is_the_validation_split(folder):
 )
 def test_sources_that_do_not_fit_are_one_sentence(config, task, words):
     with pytest.raises(UserError, match=words):
-        registry.load(DataConfig(**config), task)
+        registry.load_source(DataConfig(**config), task)

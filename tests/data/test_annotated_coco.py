@@ -63,9 +63,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load(folder, task, on_bad_file="error", image_size=None, **options):
-    config = DataConfig(name="coco", path=str(folder), image_size=image_size, options=options)
-    return registry.load(config, task, on_bad_file)
+def load(folder, task, on_error="error", image_size=None, **options):
+    config = DataConfig(name="coco", path=str(folder), image_size=image_size, options=options, on_error=on_error)
+    return registry.load_source(config, task)
 
 
 def change(folder, what, split="train2017"):
@@ -186,11 +186,11 @@ def test_missing_pictures_and_ones_of_another_size(folder):
         (lambda c: c["categories"][0].update(name="wolf"), "other categories than the file for train"),
     ],
 )
-@pytest.mark.parametrize("on_bad_file", ["error", "skip"])
-def test_a_broken_json_is_an_error_either_way(folder, damage, words, on_bad_file):
+@pytest.mark.parametrize("on_error", ["error", "skip"])
+def test_a_broken_json_is_an_error_either_way(folder, damage, words, on_error):
     change(folder, damage, "val2017")
     with pytest.raises(UserError, match=words):
-        load(folder, "detection", on_bad_file)
+        load(folder, "detection", on_error)
 
 
 def test_truncated_json_and_missing_files(folder):
@@ -204,7 +204,7 @@ def test_truncated_json_and_missing_files(folder):
     with pytest.raises(UserError, match=r"x\.json cannot be read"):
         load(folder, "detection", test="x.json")
     train = "annotations/instances_train2017.json"
-    with pytest.raises(UserError, match=r"There is no folder .*/q: name it in data\.options\.test_pictures"):
-        load(folder, "detection", test=train, test_pictures="q")
-    source = load(folder, "detection", test=train, valid=train, valid_pictures="val2017")
+    with pytest.raises(UserError, match=r"There is no folder .*/q: name it in data\.options\.test_images"):
+        load(folder, "detection", test=train, test_images="q")
+    source = load(folder, "detection", test=train, valid=train, valid_images="val2017")
     assert len(source.valid) == len(source.test) == 3

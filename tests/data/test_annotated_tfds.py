@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 
 def load(folder, task, image_size=None, **options):
     config = DataConfig(name="tfds:tiny_scenes", path=str(folder), image_size=image_size, options=options)
-    return registry.load(config, task)
+    return registry.load_source(config, task)
 
 
 def rows_of(split):

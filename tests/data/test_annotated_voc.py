@@ -37,8 +37,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load(path, task, on_bad_file="error", **options):
-    return registry.load(DataConfig(name="voc", path=str(path), options=options), task, on_bad_file)
+def load(path, task, on_error="error", **options):
+    return registry.load_source(DataConfig(name="voc", path=str(path), options=options, on_error=on_error), task)
 
 
 def test_boxes_count_from_one_and_include_their_last_pixel(folder):

@@ -28,8 +28,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load(folder, on_bad_file="error", options=NAMES):
-    return registry.load(DataConfig(name="yolo", path=str(folder), options=options), "detection", on_bad_file)
+def load(folder, on_error="error", options=NAMES):
+    return registry.load_source(
+        DataConfig(name="yolo", path=str(folder), options=options, on_error=on_error), "detection"
+    )
 
 
 def test_boxes_are_centres_and_sides_as_shares(folder):

@@ -14,7 +14,7 @@ SMALL = {"train": 12, "valid": 6, "test": 6}
 
 
 def load(task, **options):
-    return registry.load(DataConfig(name="scenes", options=SMALL | options), task)
+    return registry.load_source(DataConfig(name="scenes", options=SMALL | options), task)
 
 
 def brute_box(mask):
@@ -24,8 +24,8 @@ def brute_box(mask):
 
 def drawn(count=40, **options):
     options = synthetic_scenes.Options(**options)
-    group = synthetic_scenes.items(options)["train"]
-    return [synthetic_scenes.draw(group, options, "train", i) for i in range(count)]
+    group = synthetic_scenes.object_pool(options)["train"]
+    return [synthetic_scenes.render_scene(group, options, "train", i) for i in range(count)]
 
 
 def test_masks_and_boxes_are_of_the_same_scenes():
@@ -73,8 +73,8 @@ def test_the_seed_draws_other_scenes_and_the_same_one_the_same():
 
 
 def test_no_source_picture_stands_in_two_splits():
-    options, published = synthetic_scenes.Options(), registry.load(DataConfig(name="digits"))
-    groups = synthetic_scenes.items(options)
+    options, published = synthetic_scenes.Options(), registry.load_source(DataConfig(name="digits"))
+    groups = synthetic_scenes.object_pool(options)
     train, valid = (set(groups[s].index.tolist()) for s in ("train", "valid"))
     assert not train & valid
     assert train | valid == set(range(len(published.train)))
@@ -82,7 +82,7 @@ def test_no_source_picture_stands_in_two_splits():
         whole = published.test if split == "test" else published.train
         assert (group.images == whole.images[group.index, ..., 0]).all()
         assert (group.labels == whole.labels[group.index]).all()
-        scene = synthetic_scenes.draw(group, options, split, 3)
+        scene = synthetic_scenes.render_scene(group, options, split, 3)
         assert (scene.labels == whole.labels[scene.sources]).all()
     contents = {s: {i.tobytes() for i in g.images} for s, g in groups.items()}
     assert not contents["train"] & contents["test"]
@@ -102,7 +102,7 @@ def test_later_objects_hide_no_more_than_they_may(monkeypatch):
     for i in range(30):
         rendered.clear()
         options = synthetic_scenes.Options(objects=(3, 3), overlap=0.3)
-        scene = synthetic_scenes.draw(synthetic_scenes.items(options)["train"], options, "train", i)
+        scene = synthetic_scenes.render_scene(synthetic_scenes.object_pool(options)["train"], options, "train", i)
         if len(scene.labels) == 3:
             whole = [np.count_nonzero(coverage >= 0.5) for coverage, _ in rendered]
             hidden += [1 - np.count_nonzero(scene.owner == k) / whole[k] for k in range(3)]
@@ -113,9 +113,9 @@ def test_later_objects_hide_no_more_than_they_may(monkeypatch):
 def test_without_overlap_no_object_hides_another():
     options = synthetic_scenes.Options(objects=(4, 4), overlap=0.0, scale=(0.3, 0.3))
     for i in range(10):
-        scene = synthetic_scenes.draw(synthetic_scenes.items(options)["train"], options, "train", i)
+        scene = synthetic_scenes.render_scene(synthetic_scenes.object_pool(options)["train"], options, "train", i)
         one = synthetic_scenes.Options(objects=(1, 1), scale=(0.3, 0.3))
-        alone = synthetic_scenes.draw(synthetic_scenes.items(one)["train"], one, "train", i)
+        alone = synthetic_scenes.render_scene(synthetic_scenes.object_pool(one)["train"], one, "train", i)
         assert len(scene.labels) >= 1
         assert np.count_nonzero(scene.owner == 0) == np.count_nonzero(alone.owner == 0)
 
@@ -131,7 +131,7 @@ def test_objects_stand_out_from_what_they_cover():
 
 
 def test_grey_scenes_have_one_channel_and_other_sizes_another_side():
-    split = load("detection", colour=False, side=48).test
+    split = load("detection", color=False, side=48).test
     assert split.images.shape == (6, 48, 48, 1)
     assert split.boxes.max() <= 48
 

@@ -78,7 +78,7 @@ def test_the_real_fashion_mnist():
     assert (len(d.train), len(d.valid), d.test.size) == (2000, 2000, 8000)
     assert d.classes[9] == "ankle boot"
     # Facts of the published set: its first training picture is an ankle boot, its first test picture too.
-    source = registry.load(DataConfig(name="fashion-mnist"))
+    source = registry.load_source(DataConfig(name="fashion-mnist"))
     assert source.train.labels[0] == 9
     assert source.test.labels[0] == 9
     assert np.bincount(source.train.labels).tolist() == [6000] * 10

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tljax import data
 from tljax.config import DataConfig, parse
-from tljax.data import Source, Split
-from tljax.data.splits import label_budget, make_data, per_class
+from tljax.data import RawDataset, Split
+from tljax.data.splits import few_shot_indices, make_splits, stratified_sample
 from tljax.errors import UserError
 
 CLASSES = ("a", "b", "c")
@@ -21,7 +21,7 @@ def make_source(counts=(20, 30, 40), test=10, seed=0):
         labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
         return Split(rng.integers(0, 256, (len(labels), 4, 4, 1), dtype=np.uint8), labels.astype(np.int32))
 
-    return Source(split(counts), split([test] * len(counts)), CLASSES[: len(counts)])
+    return RawDataset(split(counts), split([test] * len(counts)), CLASSES[: len(counts)])
 
 
 @given(
@@ -31,8 +31,8 @@ def make_source(counts=(20, 30, 40), test=10, seed=0):
 )
 def test_budgets_are_stratified_and_nested(labels, small, seed):
     labels = np.array(labels)
-    few = label_budget(labels, small, seed)
-    more = label_budget(labels, small + 1, seed)
+    few = few_shot_indices(labels, small, seed)
+    more = few_shot_indices(labels, small + 1, seed)
     assert set(few) < set(more)
     assert (np.bincount(labels[few], minlength=3) == small).all()
     assert (np.bincount(labels[more], minlength=3) == small + 1).all()
@@ -40,13 +40,13 @@ def test_budgets_are_stratified_and_nested(labels, small, seed):
 
 @given(st.lists(st.integers(0, 4), min_size=5, max_size=60), st.integers(1, 5))
 def test_per_class_divides_every_row_once(labels, count):
-    drawn, rest = per_class(np.array(labels), lambda n: min(n, count), key="k")
+    drawn, rest = stratified_sample(np.array(labels), lambda n: min(n, count), key="k")
     assert sorted([*drawn, *rest]) == list(range(len(labels)))
 
 
 def test_seed_moves_the_labelled_pictures_and_nothing_else():
     config = DataConfig(labels_per_class=5)
-    a, b, again = (make_data(make_source(), config, seed) for seed in (0, 1, 0))
+    a, b, again = (make_splits(make_source(), config, seed) for seed in (0, 1, 0))
     assert a.valid.fingerprint == b.valid.fingerprint
     assert a.test.fingerprint == b.test.fingerprint
     assert a.train.fingerprint != b.train.fingerprint
@@ -56,7 +56,7 @@ def test_seed_moves_the_labelled_pictures_and_nothing_else():
 def test_the_ten_are_among_the_hundred_in_real_data():
     few = data.load(DataConfig(labels_per_class=10), seed=3)
     more = data.load(DataConfig(labels_per_class=100), seed=3)
-    assert set(few.train.picture_hashes) < set(more.train.picture_hashes)
+    assert set(few.train.image_hashes) < set(more.train.image_hashes)
     assert (np.bincount(few.train.labels) == 10).all()
 
 
@@ -65,33 +65,33 @@ def test_classes_are_kept_and_relabelled_in_the_order_given():
     some = data.load(DataConfig(classes=(7, 3)), 0)
     assert some.classes == ("7", "3")
     assert set(np.unique(some.train.labels)) == {0, 1}
-    sevens = {h for h, y in zip(everything.valid.picture_hashes, everything.valid.labels, strict=True) if y == 7}
-    assert {h for h, y in zip(some.valid.picture_hashes, some.valid.labels, strict=True) if y == 0} == sevens
+    sevens = {h for h, y in zip(everything.valid.image_hashes, everything.valid.labels, strict=True) if y == 7}
+    assert {h for h, y in zip(some.valid.image_hashes, some.valid.labels, strict=True) if y == 0} == sevens
 
 
 def test_splits_of_the_digits_are_disjoint_and_whole():
     d = data.load(DataConfig(), 0)
     assert len(d.train) + len(d.valid) + d.test.size == 1797
-    assert set(d.describe()["shared_pictures"].values()) == {0}
+    assert set(d.describe()["duplicates"].values()) == {0}
 
 
 def test_first_per_class_takes_validation_from_the_test_files():
     source = make_source(test=10)
-    d = make_data(source, DataConfig(split="first_per_class", labels_per_class=4), 0)
+    d = make_splits(source, DataConfig(split="first_per_class", labels_per_class=4), 0)
     for split, origin in ((d.train, source.train), (d.valid, source.test)):
         for c in range(3):
             expected = origin.images[origin.labels == c][:4]
             assert (split.images[split.labels == c] == expected).all()
     assert d.test.size == 30 - 12
-    assert d.shared_pictures["valid/test"] == 0
+    assert d.duplicates["valid/test"] == 0
 
 
 def test_shared_pictures_are_counted():
     source = make_source()
     twins = Split(source.train.images[:6], source.train.labels[:6])
-    leaky = Source(source.train, twins, CLASSES)
-    d = make_data(leaky, DataConfig(), 0)
-    assert d.shared_pictures["train/test"] + d.shared_pictures["valid/test"] == 6
+    leaky = RawDataset(source.train, twins, CLASSES)
+    d = make_splits(leaky, DataConfig(), 0)
+    assert d.duplicates["train/test"] + d.duplicates["valid/test"] == 6
 
 
 def test_the_test_split_opens_once():
@@ -105,12 +105,12 @@ def test_fingerprint_sees_pixels_labels_and_order():
     split = make_source().train
     other = split.images.copy()
     other[0, 0, 0] ^= 1
-    swapped = split.take(np.array([1, 0, *range(2, len(split))]))
+    swapped = split.select(np.array([1, 0, *range(2, len(split))]))
     relabelled = split.labels.copy()
     relabelled[0] += 1
     changed = (Split(other, split.labels), swapped, Split(split.images, relabelled))
     assert len({split.fingerprint, *(s.fingerprint for s in changed)}) == 4
-    assert split.take(np.arange(len(split))).fingerprint == split.fingerprint
+    assert split.select(np.arange(len(split))).fingerprint == split.fingerprint
     labels = np.zeros((len(split), 2), np.int32)
     boxes = np.zeros((*labels.shape, 4), np.float32)
     moved, crowd = boxes.copy(), np.zeros(labels.shape, bool)
@@ -123,33 +123,33 @@ def test_fingerprint_sees_pixels_labels_and_order():
 def test_unlabelled_pictures_are_the_rest_of_the_training_pictures(split):
     source = make_source()
     config = {"split": split, "labels_per_class": 4, "classes": (2, 0)}
-    bare, d = (make_data(source, DataConfig(**config, unlabelled=n), 0) for n in (0, -1))
+    bare, d = (make_splits(source, DataConfig(**config, unlabelled=n), 0) for n in (0, -1))
     for name in ("train", "valid", "test"):
         assert getattr(bare, name).fingerprint == getattr(d, name).fingerprint
     parts = [d.train, d.unlabelled, *([d.valid] if split == "fraction" else [])]
-    kept = source.train.take(np.flatnonzero(source.train.labels != 1))
-    assert sorted(h for part in parts for h in part.picture_hashes) == sorted(kept.picture_hashes)
-    assert set(d.describe()["shared_pictures"].values()) == {0}
+    kept = source.train.select(np.flatnonzero(source.train.labels != 1))
+    assert sorted(h for part in parts for h in part.image_hashes) == sorted(kept.image_hashes)
+    assert set(d.describe()["duplicates"].values()) == {0}
 
 
 def test_no_label_is_within_reach_of_the_unlabelled():
     source = make_source()
-    ordered = Source(source.train.take(np.argsort(source.train.labels, kind="stable")), source.test, CLASSES)
-    d = make_data(ordered, DataConfig(labels_per_class=4, unlabelled=-1), 0)
-    assert set(vars(d.unlabelled)) <= {"images", "fingerprint", "picture_hashes"}
+    ordered = RawDataset(source.train.select(np.argsort(source.train.labels, kind="stable")), source.test, CLASSES)
+    d = make_splits(ordered, DataConfig(labels_per_class=4, unlabelled=-1), 0)
+    assert set(vars(d.unlabelled)) <= {"images", "fingerprint", "image_hashes"}
     images = d.unlabelled.images
     assert images.base is None
     assert images.flags.c_contiguous
     assert images.flags.owndata
     # In files sorted by class, a picture's place tells its label; here neighbours are of one class by chance alone.
-    label = dict(zip(ordered.train.picture_hashes, ordered.train.labels, strict=True))
-    labels = np.array([label[h] for h in d.unlabelled.picture_hashes])
+    label = dict(zip(ordered.train.image_hashes, ordered.train.labels, strict=True))
+    labels = np.array([label[h] for h in d.unlabelled.image_hashes])
     assert (np.diff(labels) != 0).sum() > len(labels) / 3
 
 
 def test_unlabelled_pictures_are_drawn_by_the_seed():
     def draw(seed, n=20):
-        return make_data(make_source(), DataConfig(labels_per_class=4, unlabelled=n), seed)
+        return make_splits(make_source(), DataConfig(labels_per_class=4, unlabelled=n), seed)
 
     a, again, b = draw(0), draw(0), draw(1)
     assert a.describe() == again.describe()
@@ -166,18 +166,18 @@ def test_unlabelled_pictures_need_a_budget_of_labels():
 
 
 def test_data_without_unlabelled_pictures_describes_itself_as_ever():
-    described = make_data(make_source(), DataConfig(labels_per_class=4), 0).describe()
-    assert list(described) == ["name", "classes", "picture", "train", "valid", "test", "shared_pictures"]
-    assert list(described["shared_pictures"]) == ["train/valid", "train/test", "valid/test"]
+    described = make_splits(make_source(), DataConfig(labels_per_class=4), 0).describe()
+    assert list(described) == ["name", "classes", "image_shape", "train", "valid", "test", "duplicates"]
+    assert list(described["duplicates"]) == ["train/valid", "train/test", "valid/test"]
 
 
 def test_test_pictures_among_the_unlabelled_are_counted():
     source = make_source()
-    rest = make_data(source, DataConfig(labels_per_class=4, unlabelled=-1), 0).unlabelled
+    rest = make_splits(source, DataConfig(labels_per_class=4, unlabelled=-1), 0).unlabelled
     twins = Split(rest.images[:7], np.zeros(7, np.int32))
-    d = make_data(Source(source.train, twins, CLASSES), DataConfig(labels_per_class=4, unlabelled=-1), 0)
-    assert d.shared_pictures["unlabelled/test"] == 7
-    assert d.shared_pictures["unlabelled/valid"] == d.shared_pictures["train/unlabelled"] == 0
+    d = make_splits(RawDataset(source.train, twins, CLASSES), DataConfig(labels_per_class=4, unlabelled=-1), 0)
+    assert d.duplicates["unlabelled/test"] == 7
+    assert d.duplicates["unlabelled/valid"] == d.duplicates["train/unlabelled"] == 0
 
 
 @pytest.mark.parametrize(

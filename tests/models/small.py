@@ -15,7 +15,7 @@ TINY = unet.Variant((2, 3, 4))
 
 
 def build(config, head, image_size=32, classes=3, rngs=None, **options):
-    return models.build(config, num_classes=classes, head=head, image_size=image_size, rngs=rngs, **options)
+    return models.create_model(config, num_classes=classes, head=head, image_size=image_size, rngs=rngs, **options)
 
 
 def drawn(model, seed=0):
@@ -23,12 +23,12 @@ def drawn(model, seed=0):
     rng = np.random.default_rng(seed)
     numbers = {p: rng.uniform(0.2, 0.9, v.shape) * rng.choice([-1, 1], v.shape) for p, v in leaves(model).items()}
     numbers = {p: np.abs(x) if p.endswith("/var") else x for p, x in numbers.items()}
-    params_lib.update(model, {path: jnp.asarray(x, jnp.float32) for path, x in numbers.items()})
+    params_lib.set_variables(model, {path: jnp.asarray(x, jnp.float32) for path, x in numbers.items()})
     return model
 
 
 def leaves(model):
-    return params_lib.values(model)
+    return params_lib.variables(model)
 
 
 def scattered(x, kernel, stride):

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from tljax.ops import batch_norm
-from tljax.ops.fusion import once
+from tljax.ops.fusion import fusion_barrier
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_half_precise_map_has_statistics_and_sums_in_float32():
 
 def test_computed_once_is_the_same_to_the_bit_with_its_gradient():
     x = jnp.asarray([0.0, -0.0, 1.5, 7e300, -2.0])
-    kept, back = jax.vjp(once, x)
+    kept, back = jax.vjp(fusion_barrier, x)
     assert np.asarray(kept).tobytes() == np.asarray(x).tobytes() == np.asarray(back(x)[0]).tobytes()
 
 
@@ -80,4 +80,4 @@ def test_a_residual_stream_is_not_computed_again_by_each_of_its_readers():
         # How many operations of the stream there are in all loops: one for each block, or more where they are repeated.
         return text.count(" maximum(")
 
-    assert readers(once) == 4 < readers(lambda x: x)
+    assert readers(fusion_barrier) == 4 < readers(lambda x: x)

@@ -20,10 +20,10 @@ TINY = convnext.Variant((1, 2, 1), (4, 6, 8), size=3)
 )
 @pytest.mark.deep  # the zoo proves those of the smallest every day
 def test_has_the_published_strides_and_number_of_parameters(name, parameters):
-    model = models.build(name, num_classes=1000, rngs=None)
-    assert sum(v.size for v in params_lib.split(model).params.values()) == parameters
+    model = models.create_model(name, num_classes=1000, rngs=None)
+    assert sum(v.size for v in params_lib.flatten_model(model).params.values()) == parameters
     width = 128 if name == "convnext_base" else 96
-    assert {stage: tuple(level) for stage, level in model.pyramid().items()} == {
+    assert {stage: tuple(level) for stage, level in model.feature_info().items()} == {
         "stem": (4, width),
         "stage1": (4, width),
         "stage2": (8, 2 * width),
@@ -33,8 +33,8 @@ def test_has_the_published_strides_and_number_of_parameters(name, parameters):
 
 
 def test_the_leaves():
-    model = models.build(TINY, num_classes=3, rngs=nnx.Rngs(0))
-    params = params_lib.split(model).params
+    model = models.create_model(TINY, num_classes=3, rngs=nnx.Rngs(0))
+    params = params_lib.flatten_model(model).params
     assert {p for p in params if p.startswith("stage2/") and "block" not in p} == {
         f"stage2/{leaf}" for leaf in ("conv/kernel", "conv/bias", "norm/scale", "norm/bias")
     }
@@ -49,7 +49,7 @@ def test_the_leaves():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_any_side_will_do_and_what_does_not_fill_a_window_is_dropped(dtype):
-    model = models.build(TINY, num_classes=3, in_channels=1, dtype=dtype, rngs=None)
+    model = models.create_model(TINY, num_classes=3, in_channels=1, dtype=dtype, rngs=None)
     picture = jax.ShapeDtypeStruct((2, 37, 29, 1), jnp.float32)
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)
     assert {name: maps[name].shape for name in model.stage_names} == {
@@ -62,7 +62,7 @@ def test_any_side_will_do_and_what_does_not_fill_a_window_is_dropped(dtype):
 
 
 def test_stochastic_depth_grows_with_the_block_and_drops_whole_branches():
-    model = models.build(TINY, num_classes=3, options={"drop_path": 0.6}, rngs=nnx.Rngs(0))
+    model = models.create_model(TINY, num_classes=3, options={"drop_path": 0.6}, rngs=nnx.Rngs(0))
     rates = [m.rate for _, m in nnx.iter_modules(model) if isinstance(m, layers.DropPath)]
     assert sorted(rates) == pytest.approx([0, 0.2, 0.4, 0.6])
     block = model.stage3.block0

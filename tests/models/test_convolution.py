@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 
 from tljax.models import layers
 from tljax.ops import convolution
-from tljax.ops.convolution import ConvSpec, Forms, convolve, linear_in_kernel, native, rule
+from tljax.ops.convolution import ConvAlgorithms, ConvSpec, convolve, linear_in_kernel, select_algorithms, xla_conv
 
-NATIVE = ("native",) * 3
+NATIVE = ("xla_conv",) * 3
 SAME = ((1, 1), (1, 1))
 # Compiling is most of the work.
 QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
 ONE_GROUP = [
-    ("patches", "patches", "columns"),
+    ("im2col", "im2col", "columns"),
     ("rows", "rows", "columns"),
-    ("rows", "patches", "native"),
-    ("native", "patches", "native"),
+    ("rows", "im2col", "xla_conv"),
+    ("xla_conv", "im2col", "xla_conv"),
 ]
 
 
@@ -51,18 +51,20 @@ def cases(draw):
     channels = (3, draw(st.sampled_from([3, 6]))) if groups > 1 else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     strides = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     window = ConvSpec(strides, padding, dilation, groups)
-    forms = draw(st.sampled_from(ONE_GROUP)) if groups == 1 else ("taps",) * 3 if channels[1] == 3 else NATIVE
+    forms = (
+        draw(st.sampled_from(ONE_GROUP)) if groups == 1 else ("depthwise_shift",) * 3 if channels[1] == 3 else NATIVE
+    )
     if "rows" in forms[1] and max(strides) > 1:
-        forms = (forms[0], "patches", forms[2])
+        forms = (forms[0], "im2col", forms[2])
     x = (draw(st.integers(1, 4)), *sides, channels[0])
-    return window, x, (*size, channels[0] // groups, channels[1]), Forms(*forms)
+    return window, x, (*size, channels[0] // groups, channels[1]), ConvAlgorithms(*forms)
 
 
 def together(form, window, x, kernel):
     """Values and gradients of a form and of XLA's, as one program."""
 
     def both(x, k):
-        return [pulled(f, x, k) for f in (form, lambda x, k: native(x, k, window))]
+        return [pulled(f, x, k) for f in (form, lambda x, k: xla_conv(x, k, window))]
 
     return jax.jit(both, compiler_options=QUICK)(x, kernel)
 
@@ -99,11 +101,11 @@ def test_what_the_rule_chooses_can_be_mapped_recomputed_transposed_and_has_float
 
     def of(function):
         over = jax.vmap(lambda k: pulled(jax.checkpoint(lambda x, k: function(x, k, window)), x, k))(kernels)
-        y = native(x, kernels[0], window)
-        linear = linear_in_kernel if function is convolve else native
+        y = xla_conv(x, kernels[0], window)
+        linear = linear_in_kernel if function is convolve else xla_conv
         return *over, *jax.linear_transpose(lambda k: linear(x, k, window), kernels[0])(jnp.cos(y))
 
-    ours, theirs = jax.jit(lambda: (of(convolve), of(native)), compiler_options=QUICK)()
+    ours, theirs = jax.jit(lambda: (of(convolve), of(xla_conv)), compiler_options=QUICK)()
     for found, expected in zip(ours, theirs, strict=True):
         close(found, expected)
     with jax.enable_x64(True):
@@ -115,11 +117,11 @@ def test_what_the_rule_chooses_can_be_mapped_recomputed_transposed_and_has_float
 
 def test_the_rule_is_xlas_own_form_elsewhere_and_where_a_product_is_slower(monkeypatch):
     small, large = SHAPES["small"], ((8, 56, 56, 64), (3, 3, 64, 64), ConvSpec((1, 1), SAME))
-    assert rule(*small, np.float32) == ("patches", "patches", "columns")
-    assert rule(*large, np.float32) == NATIVE
-    assert rule((8, 16, 16, 64), *large[1:], jnp.bfloat16).value == "rows"
+    assert select_algorithms(*small, np.float32) == ("im2col", "im2col", "columns")
+    assert select_algorithms(*large, np.float32) == NATIVE
+    assert select_algorithms((8, 16, 16, 64), *large[1:], jnp.bfloat16).value == "rows"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert all(rule(*shapes, np.float32) == NATIVE for shapes in SHAPES.values())
+    assert all(select_algorithms(*shapes, np.float32) == NATIVE for shapes in SHAPES.values())
 
 
 def test_the_gradient_that_nobody_asks_for_is_not_computed():

@@ -25,13 +25,15 @@ TINY = densenet.Variant((2, 1), growth=3, initial=4, dropout=0.5)
 )
 @pytest.mark.deep
 def test_the_published_shapes(name, channels, parameters):
-    model = models.build(name, num_classes=1000, rngs=None)
-    assert [tuple(level) for level in model.pyramid().values()] == list(zip((2, 4, 8, 16, 32), channels, strict=True))
-    assert sum(leaf.size for leaf in params_lib.split(model).params.values()) == parameters
+    model = models.create_model(name, num_classes=1000, rngs=None)
+    assert [tuple(level) for level in model.feature_info().values()] == list(
+        zip((2, 4, 8, 16, 32), channels, strict=True)
+    )
+    assert sum(leaf.size for leaf in params_lib.flatten_model(model).params.values()) == parameters
 
 
 def test_each_layer_leaves_the_maps_before_it_as_they_are():
-    model = models.build(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0))
+    model = models.create_model(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0))
 
     @nnx.jit
     def run(stage, x):
@@ -45,14 +47,14 @@ def test_each_layer_leaves_the_maps_before_it_as_they_are():
 
 
 def test_a_transition_may_pool_before_its_convolution():
-    unit = models.build(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage2.transition
+    unit = models.create_model(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage2.transition
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 7, 10)), jnp.float32)
     run = nnx.jit(lambda unit, x: (unit(x), average_pool(unit.conv(nnx.relu(unit.bn(x))), 2, 2)))
     np.testing.assert_allclose(*run(unit, x), atol=1e-6)
 
 
 def test_dropout_is_for_training_alone():
-    layer = models.build(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage1.layer1
+    layer = models.create_model(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage1.layer1
     x = np.random.default_rng(1).normal(size=(2, 5, 5, 4)).astype(np.float32)
     train = nnx.jit(lambda layer, x, rngs: layer(x, train=True, rngs=rngs))
     a, b = (train(layer, x, nnx.Rngs(dropout=k)) for k in (1, 2))
@@ -64,7 +66,7 @@ def test_dropout_is_for_training_alone():
 
 def test_too_small_a_picture_is_an_error():
     with pytest.raises(UserError, match=r"data\.image_size=4 is too small for Variant.*: its last map is empty"):
-        models.build(TINY, num_classes=2, image_size=4, rngs=None)
+        models.create_model(TINY, num_classes=2, image_size=4, rngs=None)
 
 
 def test_the_published_files_of_torchvision_and_keras_have_older_names():

@@ -27,7 +27,7 @@ class Holder(nnx.Module):
 
 def made(**options):
     holder = nnx.eval_shape(lambda: Holder(**options))
-    initializers.fill(holder, jax.random.key(0), by_path=holder.head.initialisers)
+    initializers.init_missing_params(holder, jax.random.key(0), by_path=holder.head.initialisers)
     return holder.head
 
 
@@ -68,7 +68,7 @@ def test_places_are_the_middles_of_the_cells_of_every_level(options, strides, re
         "centre": (2, p),
         "places": (2, p, 3),
     }
-    assert head.reads == dict.fromkeys(reads)
+    assert head.required_features == dict.fromkeys(reads)
 
 
 def test_it_starts_with_rare_classes_and_boxes_like_cells_and_takes_the_rest_from_other_weights():
@@ -78,7 +78,7 @@ def test_it_starts_with_rare_classes_and_boxes_like_cells_and_takes_the_rest_fro
     stride = outputs["places"][..., 2:]
     np.testing.assert_allclose((outputs["boxes"][..., 2:] - outputs["boxes"][..., :2]) / stride, 1, atol=0.5)
     assert head.distances.kernel.shape == (3, 3, 4, 4)
-    left = [path for path in params_lib.split(head).params if not re.fullmatch(Detector.transfers, path)]
+    left = [path for path in params_lib.flatten_model(head).params if not re.fullmatch(Detector.reusable_params, path)]
     assert sorted(left) == ["classes/bias", "classes/kernel"]
 
 
@@ -134,7 +134,7 @@ def test_outputs_are_wide_and_further_ones_are_beside_them():
     head.hint_stage1 = Further()
     head.auxiliary_stages += (("hint_stage1", "stage1"),)
     assert head.auxiliary(maps())["hint_stage1"].shape == (2, 8, 8, 4)
-    assert set(made(neck="none").reads) == {"stage3"}
+    assert set(made(neck="none").required_features) == {"stage3"}
 
 
 class Further(nnx.Module):

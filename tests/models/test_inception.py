@@ -19,7 +19,7 @@ TINY = Variant(
         (MaxPool(), ((Conv(2),), (Conv(3), ((Conv(2, (1, 3)),), (Conv(2, (3, 1)),))), (AveragePool(), Conv(1)))),
         (MaxPool(2, ceil=True), Conv(5)),
     ),
-    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), places=4, hidden=6, dropout=0.5),),
+    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), pool_to=4, hidden=6, dropout=0.5),),
 )
 
 
@@ -47,20 +47,20 @@ def auxiliary(model, **maps):
     ],
 )
 def test_the_published_shapes(name, auxiliary, strides, channels, parameters):
-    model = models.build(name, num_classes=1000, auxiliary=auxiliary, image_size=299, rngs=None)
-    assert [tuple(level) for level in model.pyramid().values()] == list(zip(strides, channels, strict=True))
-    assert sum(leaf.size for leaf in params_lib.split(model).params.values()) == parameters
+    model = models.create_model(name, num_classes=1000, auxiliary=auxiliary, image_size=299, rngs=None)
+    assert [tuple(level) for level in model.feature_info().values()] == list(zip(strides, channels, strict=True))
+    assert sum(leaf.size for leaf in params_lib.flatten_model(model).params.values()) == parameters
 
 
 def test_a_network_is_data():
-    model = models.build(TINY, num_classes=2, image_size=25, rngs=None)
+    model = models.create_model(TINY, num_classes=2, image_size=25, rngs=None)
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((2, 25, 25, 3), jnp.float32))
     assert {name: x.shape for name, x in maps.items()} == {
         "stem": (2, 12, 12, 4),
         "stage1": (2, 5, 5, 2 + 4 + 1),
         "stage2": (2, 3, 3, 5),
     }
-    kernels = [p for p in params_lib.split(model).params if p.startswith("stage1/") and p.endswith("kernel")]
+    kernels = [p for p in params_lib.flatten_model(model).params if p.startswith("stage1/") and p.endswith("kernel")]
     assert sorted(kernels) == [
         "stage1/block1/branch1/unit1/conv/kernel",
         "stage1/block1/branch2/block1/branch1/unit1/conv/kernel",
@@ -71,7 +71,9 @@ def test_a_network_is_data():
 
 
 def test_auxiliary_classifiers_drop_out_in_training_alone():
-    model = models.build(TINY, num_classes=2, image_size=25, auxiliary=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = models.create_model(
+        TINY, num_classes=2, image_size=25, auxiliary=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
     maps = {"stage1": jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 7)), jnp.bfloat16)}
     train = nnx.jit(lambda head, maps, rngs: head.auxiliary(maps, train=True, rngs=rngs)["aux1"])
     a, b = (train(model.head, maps, nnx.Rngs(dropout=k)) for k in (1, 2))
@@ -83,14 +85,16 @@ def test_auxiliary_classifiers_drop_out_in_training_alone():
 
 
 def test_googlenets_auxiliary_classifiers_take_any_map_and_a_tap_before_one_leaves_it_out():
-    model = models.build("googlenet", num_classes=2, auxiliary=True, rngs=None)
+    model = models.create_model("googlenet", num_classes=2, auxiliary=True, rngs=None)
     assert auxiliary(model, stage3=(3, 3, 512), stage4=(14, 14, 528)) == {"aux1": (2, 2), "aux2": (2, 2)}
-    tapped = models.build("googlenet", num_classes=2, tap="stage3", auxiliary=True, rngs=None)
+    tapped = models.create_model("googlenet", num_classes=2, out_stage="stage3", auxiliary=True, rngs=None)
     assert auxiliary(tapped, stage3=(14, 14, 512)) == {"aux1": (2, 2)}
 
 
 def test_inception_v3s_auxiliary_classifier_needs_a_picture_of_299():
-    model = models.build("inception_v3", num_classes=2, tap="stage3", image_size=299, auxiliary=True, rngs=None)
+    model = models.create_model(
+        "inception_v3", num_classes=2, out_stage="stage3", image_size=299, auxiliary=True, rngs=None
+    )
     sides = []
     for size in (298, 299):
         images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
@@ -103,7 +107,7 @@ def test_inception_v3s_auxiliary_classifier_needs_a_picture_of_299():
 
 def test_kerass_inception_has_no_auxiliary_classifier():
     with pytest.raises(UserError, match="inception_v3_keras has no auxiliary"):
-        models.build("inception_v3_keras", num_classes=2, tap="stem", auxiliary=True, rngs=None)
+        models.create_model("inception_v3_keras", num_classes=2, out_stage="stem", auxiliary=True, rngs=None)
 
 
 def test_average_pools_count_padding_as_the_library_does():

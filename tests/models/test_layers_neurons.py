@@ -38,7 +38,7 @@ def normal(seed, shape):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_value_is_the_layers_and_the_gradient_is_the_kernels_at_the_neurons(kind):
     cls, sizes, options, shape = LAYERS[kind]
-    graphdef, params, _ = params_lib.split(nnx.eval_shape(lambda: cls(*sizes, **options, rngs=nnx.Rngs(0))))
+    graphdef, params, _ = params_lib.flatten_model(nnx.eval_shape(lambda: cls(*sizes, **options, rngs=nnx.Rngs(0))))
     params = {path: normal(i, v.shape) for i, (path, v) in enumerate(params.items())}
     slices = neurons.gather(params, INDEX)
 
@@ -47,7 +47,7 @@ def test_the_value_is_the_layers_and_the_gradient_is_the_kernels_at_the_neurons(
 
     def single(slices, leaves, x):
         model = params_lib.merge(graphdef, neurons.scatter(leaves, slices, INDEX))
-        neurons.install(model, slices, INDEX)
+        neurons.attach_channels(model, slices, INDEX)
         return model(x)
 
     @functools.partial(jax.jit, compiler_options=QUICK)
@@ -76,28 +76,28 @@ def test_the_value_is_the_layers_and_the_gradient_is_the_kernels_at_the_neurons(
 
 def loss_of(model, index):
     """(slices, leaves, images) → loss and moved statistics of a model of which the neurons at `index` learn."""
-    graphdef = params_lib.split(model).graphdef
+    graphdef = params_lib.flatten_model(model).graphdef
 
     def loss_fn(slices, leaves, images):
         model = params_lib.merge(graphdef, neurons.scatter(leaves, slices, index))
-        neurons.install(model, slices, index)
+        neurons.attach_channels(model, slices, index)
         logits = model(images, train=True)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(len(images))).mean()
-        return loss, params_lib.stats_of(model)
+        return loss, params_lib.batch_stats(model)
 
     return loss_fn
 
 
 def test_a_tenth_of_the_neurons_costs_a_tenth_of_the_kernels_gradients():
     side, width, batch = 8, 40, 3
-    model = models.build(vgg.Variant(((width,) * 4,)), num_classes=3, image_size=side, rngs=nnx.Rngs(0))
-    leaves = params_lib.split(model).params
-    found = neurons.layers_of(leaves, ("(stem|stage1)/.*",))
+    model = models.create_model(vgg.Variant(((width,) * 4,)), num_classes=3, image_size=side, rngs=nnx.Rngs(0))
+    leaves = params_lib.flatten_model(model).params
+    found = neurons.find_layers(leaves, ("(stem|stage1)/.*",))
     assert len(found) == 4
     images, flops = np.zeros((batch, side, side, 3), np.float32), {}
     for share in (0.1, 1.0):
         chosen = {layer: np.arange(round(share * width), dtype=np.int32) for layer in found}
-        index = neurons.indices(chosen, found)
+        index = neurons.channel_index(chosen, found)
         step = jax.jit(jax.grad(loss_of(model, index), has_aux=True))
         flops[share] = step.lower(neurons.gather(leaves, index), leaves, images).cost_analysis()["flops"]
     # A padded 3×3 window meets 3 · side - 2 pixels along each axis, all its places together.
@@ -111,11 +111,11 @@ def test_a_tenth_of_the_neurons_costs_a_tenth_of_the_kernels_gradients():
 @pytest.mark.parametrize("remat", [False, True])
 def test_inside_a_network_with_batch_norm_all_leaves_of_a_neuron_have_their_gradient(remat):
     variant = resnet.Variant((1,), (4,), bottleneck=False, small=True)
-    model = models.build(variant, num_classes=3, image_size=8, remat=remat, rngs=nnx.Rngs(0))
-    _, params, stats = params_lib.split(model)
+    model = models.create_model(variant, num_classes=3, image_size=8, remat=remat, rngs=nnx.Rngs(0))
+    _, params, stats = params_lib.flatten_model(model)
     leaves, images = params | stats, normal(0, (3, 8, 8, 3))
-    found = neurons.layers_of(params, ("(stem|stage1)/.*",))
-    index = neurons.indices({layer: np.array([1, 3], np.int32) for layer in found}, found)
+    found = neurons.find_layers(params, ("(stem|stage1)/.*",))
+    index = neurons.channel_index({layer: np.array([1, 3], np.int32) for layer in found}, found)
     assert {path.split("/")[-1] for path in index} == {"kernel", "scale", "bias"}
 
     @functools.partial(jax.jit, compiler_options=QUICK)

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def test_the_public_api():
-    model = tljax.models.build("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
+    model = tljax.models.create_model("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
 
     @nnx.jit
     def run(model, images):
@@ -41,8 +41,8 @@ def test_the_public_api():
 
 
 def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
-    model = models.build("vgg16", num_classes=10, rngs=None)
-    _, params, _ = params_lib.split(model)
+    model = models.create_model("vgg16", num_classes=10, rngs=None)
+    _, params, _ = params_lib.flatten_model(model)
     trunk = sum(int(np.prod(v.shape)) for p, v in params.items() if not p.startswith("head/"))
     assert trunk == 14_714_688  # torchvision's vgg16().features
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
@@ -59,17 +59,19 @@ def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
 
 def test_a_tap_leaves_later_stages_out_and_does_not_change_the_start():
     config = vgg.Variant(((4, 4), (8,), (8,)))
-    whole = models.build(config, num_classes=3, image_size=16, rngs=nnx.Rngs(0))
-    tapped = models.build(config, num_classes=3, tap="stage2", image_size=16, rngs=nnx.Rngs(0))
+    whole = models.create_model(config, num_classes=3, image_size=16, rngs=nnx.Rngs(0))
+    tapped = models.create_model(config, num_classes=3, out_stage="stage2", image_size=16, rngs=nnx.Rngs(0))
     assert tapped.cut == ("stage3", "pool")
-    a, b = params_lib.split(whole).params, params_lib.split(tapped).params
+    a, b = params_lib.flatten_model(whole).params, params_lib.flatten_model(tapped).params
     assert set(b) == {p for p in a if not p.startswith("stage3")}
     assert all((a[p] == b[p]).all() for p in b)
 
 
 def test_initial_values_follow_their_distributions_and_the_seed():
     def params(seed):
-        return params_lib.split(models.build("vgg11", num_classes=10, tap="stage4", rngs=nnx.Rngs(seed))).params
+        return params_lib.flatten_model(
+            models.create_model("vgg11", num_classes=10, out_stage="stage4", rngs=nnx.Rngs(seed))
+        ).params
 
     a, again, other = params(0), params(0), params(1)
     kernel = "stage4/conv2/kernel"
@@ -82,12 +84,12 @@ def test_initial_values_follow_their_distributions_and_the_seed():
     assert not a["head/dense/bias"].any()
 
 
-@pytest.mark.parametrize("head", [{"pool": "gap"}, {"pool": "flatten"}, {"pool": "flatten", "pool_size": 2}])
+@pytest.mark.parametrize("head", [{"pool": "avg"}, {"pool": "flatten"}, {"pool": "flatten", "pool_size": 2}])
 @pytest.mark.parametrize("extra", [{}, {"norm": "batch", "hidden": (7, 5), "dropout": 0.5}])
 def test_heads(head, extra):
-    model = models.build("resnet8", num_classes=4, image_size=16, rngs=nnx.Rngs(0), **head, **extra)
-    places = {"gap": 1, "flatten": head.get("pool_size", 4) ** 2}[head["pool"]]
-    params = params_lib.split(model).params
+    model = models.create_model("resnet8", num_classes=4, image_size=16, rngs=nnx.Rngs(0), **head, **extra)
+    places = {"avg": 1, "flatten": head.get("pool_size", 4) ** 2}[head["pool"]]
+    params = params_lib.flatten_model(model).params
     first = params["head/hidden0/kernel" if extra else "head/dense/kernel"]
     assert first.shape[0] == 64 * places
     shapes = {"stage3": jax.ShapeDtypeStruct((3, 4, 4, 64), jnp.float32)}
@@ -123,8 +125,8 @@ def test_dropout_keeps_the_mean_and_needs_a_key():
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     config = resnet.Variant((1, 1), (4, 6), bottleneck=False, small=True)
-    model, exact = (models.build(config, num_classes=3, dtype=d, rngs=nnx.Rngs(0)) for d in (jnp.bfloat16, None))
-    assert {v.dtype for v in params_lib.split(model).params.values()} == {jnp.dtype("float32")}
+    model, exact = (models.create_model(config, num_classes=3, dtype=d, rngs=nnx.Rngs(0)) for d in (jnp.bfloat16, None))
+    assert {v.dtype for v in params_lib.flatten_model(model).params.values()} == {jnp.dtype("float32")}
     images = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
     @nnx.jit
@@ -141,14 +143,14 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     ("options", "words"),
     [
         ({"backbone": "vgg166"}, 'no model.backbone "vgg166"; did you mean "vgg16"'),
-        ({"backbone": "vgg16", "tap": "stag3"}, 'did you mean "stage3"'),
+        ({"backbone": "vgg16", "out_stage": "stag3"}, 'did you mean "stage3"'),
         ({"backbone": "vgg16", "head": "clasifier"}, 'did you mean "classifier"'),
         ({"backbone": "vgg16", "image_size": 16}, "too small for vgg16"),
     ],
 )
 def test_errors(options, words):
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
-        models.build(num_classes=2, rngs=nnx.Rngs(0), **options)
+        models.create_model(num_classes=2, rngs=nnx.Rngs(0), **options)
 
 
 @pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
@@ -158,7 +160,7 @@ def test_real_vgg16_features_equal_torchs():
     golden = np.load(GOLDEN / "vgg16_features.npz")
     image = np.ascontiguousarray(load_sample_image("china.jpg")[100:196, 200:296])
     assert hashlib.sha256(image).hexdigest() == str(golden["image_sha256"]), "this JPEG decoder differs"
-    model = models.build("vgg16", num_classes=0, rngs=None)
+    model = models.create_model("vgg16", num_classes=0, rngs=None)
     found = weights.load(model, "vgg16_imagenet_notop")
     maps = nnx.jit(lambda m, x: m.features(x))(model, weights.make_preprocess(found.preprocess, None)(image[None]))
     for ours, theirs in ((maps["stage3"][0, ::4, ::4, ::8], "block3"), (maps["pool"][0], "pool5")):

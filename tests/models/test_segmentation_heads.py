@@ -18,15 +18,15 @@ from tljax.errors import UserError
 from tljax.models import initializers
 from tljax.models import params as params_lib
 from tljax.models.heads import HEADS
-from tljax.models.heads.base import levels
-from tljax.models.upsample import bilinear, fit
-from tljax.strategies.neurons import layers_of
+from tljax.models.heads.base import stride_levels
+from tljax.models.upsample import bilinear, pad_or_crop
+from tljax.strategies.neurons import find_layers
 
 
 def shapes(model, side=32, train=False):
     """Of the outputs."""
     picture = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
-    made = nnx.eval_shape(lambda m, x: m.outputs(x, train=train, rngs=nnx.Rngs(0)), model, picture)
+    made = nnx.eval_shape(lambda m, x: m.forward_all(x, train=train, rngs=nnx.Rngs(0)), model, picture)
     return {name: (x.shape, x.dtype.name) for name, x in made.items() if name != "maps"}
 
 
@@ -37,13 +37,13 @@ def test_the_levels_of_a_network_do_not_depend_on_the_size_of_its_input(side, ha
     for k in range(halvings + 1):
         maps |= {f"first{k}": (here, here, k), f"last{k}": (here, here, k)}
         here = (here + up) // 2
-    found = levels(maps, side)
+    found = stride_levels(maps, side)
     assert [(level.stage, level.stride) for level in found] == [(f"last{k}", 2**k) for k in range(halvings + 1)]
 
 
 def test_unpadded_convolutions_make_no_level_of_their_own():
     maps = {n: (side, side, 1) for n, side in zip("abcdefg", (149, 147, 73, 71, 35, 17, 8), strict=True)}
-    found = [(level.stage, level.stride) for level in levels(maps, 299)]
+    found = [(level.stage, level.stride) for level in stride_levels(maps, 299)]
     assert found == [("b", 2), ("d", 4), ("e", 8), ("f", 16), ("g", 32)]
 
 
@@ -64,9 +64,9 @@ def test_any_backbone_comes_back_to_the_side_of_its_input(config, side, skips, r
     model = build(config, "unet", side, upsample="bilinear", dtype=jnp.bfloat16)
     assert shapes(model, side) == {"logits": ((2, side, side, 3), "float32")}
     assert model.head.skips == skips
-    assert next(iter(model.head.reads)) == reads
-    assert set(model.head.reads) == {reads, *filter(None, model.head.skips)}
-    assert set(model.head.reads.values()) == {None}
+    assert next(iter(model.head.required_features)) == reads
+    assert set(model.head.required_features) == {reads, *filter(None, model.head.skips)}
+    assert set(model.head.required_features.values()) == {None}
 
 
 def test_as_many_of_the_deepest_strides_as_are_asked_for():
@@ -75,23 +75,23 @@ def test_as_many_of_the_deepest_strides_as_are_asked_for():
     # As many channels as the skip has, then halves.
     assert [getattr(model.head, f"block{k}").unit2.conv.out_features for k in range(1, 6)] == [4, 2, 1, 1, 1]
     assert model.head.sizes == ((2, 2), (4, 4), (8, 8), (16, 16), (32, 32))
-    assert build(TINY, "unet", depth=1, tap="stem").head.skips == ()
+    assert build(TINY, "unet", depth=1, out_stage="stem").head.skips == ()
 
 
 def test_outputs_of_inner_blocks_are_there_in_training_alone():
     model = build(TINY, "unet", 14, auxiliary=True, dropout=0.5, rngs=nnx.Rngs(0))
     assert shapes(model, 14) == {"logits": ((2, 14, 14, 3), "float32")}
     assert set(shapes(model, 14, train=True)) == {"logits", "aux1"}
-    graphdef, params, stats = params_lib.split(model)
+    graphdef, params, stats = params_lib.flatten_model(model)
 
     @compiled
     def run(leaves, x):
         model = params_lib.merge(graphdef, leaves)
         model.head.drop.rate = 0.0
-        outputs, moved = model.outputs(x, train=True), params_lib.stats_of(model)
-        up = fit(model.head.up1(outputs["maps"]["stage2"]), (7, 7))
+        outputs, moved = model.forward_all(x, train=True), params_lib.batch_stats(model)
+        up = pad_or_crop(model.head.up1(outputs["maps"]["stage2"]), (7, 7))
         block = model.head.block1(jnp.concatenate([outputs["maps"]["stage1"], up], -1), train=True)
-        return outputs, moved, bilinear(model.head.aux1(block), (14, 14)), params_lib.stats_of(model)
+        return outputs, moved, bilinear(model.head.aux1(block), (14, 14)), params_lib.batch_stats(model)
 
     x = np.random.default_rng(0).normal(size=(2, 14, 14, 3)).astype(np.float32)
     outputs, once, aux1, twice = run(params | stats, x)
@@ -103,15 +103,15 @@ def test_outputs_of_inner_blocks_are_there_in_training_alone():
 
 def test_known_maps_are_all_that_the_head_looks_at():
     model = build(TINY, "unet", 12, rngs=nnx.Rngs(0), auxiliary=False)
-    graphdef, params, stats = params_lib.split(model)
+    graphdef, params, stats = params_lib.flatten_model(model)
     x = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
 
     @compiled
     def run(leaves, x):
         model = params_lib.merge(graphdef, leaves)
         maps = model.features(x)
-        known = {stage: maps[stage] for stage in model.head.reads}
-        return model(x), model.outputs(None, known=known)["logits"]
+        known = {stage: maps[stage] for stage in model.head.required_features}
+        return model(x), model.forward_all(None, cached_features=known)["logits"]
 
     a, b = run(params | stats, x)
     np.testing.assert_array_equal(a, b)
@@ -134,12 +134,12 @@ def test_known_maps_are_all_that_the_head_looks_at():
 def test_scores_are_cropped_to_exactly_the_input(config, side, variant, reads):
     model = build(config, "fcn", side, variant=variant, channels=5, dtype=jnp.bfloat16)
     assert shapes(model, side) == {"logits": ((2, side, side, 3), "float32")}
-    assert list(model.head.reads) == reads
+    assert list(model.head.required_features) == reads
 
 
 def test_fcn_8s_is_the_papers_arithmetic():
     model = drawn(build(VGG, "fcn", 32, channels=5))
-    graphdef, params, stats = params_lib.split(model)
+    graphdef, params, stats = params_lib.flatten_model(model)
     leaves, rng = {p.removeprefix("head/"): np.asarray(v, float) for p, v in params.items()}, np.random.default_rng(0)
     widths = {"pool": (1, 4), "stage5": (2, 4), "stage4": (4, 4)}
     maps = {stage: rng.normal(size=(2, n, n, c)) for stage, (n, c) in widths.items()}
@@ -187,7 +187,7 @@ def test_fcn_starts_with_scores_of_zero_and_interpolation():
         ("unet", {"channels": [8, 4]}, "channels has 2 numbers, but the decoder has 5 blocks, up from pool."),
         ("fcn", {"variant": "4s"}, 'model.head_options.variant cannot be "4s"'),
         ("fcn", {"auxiliary": True}, 'model.aux_weight: fcn has an auxiliary output with variant="torchvision"'),
-        ("fcn", {"tap": "stage1"}, "looks at maps of 3 strides, but the backbone has 1."),
+        ("fcn", {"out_stage": "stage1"}, "looks at maps of 3 strides, but the backbone has 1."),
         ("classifier", {"channels": 3}, 'model.head_options: classifier has no "channels"'),
     ],
 )
@@ -218,9 +218,9 @@ def test_what_a_head_names_itself_is_an_output_by_that_name(monkeypatch):
 
 
 def test_the_norms_of_a_head_are_its_own_on_every_backbone():
-    params = params_lib.split(build(DENSENET, "unet", 64)).params
+    params = params_lib.flatten_model(build(DENSENET, "unet", 64)).params
     model = build(DENSENET, "unet", 64)
-    found = layers_of(params, ["head/block1/.*", "head/up1"], model.norm_after)
+    found = find_layers(params, ["head/block1/.*", "head/up1"], model.norm_of_conv)
     assert found["head/block1/unit1/conv"] == tuple(
         f"head/block1/unit1/{leaf}" for leaf in ("conv/kernel", "bn/scale", "bn/bias")
     )

@@ -19,19 +19,19 @@ TINY = unet.Variant((2, 3, 4))
     ("name", "last", "parameters"), [("unet", 1024, 18_847_168), ("unet_bilinear", 512, 9_407_936)]
 )
 def test_strides_and_size(name, last, parameters):
-    model = models.build(name, num_classes=0, rngs=None)
-    assert list(model.pyramid().items()) == [
+    model = models.create_model(name, num_classes=0, rngs=None)
+    assert list(model.feature_info().items()) == [
         ("stem", (1, 64)),
         ("stage1", (2, 128)),
         ("stage2", (4, 256)),
         ("stage3", (8, 512)),
         ("stage4", (16, last)),
     ]
-    assert sum(v.size for v in params_lib.split(model).params.values()) == parameters
+    assert sum(v.size for v in params_lib.flatten_model(model).params.values()) == parameters
 
 
 def test_any_side_will_do_and_what_does_not_fill_a_window_is_dropped():
-    model = models.build(TINY, num_classes=3, in_channels=1, dtype=jnp.bfloat16, rngs=None)
+    model = models.create_model(TINY, num_classes=3, in_channels=1, dtype=jnp.bfloat16, rngs=None)
     picture = jax.ShapeDtypeStruct((2, 15, 22, 1), jnp.float32)
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)
     assert {name: maps[name].shape for name in model.stage_names} == {
@@ -43,7 +43,7 @@ def test_any_side_will_do_and_what_does_not_fill_a_window_is_dropped():
 
 
 def test_dropout_stands_at_the_end_of_the_last_two_stages():
-    model = models.build(TINY, num_classes=3, options={"dropout": 0.5}, rngs=None)
+    model = models.create_model(TINY, num_classes=3, options={"dropout": 0.5}, rngs=None)
     assert [getattr(model, name).drop.rate for name in model.stage_names] == [0, 0.5, 0.5]
     picture = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     nnx.eval_shape(lambda m, x: m.stem(x, train=True), model, picture)
@@ -53,7 +53,7 @@ def test_dropout_stands_at_the_end_of_the_last_two_stages():
 
 def test_older_checkpoints_have_biases():
     variant = dataclasses.replace(unet.VARIANTS["unet"], widths=(2, 3), bias=True)
-    model = models.build(variant, num_classes=0, image_size=8, rngs=None)
+    model = models.create_model(variant, num_classes=0, image_size=8, rngs=None)
     layout = layouts("unet", variant)["milesial"]
-    names = {layout.origin(path).name for path in params_lib.split(model).params}
+    names = {layout.origin(path).name for path in params_lib.flatten_model(model).params}
     assert {"inc.double_conv.0.bias", "down1.maxpool_conv.1.double_conv.3.bias"} <= names

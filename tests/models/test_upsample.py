@@ -8,8 +8,8 @@ import pytest
 from tests.models.small import scattered
 from tests.models.zoo import compiled
 from tljax.models import params as params_lib
-from tljax.models.partial_training import Neurons
-from tljax.models.upsample import ConvTranspose, bilinear, fit, repeat
+from tljax.models.partial_training import TrainableChannels
+from tljax.models.upsample import ConvTranspose, bilinear, nearest_upsample, pad_or_crop
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (4, 2), (6, 2), (8, 4), (2, 1)])
@@ -17,7 +17,7 @@ def test_a_transposed_convolution_adds_a_copy_of_its_kernel_for_each_place(size,
     rng = np.random.default_rng(0)
     x, kernel, bias, dy = rng.normal(size=(2, 3, 2, 4)), rng.normal(size=(size, size, 4, 5)), rng.normal(size=5), None
     layer = ConvTranspose(4, 5, size, stride=stride, rngs=None)
-    graphdef = params_lib.split(layer).graphdef
+    graphdef = params_lib.flatten_model(layer).graphdef
 
     @compiled
     def run(x, kernel, bias, dy):
@@ -42,12 +42,12 @@ def test_single_channels_of_a_transposed_convolution_learn_alone():
     rng = np.random.default_rng(0)
     x, kernel = jnp.asarray(rng.normal(size=(1, 2, 2, 3))), jnp.asarray(rng.normal(size=(4, 4, 3, 5)))
     index = jnp.array([1, 3])
-    graphdef = params_lib.split(ConvTranspose(3, 5, 4, bias=False, rngs=None)).graphdef
+    graphdef = params_lib.flatten_model(ConvTranspose(3, 5, 4, bias=False, rngs=None)).graphdef
 
     def loss(part, kernel, single):
         layer = params_lib.merge(graphdef, {"kernel": kernel})
         if single:
-            layer.learn(Neurons(part, index))
+            layer.train_channels(TrainableChannels(part, index))
         return jnp.sum(jnp.sin(layer(x)))
 
     part = kernel[..., index]
@@ -75,7 +75,7 @@ def test_interpolation_is_numpys(height, width, size, corners):
 
 def test_a_map_is_repeated_padded_and_cropped():
     x = jnp.arange(1, 5).reshape(1, 2, 2, 1)
-    assert repeat(x)[0, :, :, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+    assert nearest_upsample(x)[0, :, :, 0].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
     # What is odd goes to the end, or is taken from there.
-    assert fit(x, (3, 4))[0, :, :, 0].tolist() == [[0, 1, 2, 0], [0, 3, 4, 0], [0, 0, 0, 0]]
-    assert fit(repeat(x), (3, 1))[0, :, :, 0].tolist() == [[1], [1], [3]]
+    assert pad_or_crop(x, (3, 4))[0, :, :, 0].tolist() == [[0, 1, 2, 0], [0, 3, 4, 0], [0, 0, 0, 0]]
+    assert pad_or_crop(nearest_upsample(x), (3, 1))[0, :, :, 0].tolist() == [[1], [1], [3]]

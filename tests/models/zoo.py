@@ -21,9 +21,9 @@ from tljax import models
 from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.layers import Dropout
-from tljax.weights.assign import export, match, port
+from tljax.weights.assign import assign_weights, export, match
 from tljax.weights.detect import head_options
-from tljax.weights.layouts import Layout, detect, layouts
+from tljax.weights.layouts import Layout, detect_layout, layouts
 from tljax.weights.layouts.table import TRANSFORMS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -132,20 +132,20 @@ def built(case: Case) -> tuple[Model, Layout]:
     It is abstract until `ported` fills it.
     """
     shapes = shapes_of(case)
-    family, config = models.find(case.backbone)
-    layout = layouts(family, config)[detect(shapes, family, config)]
+    family, config = models.get_variant(case.backbone)
+    layout = layouts(family, config)[detect_layout(shapes, family, config)]
     options = head_options(shapes, layout)
     if case.variant.startswith("fcn_"):
         options["options"] = {"output_stride": 8}
     options["image_size"] = int(case.golden("size"))
-    return models.build(case.backbone, rngs=None, **options), layout
+    return models.create_model(case.backbone, rngs=None, **options), layout
 
 
 @latest
 def ported(case: Case) -> tuple[Model, Layout]:
     """The same with the reference's weights."""
     model, layout = built(case)
-    port({name: Drawn(name, tensor.shape) for name, tensor in shapes_of(case).items()}, model, layout)
+    assign_weights({name: Drawn(name, tensor.shape) for name, tensor in shapes_of(case).items()}, model, layout)
     return model, layout
 
 
@@ -155,7 +155,7 @@ def misplaced(case: Case) -> list[str]:
     found = match(shapes_of(case), model, layout)
     back = {rule.path: layout.origin(rule.path) for rule in found.plan.values()}
     lost = [rule.name for path, rule in found.plan.items() if back[path] is None or back[path].name != rule.name]
-    return [*found.unused, *found.missing, *found.misfits, *lost]
+    return [*found.unused, *found.missing, *found.shape_mismatches, *lost]
 
 
 def round_trip(case: Case) -> list[str]:
@@ -169,13 +169,13 @@ def round_trip(case: Case) -> list[str]:
 
 def parameters(case: Case) -> int:
     """How many numbers of ours can learn."""
-    return sum(x.size for x in params_lib.split(built(case)[0]).params.values())
+    return sum(x.size for x in params_lib.flatten_model(built(case)[0]).params.values())
 
 
 def inference_errors(case: Case) -> dict[str, float]:
     """Largest differences in inference mode from the reference, relative to its largest value."""
     model, _ = ported(case)
-    graphdef, params, stats = params_lib.split(model)
+    graphdef, params, stats = params_lib.flatten_model(model)
 
     def run(leaves, images):
         model = params_lib.merge(graphdef, leaves)
@@ -192,12 +192,12 @@ def inference_errors(case: Case) -> dict[str, float]:
 def training_errors(case: Case) -> dict[str, float]:
     """The same in training mode with nothing dropped: logits, auxiliary ones too, and the statistics as they moved."""
     model, layout = ported(case)
-    graphdef, params, stats = params_lib.split(model)
+    graphdef, params, stats = params_lib.flatten_model(model)
 
     def run(leaves, images):
         model = _without_dropout(params_lib.merge(graphdef, leaves))
         outputs = _classified(model, images)
-        return outputs, params_lib.stats_of(model)
+        return outputs, params_lib.batch_stats(model)
 
     outputs, moved = compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
     names = {"logits": "train_logits"}
@@ -207,7 +207,7 @@ def training_errors(case: Case) -> dict[str, float]:
 
 def _classified(model: Model, images: jax.Array) -> dict[str, jax.Array]:
     """The logits in training mode, of auxiliary classifiers too."""
-    return {name: x for name, x in model.outputs(images, train=True).items() if name != "maps"}
+    return {name: x for name, x in model.forward_all(images, train=True).items() if name != "maps"}
 
 
 def gradient_errors(case: Case, quick: bool = True) -> dict[str, float]:
@@ -217,7 +217,7 @@ def gradient_errors(case: Case, quick: bool = True) -> dict[str, float]:
     tips over; in float64 none does.
     """
     model, layout = ported(case)
-    graphdef, params, stats = params_lib.split(model)
+    graphdef, params, stats = params_lib.flatten_model(model)
     rules = {path: layout.origin(path) for path in params}
     watched = {path: rule for path, rule in rules.items() if case.has(f"grad:{rule.name}")}
     weight, labels = AUX_WEIGHT.get(case.backbone, 0.0), np.asarray(zoo_rule.LABELS)
@@ -235,7 +235,7 @@ def gradient_errors(case: Case, quick: bool = True) -> dict[str, float]:
         loss, grads = compiled(jax.value_and_grad(loss_fn), quick)(learned, leaves, images)
     errors = {"loss": abs(float(loss) / float(case.golden("loss")) - 1)}
     for path, rule in watched.items():
-        ours, theirs = TRANSFORMS[rule.transform].theirs(np.asarray(grads[path])), case.golden(f"grad:{rule.name}")
+        ours, theirs = TRANSFORMS[rule.transform].to_foreign(np.asarray(grads[path])), case.golden(f"grad:{rule.name}")
         errors[rule.name] = float(np.max(np.abs(zoo_rule.sample(ours) - theirs)) / np.max(np.abs(theirs)))
         norm = abs(float(np.linalg.norm(ours)) / float(case.golden(f"gradnorm:{rule.name}")) - 1)
         errors[rule.name] = max(errors[rule.name], norm)

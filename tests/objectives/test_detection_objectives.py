@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.losses.detection import (
-    assign,
-    centreness,
+    centerness,
     detection,
-    detection_centre,
+    detection_centerness,
     detection_focal,
     detection_giou,
     loss_terms,
+    match_locations,
 )
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "detection.npz")
@@ -41,12 +41,12 @@ def grid(*strides, side=32):
     return np.array(rows, np.float32)
 
 
-assign = jax.jit(assign, static_argnums=3)
-centre_of = jax.jit(centreness)
+match_locations = jax.jit(match_locations, static_argnums=3)
+centre_of = jax.jit(centerness)
 
 
 def test_assignment_equals_torchvisions():
-    found = [assign(PLACES, *row, False) for row in zip(BATCH["label"], BATCH["boxes"], strict=True)]
+    found = [match_locations(PLACES, *row, False) for row in zip(BATCH["label"], BATCH["boxes"], strict=True)]
     np.testing.assert_array_equal(found, GOLDEN["matched"])
     assert len(np.unique(GOLDEN["matched"])) > 4
 
@@ -73,7 +73,7 @@ def test_the_three_objectives_add_up_to_the_one_and_can_be_mapped_over_runs():
     @jax.vmap
     def losses(parts):
         outputs = outputs_of(**parts)
-        every = (detection, detection_focal, detection_giou, detection_centre)
+        every = (detection, detection_focal, detection_giou, detection_centerness)
         values = [loss(outputs, BATCH, *NO_INPUTS) for loss in every]
         gradient = jax.grad(lambda p: detection(outputs_of(**p), BATCH, *NO_INPUTS))(parts)
         return jnp.stack(values), gradient
@@ -88,21 +88,21 @@ def test_pictures_without_boxes_have_a_focal_loss_alone():
     outputs = outputs_of(*(GOLDEN[name][:1].astype(np.float32) for name in PARTS))
     batch = {"label": np.full((1, 2), -1), "boxes": np.zeros((1, 2, 4), np.float32)}
     sums, loss = jax.jit(lambda *x: (loss_terms(*x), detection(*x, *NO_INPUTS)))(outputs, batch)
-    assert (sums.giou, sums.centre, sums.positives) == (0, 0, 0)
+    assert (sums.giou, sums.centerness, sums.positives) == (0, 0, 0)
     assert loss == pytest.approx(float(sums.focal[0]), rel=1e-6)
 
 
 def test_a_box_between_the_centres_has_its_nearest_place_and_is_central_there():
     places, label = grid(8, side=32), np.array([1])
     box = np.array([[13.0, 13.0, 15.0, 15.0]], np.float32)
-    assert (assign(places, label, box, False) == -1).all()
-    found = assign(places, label, box, True)
+    assert (match_locations(places, label, box, False) == -1).all()
+    found = match_locations(places, label, box, True)
     assert places[found >= 0].tolist() == [[12, 12, 8]]
     assert centre_of(places[5], box[0]) == 1
     # Of two boxes at one place, the smaller has it, whatever their order.
     two = np.array([[13.0, 13.0, 15.0, 15.0], [9.0, 9.0, 11.0, 10.0]], np.float32)
     for order in ([0, 1], [1, 0]):
-        found = assign(places, np.array([0, 0]), two[order], True)
+        found = match_locations(places, np.array([0, 0]), two[order], True)
         assert found[5] == order.index(1)
         assert (found >= 0).sum() == 1
 
@@ -110,7 +110,9 @@ def test_a_box_between_the_centres_has_its_nearest_place_and_is_central_there():
 def test_a_small_box_goes_to_the_finest_level_and_a_large_one_to_the_coarsest():
     places, label = grid(8, 16, side=128), np.array([0])
     on = {
-        side: {*places[assign(places, label, np.array([[64 - side / 2] * 2 + [64 + side / 2] * 2]), True) >= 0, 2]}
+        side: {
+            *places[match_locations(places, label, np.array([[64 - side / 2] * 2 + [64 + side / 2] * 2]), True) >= 0, 2]
+        }
         for side in (1, 30, 120)
     }
     assert on[1] == on[30] == {8}
@@ -133,11 +135,11 @@ def test_every_box_has_a_place_unless_smaller_ones_took_all_that_it_may_have(dra
     boxes = np.concatenate([rows[:, :2], np.minimum(rows[:, :2] + rows[:, 2:4], 32)], 1)
     label = rows[:, 4].astype(np.int32)
     places = grid(8, 16)
-    found = np.asarray(assign(places, label, boxes, True))
+    found = np.asarray(match_locations(places, label, boxes, True))
     area = np.prod(boxes[:, 2:] - boxes[:, :2], 1)
     assert (label[found[found >= 0]] >= 0).all()
     for i in np.flatnonzero(label >= 0):
-        alone = assign(places, np.where(np.arange(5) == i, label, -1), boxes, True)
+        alone = match_locations(places, np.where(np.arange(5) == i, label, -1), boxes, True)
         may = np.asarray(alone) == i
         assert may.any()
         assert (area[found[may]] <= area[i]).all()

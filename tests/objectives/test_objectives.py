@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tljax.errors import UserError
-from tljax.losses import NEEDS, OBJECTIVES, Loss, find, objective
+from tljax.losses import LOSSES, REQUIREMENTS, Loss, get_loss, loss
 from tljax.losses.semi_supervised import pseudo_targets
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "objectives.npz"
 # Others' numbers for them are in test_pixels.py, test_pixel_objectives.py and test_detection_objectives.py.
-LOCATED = {"dice", "focal", "lovasz", "boundary_cross_entropy"} | {n for n in OBJECTIVES if "detection" in n}
-OF_CLASSES = sorted(OBJECTIVES.keys() - LOCATED)
-OF_PICTURES = sorted(OBJECTIVES.keys() - {"l2", "l2_sp"} - LOCATED)
+LOCATED = {"dice", "focal", "lovasz", "boundary_cross_entropy"} | {n for n in LOSSES if "detection" in n}
+OF_CLASSES = sorted(LOSSES.keys() - LOCATED)
+OF_PICTURES = sorted(LOSSES.keys() - {"l2", "l2_sp"} - LOCATED)
 NUMBERS = {
     "label_smoothing": 0.1,
     "temperature": 4.0,
@@ -57,12 +57,12 @@ def cases():
 @cache
 def compiled(*names):
     """(outputs, batch, reference, hyper) → {objective: (value, gradient)}, in one program."""
-    return jit(lambda *arguments: {name: jax.value_and_grad(OBJECTIVES[name])(*arguments) for name in names})
+    return jit(lambda *arguments: {name: jax.value_and_grad(LOSSES[name])(*arguments) for name in names})
 
 
 @jit
 def values(*arguments):
-    return {name: OBJECTIVES[name](*arguments) for name in OF_PICTURES}
+    return {name: LOSSES[name](*arguments) for name in OF_PICTURES}
 
 
 def value_and_grads(name, *arguments):
@@ -104,7 +104,7 @@ def answers(dtype):
 
     @jit
     def run(given):
-        return {name: [jax.value_and_grad(OBJECTIVES[name])(*case) for case in found] for name, found in given.items()}
+        return {name: [jax.value_and_grad(LOSSES[name])(*case) for case in found] for name, found in given.items()}
 
     with jax.enable_x64(dtype == "float64"):
         return run(cast(given, dtype))
@@ -207,7 +207,7 @@ def test_balance_brings_back_a_class_that_the_student_neglects():
     ],
 )
 def test_ramp(name, weights):
-    at = jit(jax.value_and_grad(lambda hyper: OBJECTIVES[name](*drawn(1), NUMBERS | hyper)))
+    at = jit(jax.value_and_grad(lambda hyper: LOSSES[name](*drawn(1), NUMBERS | hyper)))
     full, _ = at({"progress": 1.0, "ramp": 0.0})
     assert full > 0
     for (progress, ramp), weight in weights.items():
@@ -230,7 +230,7 @@ def test_half_precision_gives_float32_scalars():
 @pytest.mark.parametrize(("name", "expected"), [("l2", 64.0), ("l2_sp", 56.25)])
 def test_penalties_add_up_small_numbers_in_half_precision(name, expected):
     leaves = {"new/kernel": jnp.full((512, 256), 2**-5, jnp.bfloat16), "old/kernel": jnp.ones(450, jnp.bfloat16)}
-    value = OBJECTIVES[name]({"leaves": leaves}, {}, {"leaves": {"old/kernel": jnp.full(450, 0.5)}}, {})
+    value = LOSSES[name]({"leaves": leaves}, {}, {"leaves": {"old/kernel": jnp.full(450, 0.5)}}, {})
     assert (value, value.dtype) == (expected, jnp.float32)
 
 
@@ -244,7 +244,7 @@ def test_a_map_of_zeros_has_no_attention_and_no_nan():
 
 def test_hints_follow_one_teacher():
     with pytest.raises(UserError, match="hints follow the maps of one teacher, got 2"):
-        OBJECTIVES["hints"](*drawn(0, teachers=2), NUMBERS)
+        LOSSES["hints"](*drawn(0, teachers=2), NUMBERS)
 
 
 def test_nothing_flows_into_the_reference():
@@ -254,30 +254,30 @@ def test_nothing_flows_into_the_reference():
 
 
 def test_needs():
-    assert set().union(*(o.needs for o in OBJECTIVES.values())) == NEEDS.keys() - {"maps"}
-    assert all(name == o.name and o.function.__doc__ for name, o in OBJECTIVES.items())
+    assert set().union(*(o.requires for o in LOSSES.values())) == REQUIREMENTS.keys() - {"maps"}
+    assert all(name == o.name and o.function.__doc__ for name, o in LOSSES.items())
     with pytest.raises(UserError, match=r'There is no need "teacher_logit".*did you mean "teacher_logits"'):
-        objective("teacher_logit")
+        loss("teacher_logit")
 
 
 def test_find():
-    assert find("delta") is OBJECTIVES["delta"]
+    assert get_loss("delta") is LOSSES["delta"]
     with pytest.raises(UserError, match='There is no objective "fixmach"; did you mean "fixmatch"'):
-        find("fixmach")
+        get_loss("fixmach")
 
 
 def test_find_in_a_file(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from tljax.losses import objective\n"
+        "from tljax.losses import loss\n"
         "def plain(outputs, batch, reference, hyper): return hyper['a'] * outputs['logits'].sum()\n"
-        "@objective('weak')\n"
+        "@loss('weak')\n"
         "def needy(outputs, batch, reference, hyper): return outputs['weak']['logits'].mean()\n"
         "number = 3\n"
     )
-    plain, needy = find(f"{file}:plain"), find(f"{file}:needy")
-    assert (plain.name, plain.needs, needy.name, needy.needs) == ("plain", frozenset(), "needy", {"weak"})
+    plain, needy = get_loss(f"{file}:plain"), get_loss(f"{file}:needy")
+    assert (plain.name, plain.requires, needy.name, needy.requires) == ("plain", frozenset(), "needy", {"weak"})
     assert plain({"logits": jnp.ones((2, 3))}, {}, {}, {"a": 2.0}) == 12
-    assert find(f"{file}:plain") == plain
+    assert get_loss(f"{file}:plain") == plain
     with pytest.raises(UserError, match="must be a function, got int"):
-        find(f"{file}:number")
+        get_loss(f"{file}:number")

@@ -84,7 +84,7 @@ def test_logits_are_brought_to_the_grid_of_the_labels(name):
     rows, columns = (np.arange(n) / 2 - 0.25 for n in (6, 4))
     tall = np.apply_along_axis(lambda x: np.interp(rows, np.arange(3), x), 1, coarse)
     fine = np.apply_along_axis(lambda x: np.interp(columns, np.arange(2), x), 2, tall)
-    np.testing.assert_allclose(pixelwise.on_grid(jnp.asarray(coarse), (6, 4)), fine, atol=1e-6)
+    np.testing.assert_allclose(pixelwise.resize_logits(jnp.asarray(coarse), (6, 4)), fine, atol=1e-6)
 
     @jax.jit
     def losses(coarse, fine, labels):
@@ -96,14 +96,14 @@ def test_logits_are_brought_to_the_grid_of_the_labels(name):
 
 def test_half_precision_is_widened_before_it_is_resized():
     logits = jnp.asarray([[[[0.0], [1.0]]]], jnp.bfloat16)
-    found = pixelwise.on_grid(logits, (1, 200))
+    found = pixelwise.resize_logits(logits, (1, 200))
     assert found.dtype == jnp.float32
     assert len(np.unique(found)) > 100
 
 
 def test_a_coarser_grid_has_the_mean_of_what_it_covers():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(1, 40, 40, 2)))
-    found = pixelwise.on_grid(logits, (2, 2))
+    found = pixelwise.resize_logits(logits, (2, 2))
     # The triangle twice as wide as the cell, cut at the edge.
     weights = np.interp(np.abs((np.arange(40) + 0.5) / 20 - np.array([[0.5], [1.5]])), [0, 1], [1, 0])
     weights /= weights.sum(1, keepdims=True)
@@ -129,4 +129,4 @@ def test_boundary_cross_entropy_is_the_papers_over_the_pixels_that_count(of_clas
     assert value == pytest.approx(expected / count, rel=1e-5)
     assert not gradient[0, :2].any()
     assert np.isfinite(gradient).all()
-    assert objectives.boundary_cross_entropy.needs == {"boundary_weights", "masks"}
+    assert objectives.boundary_cross_entropy.requires == {"boundary_weights", "masks"}

@@ -43,7 +43,7 @@ def result():
     }
     phase = {
         "name": "head",
-        "objectives": {"cross_entropy": 1.0},
+        "losses": {"cross_entropy": 1.0},
         "epochs": 4,
         "seconds": 8.25,
         "frozen_unchanged": True,
@@ -53,11 +53,11 @@ def result():
     return {
         **{"test": test, "valid": valid, "gap": gap, "seed": 0, "devices": ["TFRT_CPU_0"]},
         "phases": [
-            {**phase, "learned_parameters": 5130, "optimizer_bytes": 41_040},
+            {**phase, "trainable_parameters": 5130, "optimizer_bytes": 41_040},
             {
                 **{**phase, "name": "all", "seconds": 725.0},
-                "objectives": {"cross_entropy": 0.5, "distillation": 0.5},
-                **{"learned_parameters": 11_181_642, "optimizer_bytes": 89_453_136},
+                "losses": {"cross_entropy": 0.5, "distillation": 0.5},
+                **{"trainable_parameters": 11_181_642, "optimizer_bytes": 89_453_136},
             },
         ],
         "best": {"step": 441, "epoch": 7.0, "phase": "all"},
@@ -67,14 +67,14 @@ def result():
         "data": {
             **{"name": "digits", "classes": CLASSES},
             **{k: {"fingerprint": f"{k:z<40}", "size": n} for k, n in splits.items()},
-            "shared_pictures": {"train/valid": 0, "train/test": 2, "valid/test": 0},
+            "duplicates": {"train/valid": 0, "train/test": 2, "valid/test": 0},
         },
         "features": [
             {
                 "what": "head: prefix, training",
-                "pictures": 50,
+                "images": 50,
                 "bytes": 2048,
-                "where": "disk",
+                "storage": "disk",
                 "seconds": 3.0,
                 "saved": 27.0,
             }

@@ -53,7 +53,7 @@ def words(axes):
 def test_curves(tmp_path, drawn, history, phases):
     rows = history(*phases)
     rows[0]["train"] = {"loss": None}
-    path = figures.curves(rows, tmp_path / "made" / "curves.png")
+    path = figures.draw_curves(rows, tmp_path / "made" / "curves.png")
     image = pixels(path)
     assert path == tmp_path / "made" / "curves.png"
     assert share(image, style.ORANGE) > 1e-4
@@ -72,17 +72,17 @@ def test_curves(tmp_path, drawn, history, phases):
 
 def test_curves_without_best_or_rows(tmp_path, drawn, history):
     rows = [{**row, "best": False} for row in history(("head", 3))]
-    pixels(figures.curves(rows, tmp_path / "curves.png"))
+    pixels(figures.draw_curves(rows, tmp_path / "curves.png"))
     assert not drawn[0].axes[0].collections
     with pytest.raises(ValueError, match="no rows"):
-        figures.curves([], tmp_path / "none.png")
+        figures.draw_curves([], tmp_path / "none.png")
 
 
 @pytest.mark.parametrize("count", [2, 10, 25, 100])
 def test_confusion(tmp_path, drawn, count):
     matrix = np.eye(count, dtype=int) * 90 + 1
     names = [f"a rather long class name {index}" for index in range(count)]
-    image = pixels(figures.confusion(matrix, names, tmp_path / "confusion.png"))
+    image = pixels(figures.draw_confusion(matrix, names, tmp_path / "confusion.png"))
     blue = image[..., 2] - image[..., 0]
     assert np.mean(blue > 0.35) > 0.4 / count * 0.2
     axes = drawn[0].axes[0]
@@ -97,17 +97,17 @@ def test_confusion(tmp_path, drawn, count):
 
 
 def test_confusion_of_an_absent_class_and_bad_shape(tmp_path, drawn):
-    pixels(figures.confusion([[5, 1], [0, 0]], ["a", "b"], tmp_path / "confusion.png"))
+    pixels(figures.draw_confusion([[5, 1], [0, 0]], ["a", "b"], tmp_path / "confusion.png"))
     assert drawn[0].axes[0].get_xticklabels()[0].get_rotation() == 0
     with pytest.raises(ValueError, match="does not fit 3"):
-        figures.confusion([[5, 1], [0, 0]], ["a", "b", "c"], tmp_path / "bad.png")
+        figures.draw_confusion([[5, 1], [0, 0]], ["a", "b", "c"], tmp_path / "bad.png")
 
 
 def test_roc_names_each_of_few_classes(tmp_path, drawn, scores):
     labels, probabilities = scores(10, 30)
     names = [f"class {index}" for index in range(10)]
     keep = labels != 4
-    image = pixels(figures.roc(labels[keep], probabilities[keep], names, tmp_path / "roc.png"))
+    image = pixels(figures.draw_roc(labels[keep], probabilities[keep], names, tmp_path / "roc.png"))
     assert share(image, style.BLUE) > 1e-4
     legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     assert [text.rsplit(maxsplit=1)[0] for text in legend] == names[:4] + names[5:]
@@ -119,7 +119,7 @@ def test_roc_names_each_of_few_classes(tmp_path, drawn, scores):
 
 def test_roc_averages_many_classes(tmp_path, drawn, scores):
     labels, probabilities = scores(30, 10)
-    pixels(figures.roc(labels, probabilities, [str(i) for i in range(30)], tmp_path / "roc.png"))
+    pixels(figures.draw_roc(labels, probabilities, [str(i) for i in range(30)], tmp_path / "roc.png"))
     axes = drawn[0].axes[0]
     (text,) = axes.get_legend().get_texts()
     assert text.get_text().startswith("macro average of 30  0.9")
@@ -131,15 +131,15 @@ def test_roc_averages_many_classes(tmp_path, drawn, scores):
 
 def test_roc_of_a_weak_model_has_no_empty_corner(tmp_path, drawn, scores):
     labels, probabilities = scores(3, 30, strength=0.2)
-    pixels(figures.roc(labels, probabilities, ["a", "b", "c"], tmp_path / "roc.png"))
+    pixels(figures.draw_roc(labels, probabilities, ["a", "b", "c"], tmp_path / "roc.png"))
     assert len(drawn[0].axes) == 1
 
 
 def test_roc_of_one_class_says_so(tmp_path):
-    image = pixels(figures.roc([0, 0], np.full((2, 2), 0.5), ["a", "b"], tmp_path / "roc.png"))
+    image = pixels(figures.draw_roc([0, 0], np.full((2, 2), 0.5), ["a", "b"], tmp_path / "roc.png"))
     assert image.shape[0] < 300
     with pytest.raises(ValueError, match="do not fit 3 classes"):
-        figures.roc([0, 0], np.full((2, 2), 0.5), ["a", "b", "c"], tmp_path / "bad.png")
+        figures.draw_roc([0, 0], np.full((2, 2), 0.5), ["a", "b", "c"], tmp_path / "bad.png")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -149,12 +149,12 @@ def test_most_wrong_orders_by_loss(tmp_path, drawn, channels):
     images = np.zeros((4, 8, 8, channels), np.uint8)
     images[2, ..., 0] = 200
     names = ["a", "b", "c"]
-    image = pixels(figures.most_wrong(images, labels, probabilities, names, tmp_path / "w.png"))
+    image = pixels(figures.draw_worst(images, labels, probabilities, names, tmp_path / "w.png"))
     shown = [axes for axes in drawn[0].axes if axes.images]
     assert [axes.get_title() for axes in shown] == ["c → b 0.98", "b → a 0.60", "a → b 0.50"]
     assert shown[0].images[0].get_interpolation() == "nearest"
     assert share(image, (200 / 255,) * 3 if channels == 1 else (200 / 255, 0, 0)) > 0.01
-    figures.most_wrong(images, labels, probabilities, names, tmp_path / "w.png", count=1)
+    figures.draw_worst(images, labels, probabilities, names, tmp_path / "w.png", count=1)
     assert sum(bool(axes.images) for axes in drawn[1].axes) == 1
 
 
@@ -162,7 +162,7 @@ def test_most_wrong_fits_long_names_and_large_pictures(tmp_path, drawn):
     names = ["golden retriever (dog)", "$dollar$ class, very long"]
     images = np.full((30, 300, 200, 3), 90, np.uint8)
     labels, probabilities = np.zeros(30, int), np.tile([0.1, 0.9], (30, 1))
-    pixels(figures.most_wrong(images, labels, probabilities, names, tmp_path / "w.png"))
+    pixels(figures.draw_worst(images, labels, probabilities, names, tmp_path / "w.png"))
     shown = [axes for axes in drawn[0].axes if axes.images]
     assert len(shown) == 24
     assert shown[0].images[0].get_interpolation() == "auto"
@@ -174,12 +174,12 @@ def test_most_wrong_when_nothing_is_wrong(tmp_path, scores):
     images = np.zeros((4, 8, 8, 1), np.uint8)
     probabilities = np.eye(4)
     path = tmp_path / "w.png"
-    image = pixels(figures.most_wrong(images, np.arange(4), probabilities, list("abcd"), path))
+    image = pixels(figures.draw_worst(images, np.arange(4), probabilities, list("abcd"), path))
     assert image.shape[0] < 300
     with pytest.raises(ValueError, match="uint8"):
-        figures.most_wrong(images / 255.0, np.arange(4), probabilities, list("abcd"), path)
+        figures.draw_worst(images / 255.0, np.arange(4), probabilities, list("abcd"), path)
     with pytest.raises(ValueError, match="3 images"):
-        figures.most_wrong(images[:3], np.arange(4), probabilities, list("abcd"), path)
+        figures.draw_worst(images[:3], np.arange(4), probabilities, list("abcd"), path)
 
 
 def test_sweep_bars(tmp_path, drawn):
@@ -187,19 +187,19 @@ def test_sweep_bars(tmp_path, drawn):
         {"settings": {"strategy.name": name}, "valid": (0.9, 0.02), "test": (mean, width)}
         for name, mean, width in (("probe", 0.8, None), ("lp_ft", 0.85, 0.05))
     ]
-    image = pixels(figures.sweep_bars(rows, tmp_path / "sweep.png"))
+    image = pixels(figures.draw_sweep(rows, tmp_path / "sweep.png"))
     assert share(image, style.BLUE) > 0.05
     axes = drawn[0].axes[0]
     assert [patch.get_width() for patch in axes.patches] == pytest.approx([90, 90, 80, 85])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["probe", "lp_ft"]
     assert words(axes) == ["90.00 ± 2.00", "90.00 ± 2.00", "80.00", "85.00 ± 5.00"]
     with pytest.raises(ValueError, match="no rows"):
-        figures.sweep_bars([], tmp_path / "none.png")
+        figures.draw_sweep([], tmp_path / "none.png")
 
 
 def test_pyplot_holds_no_figure(tmp_path, history):
     before = set(Gcf.figs)
-    figures.curves(history(("head", 2)), tmp_path / "curves.png")
+    figures.draw_curves(history(("head", 2)), tmp_path / "curves.png")
     assert set(Gcf.figs) == before
 
 

@@ -25,7 +25,7 @@ def test_a_cell_is_the_best_of_the_means_over_seeds(tmp_path, monkeypatch):
     grids, grid = [], heat_map._grid
     monkeypatch.setattr(heat_map, "_grid", lambda *a: grids.append(grid(*a)) or grids[-1])
     tuned = ["optim.lr", "optim.name", "augment.flip"]
-    path = heat_map.heat_map(cells(), tuned, tmp_path / "map.png")
+    path = heat_map.draw_heat_map(cells(), tuned, tmp_path / "map.png")
     (found,) = grids
     np.testing.assert_allclose(found[0], [0.611, 0.611])
     assert found[1, 0] == 0.62
@@ -34,5 +34,5 @@ def test_a_cell_is_the_best_of_the_means_over_seeds(tmp_path, monkeypatch):
 
 
 def test_one_field_makes_no_map(tmp_path):
-    assert heat_map.heat_map(cells(), ["optim.lr"], tmp_path / "none.png") is None
+    assert heat_map.draw_heat_map(cells(), ["optim.lr"], tmp_path / "none.png") is None
     assert not (tmp_path / "none.png").exists()

@@ -69,7 +69,7 @@ def test_config_is_folded_json(written, config):
 
 def test_figures_are_linked_and_missing_ones_left_out(tmp_path, written, history):
     folder = tmp_path / "my figures"
-    made = draw.curves(history(("head", 2)), folder / "curves.png")
+    made = draw.draw_curves(history(("head", 2)), folder / "curves.png")
     text = written(figures={"curves": made, "roc": folder / "absent.png"})
     assert "![Loss and accuracy against epochs](my%20figures/curves.png)" in text
     assert "8 validation rounds over 8 epochs." in text
@@ -80,13 +80,13 @@ def test_figures_are_linked_and_missing_ones_left_out(tmp_path, written, history
 
 
 def test_figure_outside_is_refused(tmp_path, written, history):
-    made = draw.curves(history(("head", 1)), tmp_path.parent / f"{tmp_path.name}.png")
+    made = draw.draw_curves(history(("head", 1)), tmp_path.parent / f"{tmp_path.name}.png")
     with pytest.raises(ValueError, match="lies outside"):
         written(figures={"curves": made})
 
 
 def test_warnings_and_optional_parts(written, result):
-    result["data"]["shared_pictures"] = {"train/test": 0}
+    result["data"]["duplicates"] = {"train/test": 0}
     result["phases"][1]["frozen_unchanged"] = False
     result["weights"] = result["peak_memory_bytes"] = None
     text = written(history=[])

@@ -63,7 +63,7 @@ def legend(figure):
 def test_a_mask_sheet_shows_each_pixel_in_the_colour_of_its_class(tmp_path, drawn, scenes, channels):
     images, truth, predicted = scenes(channels)
     order, ious, path = [2, 0, 1], [0.5, math.nan, 0.1], tmp_path / "made" / "m.png"
-    assert image_grids.mask_sheet(images, truth, predicted, CLASSES, path, order, ious) == path
+    assert image_grids.mask_grid(images, truth, predicted, CLASSES, path, order, ious) == path
     shown = panels(drawn[0])
     assert [axes.get_title() for axes in shown[:5]] == ["input", "truth", "prediction", "wrong pixels", ""]
     colours = overlays.palette(3)
@@ -88,7 +88,7 @@ def test_a_sheet_has_so_many_rows_and_a_legend_of_the_commonest_classes(tmp_path
     truth[:, 6:] = np.arange(30, 60).repeat(2).repeat(4)[: 3 * 72].reshape(3, 6, 12)
     images = np.zeros((3, 12, 12, 3), np.uint8)
     names = [f"class {i} of many" for i in range(60)]
-    path = image_grids.mask_sheet(images, truth, truth, names, tmp_path / "m.png", [1, 2, 0], [0, 0, 0], count=2)
+    path = image_grids.mask_grid(images, truth, truth, names, tmp_path / "m.png", [1, 2, 0], [0, 0, 0], count=2)
     assert len(panels(drawn[0])) == 2 * 4
     found = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     sizes = np.bincount(truth[[1, 2]].ravel(), minlength=60)
@@ -105,17 +105,17 @@ def test_a_sheet_has_so_many_rows_and_a_legend_of_the_commonest_classes(tmp_path
 
 def test_sheets_of_nothing_say_so_and_unfit_shapes_are_named(tmp_path, scenes):
     images, truth, predicted = scenes()
-    path = image_grids.mask_sheet(images, truth, predicted, CLASSES, tmp_path / "m.png", [], [0, 0, 0])
+    path = image_grids.mask_grid(images, truth, predicted, CLASSES, tmp_path / "m.png", [], [0, 0, 0])
     assert imread(path).shape[0] < 300
     with pytest.raises(ValueError, match="not masks of images"):
-        image_grids.mask_sheet(images, truth[:2], predicted, CLASSES, path, [0], [0, 0, 0])
+        image_grids.mask_grid(images, truth[:2], predicted, CLASSES, path, [0], [0, 0, 0])
     with pytest.raises(ValueError, match="2 numbers do not fit 3 images"):
-        image_grids.mask_sheet(images, truth, predicted, CLASSES, path, [0], [0, 0])
+        image_grids.mask_grid(images, truth, predicted, CLASSES, path, [0], [0, 0])
     with pytest.raises(ValueError, match="not uint8"):
-        image_grids.mask_sheet(images / 255.0, truth, predicted, CLASSES, path, [0], [0, 0, 0])
+        image_grids.mask_grid(images / 255.0, truth, predicted, CLASSES, path, [0], [0, 0, 0])
     boxes, labels = np.zeros((3, 2, 4)), np.zeros((3, 2), int)
     with pytest.raises(ValueError, match="do not fit"):
-        image_grids.box_sheet(images, boxes, labels, boxes, labels[:, :1], labels, CLASSES, path, [0], [0, 0, 0])
+        image_grids.box_grid(images, boxes, labels, boxes, labels[:, :1], labels, CLASSES, path, [0], [0, 0, 0])
 
 
 def test_a_box_sheet_has_truth_and_confident_predictions_side_by_side(tmp_path, drawn):
@@ -125,7 +125,7 @@ def test_a_box_sheet_has_truth_and_confident_predictions_side_by_side(tmp_path, 
     boxes = np.tile(np.array([[2, 3, 10, 12], [1, 1, 9, 9], [5, 5, 9, 9]], np.float32), (3, 1, 1))
     scores, labels = np.tile([0.91, 0.1, 0.8], (3, 1)), np.tile([3, 2, -1], (3, 1))
     known, found = (truth_boxes, truth_labels), (boxes, scores, labels)
-    path = image_grids.box_sheet(images, *known, *found, CLASSES, tmp_path / "b.png", [1, 0, 2], [0.4, 0.2, 0.6])
+    path = image_grids.box_grid(images, *known, *found, CLASSES, tmp_path / "b.png", [1, 0, 2], [0.4, 0.2, 0.6])
     shown = panels(drawn[0])
     assert len(shown) == 6
     assert [axes.texts[0].get_text() for axes in shown[::2]] == ["AP 0.20", "AP 0.40", "AP 0.60"]
@@ -148,7 +148,7 @@ def test_a_box_sheet_has_truth_and_confident_predictions_side_by_side(tmp_path, 
 def test_precision_recall_names_the_average_precision_of_few_classes(tmp_path, drawn):
     recall = np.linspace(0, 1, 101)
     precision = {"car $5": np.where(recall <= 0.5, 1.0, 0.0), "tree": 1 - recall}
-    path = image_grids.precision_recall(recall, precision, CLASSES, tmp_path / "pr.png")
+    path = image_grids.draw_precision_recall(recall, precision, CLASSES, tmp_path / "pr.png")
     (found,) = drawn[0].legends
     assert [text.get_text() for text in found.get_texts()] == ["tree  0.500", r"car \$5  0.505"]
     np.testing.assert_allclose(drawn[0].axes[0].lines[0].get_ydata(), 1 - recall)
@@ -161,14 +161,14 @@ def test_precision_recall_names_the_average_precision_of_few_classes(tmp_path, d
 def test_precision_recall_averages_many_classes_and_refuses_unfit_ones(tmp_path, drawn):
     names, recall = [f"class {i}" for i in range(12)], np.linspace(0, 1, 101)
     precision = {name: np.full(101, i / 11) for i, name in enumerate(names)}
-    image_grids.precision_recall(recall, precision, names, tmp_path / "pr.png")
+    image_grids.draw_precision_recall(recall, precision, names, tmp_path / "pr.png")
     (text,) = drawn[0].legends[0].get_texts()
     assert text.get_text() == "mean of 12  0.500"
     assert len(drawn[0].axes[0].lines) == 13
     for unfit in ({"ship": recall}, {"class 1": recall[:5]}):
         with pytest.raises(ValueError, match="fits neither"):
-            image_grids.precision_recall(recall, unfit, names, tmp_path / "bad.png")
-    assert imread(image_grids.precision_recall(recall, {}, names, tmp_path / "none.png")).shape[0] < 300
+            image_grids.draw_precision_recall(recall, unfit, names, tmp_path / "bad.png")
+    assert imread(image_grids.draw_precision_recall(recall, {}, names, tmp_path / "none.png")).shape[0] < 300
 
 
 def test_the_palette_is_fixed_and_has_no_colour_twice():
@@ -178,7 +178,7 @@ def test_the_palette_is_fixed_and_has_no_colour_twice():
     assert colours[:3].tolist() == [[0, 0, 0], [230, 159, 0], [86, 180, 233]]
     # Of VOC's first colours, the light ones: (0, 128, 0), (128, 128, 0), (128, 0, 128), (0, 128, 128), ...
     assert colours[8:12].tolist() == [[0, 128, 0], [128, 128, 0], [128, 0, 128], [0, 128, 128]]
-    assert (overlays.coloured(np.array([255, 1])) == [overlays.VOID, colours[1]]).all()
+    assert (overlays.colorize(np.array([255, 1])) == [overlays.VOID, colours[1]]).all()
 
 
 def test_a_mask_png_holds_the_classes_and_shows_their_colours(tmp_path):
@@ -186,7 +186,7 @@ def test_a_mask_png_holds_the_classes_and_shows_their_colours(tmp_path):
     with Image.open(overlays.mask_png(classes, tmp_path / "made" / "m.png")) as picture:
         assert picture.mode == "P"
         np.testing.assert_array_equal(np.asarray(picture), classes)
-        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), overlays.coloured(classes))
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), overlays.colorize(classes))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

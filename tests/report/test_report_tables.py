@@ -13,7 +13,7 @@ def cell(accuracy, seed=0, learned=5130, **settings):
         "result": {
             "valid": {"accuracy": accuracy + 0.01},
             "test": {"accuracy": accuracy},
-            "phases": [{"learned_parameters": 10}, {"learned_parameters": learned}],
+            "phases": [{"trainable_parameters": 10}, {"trainable_parameters": learned}],
             "seconds": 10.0 + seed,
             "seed": seed,
         },
@@ -36,7 +36,7 @@ def test_summarise_groups_over_seeds(rows):
     # t quantile of 2 degrees of freedom, deviation 0.01, three values
     assert half_width == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-5)
     assert tuned["test"] == (0.9, None)
-    assert tuned["learned_parameters"] == 11_181_642
+    assert tuned["trainable_parameters"] == 11_181_642
     assert probe["seconds"] == pytest.approx(11.0)
 
 
@@ -85,7 +85,7 @@ def test_headers_are_short_unless_they_collide():
 
 def test_columns_can_be_chosen(rows):
     assert tables.markdown(rows, ["size"]).startswith("| size | validation")
-    assert tables.varying(rows) == ["strategy.name"]
+    assert tables.varying_fields(rows) == ["strategy.name"]
 
 
 def test_rich_table(rows):

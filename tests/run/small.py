@@ -25,19 +25,19 @@ def config(workdir):
     c.augment.crop_padding = 1
     c.optim.lr, c.train.batch_size, c.train.epochs = 0.01, 8, 4
     c.report.figures = c.report.tensorboard = False
-    c.cache.where = "none"  # fewer programs to compile; tests/train/test_keep.py is about the others
+    c.cache.storage = "none"  # fewer programs to compile; tests/train/test_keep.py is about the others
     return c
 
 
 @contextlib.contextmanager
 def watched_programs():
     """Yields a set that grows by what shapes a program whenever training asks for another one."""
-    asked, make_steps = set(), loop.make_steps
+    asked, make_steps = set(), loop.make_multi_step
 
     def make(*shape):
         asked.add(shape)
         return make_steps(*shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_steps", make)
+        patch.setattr(loop, "make_multi_step", make)
         yield asked

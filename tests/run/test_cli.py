@@ -98,12 +98,12 @@ def test_the_flops_of_a_plan_are_the_papers():
     """VGG-16 at 224x224 needs 30.7 GFLOP in its convolutions; the compiler leaves out products with padding, 3 %."""
     from tljax import config as schema
     from tljax.run.experiment import prepare
-    from tljax.run.plan import cost
+    from tljax.run.plan import phase_cost
 
     c = schema.default()
     c.model.backbone, c.strategy.name, c.data.image_size, c.train.batch_size = "vgg16", "scratch", 224, 2
     prepared = prepare(schema.parse(c))
-    found = cost(prepared, prepared.plans[0])
+    found = phase_cost(prepared, prepared.plans[0])
     assert found.forward_flops / 2 == pytest.approx(0.97 * 30.7e9, rel=0.01)
     assert found.step_flops / found.forward_flops == pytest.approx(3, rel=0.02)
-    assert found.learned_parameters == 14_714_688 + 512 * 10 + 10
+    assert found.trainable_parameters == 14_714_688 + 512 * 10 + 10

@@ -12,14 +12,14 @@ from tljax import models
 from tljax.data import Split
 from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import UserError
-from tljax.features.extract import extract, make_features
+from tljax.features.extract import extract, make_feature_fn
 from tljax.models import params as params_lib
 from tljax.run import cli, features, probe
 from tljax.run.experiment import prepare
-from tljax.run.workdir import WorkDir
-from tljax.storage.checkpoints import Checkpoints
+from tljax.run.workdir import WorkDir, config_hash
+from tljax.storage.checkpoints import CheckpointManager
 from tljax.tasks import classification
-from tljax.weights import PRESETS, export, make_preprocess, parameters_digest
+from tljax.weights import PRESETS, export, make_preprocess, params_hash
 from tljax.weights.formats import write_safetensors
 from tljax.weights.layouts import layouts
 
@@ -29,8 +29,8 @@ STAGES = ("stem", "stage1", "stage2", "stage3", "pool")
 
 
 def build(seed, options=VGG):
-    head = {"pool": "gap", "hidden": ()}
-    return models.build("vgg11_bn", num_classes=3, options=options, image_size=8, **head, rngs=nnx.Rngs(seed))
+    head = {"pool": "avg", "hidden": ()}
+    return models.create_model("vgg11_bn", num_classes=3, options=options, image_size=8, **head, rngs=nnx.Rngs(seed))
 
 
 @pytest.fixture
@@ -47,31 +47,33 @@ def ready(tiny, tmp_path):
 
 def test_the_maps_are_the_models_without_padding_and_the_average_feeds_the_classifier():
     model = build(0)
-    parts = params_lib.split(model)
-    leaves = parts.params | parts.stats
+    parts = params_lib.flatten_model(model)
+    leaves = parts.params | parts.batch_stats
     images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), np.uint8)
     split, mesh, done = Split(images, np.zeros(11, np.int32)), DeviceMesh(4), []
     unit = PRESETS["unit"]
 
     prepared = make_preprocess(unit, None)(images)
     theirs, expected = nnx.jit(lambda m, x: (m.features(x), m(x)))(model, prepared)
-    maps = extract(make_features(parts.graphdef, unit, "float32", STAGES, "none"), leaves, split, 4, mesh, done.append)
+    maps = extract(
+        make_feature_fn(parts.graphdef, unit, "float32", STAGES, "none"), leaves, split, 4, mesh, done.append
+    )
     assert done == [4, 4, 3]
     assert maps.keys() == set(STAGES)
     for stage, x in maps.items():
         assert x.dtype == np.float32
         np.testing.assert_allclose(x, theirs[stage], atol=1e-5)
-    pooled = extract(make_features(parts.graphdef, unit, "float32", STAGES, "gap"), leaves, split, 4, mesh)
+    pooled = extract(make_feature_fn(parts.graphdef, unit, "float32", STAGES, "avg"), leaves, split, 4, mesh)
     logits = pooled["pool"] @ leaves["head/dense/kernel"] + leaves["head/dense/bias"]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 def test_stages_behind_the_last_one_wanted_are_not_computed():
-    parts = params_lib.split(build(0, {"blocks": ((4,), (32,), (32,))}))
-    leaves, images = parts.params | parts.stats, jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)
+    parts = params_lib.flatten_model(build(0, {"blocks": ((4,), (32,), (32,))}))
+    leaves, images = parts.params | parts.batch_stats, jax.ShapeDtypeStruct((4, 8, 8, 1), np.uint8)
 
     def flops(*stages):
-        lowered = make_features(parts.graphdef, PRESETS["unit"], "float32", stages, "gap").lower(leaves, images)
+        lowered = make_feature_fn(parts.graphdef, PRESETS["unit"], "float32", stages, "avg").lower(leaves, images)
         return lowered.compile().cost_analysis()["flops"]
 
     assert flops("stem") < 0.2 * flops(*STAGES)
@@ -87,23 +89,23 @@ def test_a_file_has_what_it_promises(ready, tmp_path, console):
         assert set(file) == {"stage2", "stem", "label", "picture", "classes", "about"}
         assert (file["stage2"].shape, file["stem"].shape) == ((36, 6), (36, 4))
         np.testing.assert_array_equal(file["label"], prepared.data.train.labels)
-        assert [bytes.fromhex(p) for p in file["picture"]] == prepared.data.train.picture_hashes
+        assert [bytes.fromhex(p) for p in file["picture"]] == prepared.data.train.image_hashes
         assert file["classes"].tolist() == ["1", "2", "3"]
         about = json.loads(str(file["about"]))
-    leaves = prepared.load_weights()
+    leaves = prepared.load_variables()
     assert about["weights"] == prepared.source.describe()
     trunk = {p: x for p, x in leaves.items() if not p.startswith("head/")}
-    assert about["backbone_digest"] == parameters_digest(trunk)
+    assert about["backbone_digest"] == params_hash(trunk)
     assert about["split"] == {"name": "train", "fingerprint": prepared.data.train.fingerprint, "size": 36}
     assert about["preprocess"]["scale"] == 1 / 255
     for key, value in {
         "backbone": "vgg11_bn",
-        "pool": "gap",
+        "pool": "avg",
         "precision": "float32",
         "stages": ["stage2", "stem"],
     }.items():
         assert about[key] == value
-    assert about["config_digest"] == schema.digest(config)
+    assert about["config_digest"] == config_hash(config)
     text = console.export_text()
     assert "36 pictures, stage2 6, stem 4" in text
     assert "source.safetensors" in text
@@ -150,13 +152,13 @@ def test_features_do_not_depend_on_the_head_and_random_ones_come_with_a_warning(
 def finish(config, seed=3):
     """Makes the config's workdir a finished run whose best model is random, and returns that model's leaves."""
     other = prepare(schema.override(config, {"seed": seed, "strategy.name": "scratch"}))
-    leaves, prepared, folder = other.load_weights(), prepare(config), WorkDir(config.workdir)
+    leaves, prepared, folder = other.load_variables(), prepare(config), WorkDir(config.workdir)
     with WorkDir.create(config, prepared.inputs):
         pass
-    with Checkpoints(folder.path) as checkpoints:
+    with CheckpointManager(folder.path) as checkpoints:
         checkpoints.save(1, {"params": leaves}, {}, {"accuracy": 1.0, "loss": 0.0, "epoch": 1.0})
-    result = {"data": prepared.data.describe(), "preprocess": schema.to_dict(prepared.network.preprocess)}
-    folder.write("result.json", result | {"parameters_digest": parameters_digest(leaves)})
+    result = {"data": prepared.data.describe(), "preprocess": schema.to_dict(prepared.predictor.preprocess)}
+    folder.write("result.json", result | {"parameters_digest": params_hash(leaves)})
     return leaves
 
 
@@ -166,12 +168,14 @@ def test_a_finished_run_gives_its_best_model_and_another_config_is_refused(ready
     config = schema.parse(ready)
     (path, _) = features.write(config, console)
     prepared = prepare(config)
-    network, images = prepared.network, prepared.data.train.images
-    make = make_features(params_lib.split(network.model).graphdef, network.preprocess, "float32", ("stage1",), "gap")
+    network, images = prepared.predictor, prepared.data.train.images
+    make = make_feature_fn(
+        params_lib.flatten_model(network.model).graphdef, network.preprocess, "float32", ("stage1",), "avg"
+    )
     with np.load(path) as file:
         np.testing.assert_allclose(file["stage1"], make(leaves, images)["stage1"], atol=1e-5)
         about = json.loads(str(file["about"]))
-    assert about["weights"] == {"name": f"workdir:{config.workdir}", "sha256": parameters_digest(leaves)}
+    assert about["weights"] == {"name": f"workdir:{config.workdir}", "sha256": params_hash(leaves)}
     assert "the best model of" in console.export_text()
     path.unlink()
     assert cli.main(["run.py", "--mode=features", f"--workdir={config.workdir}"]) == 0
@@ -186,7 +190,7 @@ def test_a_finished_run_gives_its_best_model_and_another_config_is_refused(ready
     ("field", "names", "words"),
     [
         ("stages", ("stage9",), 'no stage "stage9"; did you mean "stage3"'),
-        ("stages", ("stage3",), "stage3 is not built, because model.tap is 'stage2'"),
+        ("stages", ("stage3",), "stage3 is not built, because model.out_stage is 'stage2'"),
         ("splits", ("vaild",), 'features.splits: there is no "vaild"; did you mean "valid"'),
         ("splits", (), "features.splits is empty; there is: train"),
         ("splits", ("unlabelled",), "data.unlabelled keeps no pictures"),
@@ -195,7 +199,7 @@ def test_a_finished_run_gives_its_best_model_and_another_config_is_refused(ready
 )
 def test_a_wrong_name_is_one_sentence_and_nothing_is_written(ready, tmp_path, console, field, names, words):
     ready.features[field] = names
-    ready.model.tap = "stage2" if "tap" in words else None
+    ready.model.out_stage = "stage2" if "out_stage" in words else None
     with pytest.raises(UserError, match=words):
         features.write(schema.parse(ready), console)
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from tljax.run.experiment import prepare
 from tljax.run.train import train
 from tljax.train.batches import BatchStream
 
-SCENES = {"train": 24, "valid": 8, "test": 8, "side": 16, "objects": (1, 2), "ink": "light"}
+SCENES = {"train": 24, "valid": 8, "test": 8, "side": 16, "objects": (1, 2), "palette": "light"}
 HEADS = {"unet": {"channels": (8,)}, "detector": {"channels": 8, "neck": "deconv"}}
 
 
@@ -30,7 +30,7 @@ def config_of(head, workdir):
     c.model.backbone = "vgg11"
     c.model.head, c.model.head_options, c.model.dropout = head, HEADS[head], 0.0
     if head == "unet":
-        c.model.tap, c.model.aux_weight = "stage2", 0.4  # with deep supervision
+        c.model.out_stage, c.model.aux_weight = "stage2", 0.4  # with deep supervision
     c.strategy.name, c.strategy.phases = "scratch", ()
     c.augment.crop_padding, c.augment.flip, c.augment.scale = 0, True, (0.8, 1.2)
     c.train.epochs, c.train.eval_epochs = 2.0, 1.0
@@ -98,7 +98,7 @@ def test_a_run_its_report_its_evaluation_and_its_predictions(whole, head, consol
 def test_a_run_that_died_goes_on_to_the_same_bits(whole, head, console, tmp_path, monkeypatch):
     config, expected = whole(head)
     config = schema.override(config, {"workdir": str(tmp_path / "stopped"), "report.figures": False})
-    taken, take = [], BatchStream.take
+    taken, take = [], BatchStream.next_block
 
     def dying(self, steps):
         taken.append(steps)
@@ -106,7 +106,7 @@ def test_a_run_that_died_goes_on_to_the_same_bits(whole, head, console, tmp_path
             raise KeyboardInterrupt
         return take(self, steps)
 
-    monkeypatch.setattr(BatchStream, "take", dying)
+    monkeypatch.setattr(BatchStream, "next_block", dying)
     with pytest.raises(KeyboardInterrupt):
         train(config, console)
     assert not (tmp_path / "stopped" / "result.json").exists()
@@ -129,7 +129,7 @@ def test_views_that_are_kept_have_their_own_masks(tmp_path, console):
     c = config_of("unet", tmp_path / "run")
     c.train.epochs, c.model.aux_weight = 1, 0.0
     c.strategy.name, c.strategy.phases = "custom", (schema.Phase("head", (("head/.*", 1.0), (".*", 0.0))),)
-    c.cache.where, c.cache.views = "memory", 2
+    c.cache.storage, c.cache.num_views = "memory", 2
     result = train(schema.parse(c), console)
     assert "2 views computed once" in result["phases"][0]["features"]
 
@@ -138,14 +138,14 @@ def test_views_that_are_kept_have_their_own_masks(tmp_path, console):
     ("head", "changes", "words"),
     [
         ("unet", {"data.name": "digits", "data.options": {}}, "has nothing for the task segmentation"),
-        ("unet", {"strategy.objectives": (("detection", 1.0),)}, "detection learns from boxes, but model.head='unet'"),
-        ("detector", {"strategy.objectives": (("dice", 1.0),)}, "dice learns from masks"),
+        ("unet", {"strategy.losses": (("detection", 1.0),)}, "detection learns from boxes, but model.head='unet'"),
+        ("detector", {"strategy.losses": (("dice", 1.0),)}, "dice learns from masks"),
         ("detector", {"model.aux_weight": 0.5}, "has no auxiliary outputs"),
         ("detector", {"model.pool": "flatten"}, "model.pool is for model.head='classifier'"),
         ("detector", {"model.head_options": {"nek": "fpn"}}, 'detector has no "nek"; did you mean "neck"'),
         ("unet", {"data.classes": (1, 2)}, "every pixel of a mask has some class"),
-        ("unet", {"data.labels_per_class": 3}, "set data.pictures"),
-        ("unet", {"data.pictures": 25}, "only 24 training pictures"),
+        ("unet", {"data.labels_per_class": 3}, "set data.num_train"),
+        ("unet", {"data.num_train": 25}, "only 24 training pictures"),
         ("unet", {"optim.class_weights": (1.0, 2.0)}, "has 2 numbers, but there are 11 classes"),
         ("unet", {"augment.scale": (1.2, 0.8)}, "two factors above 0, the smaller one first"),
     ],

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = inception.Variant(
     1,
     ((Conv(4, 3),), (MaxPool(), Conv(5))),
-    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), places=4, hidden=6, dropout=0.5),),
+    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), pool_to=4, hidden=6, dropout=0.5),),
 )
 
 
@@ -33,7 +33,7 @@ def test_one_channel_drop_path_and_remat_train_resume_and_evaluate(tiny, console
     tiny.model.backbone, tiny.model.in_channels = "resnet8", 1
     tiny.model.options = {"drop_path": 0.2, "depths": (2,), "widths": (8,)}
     tiny.model.remat = True
-    tiny.train.precision, tiny.train.epochs = "bfloat16", 1
+    tiny.train.compute_dtype, tiny.train.epochs = "bfloat16", 1
     tiny.strategy.name, tiny.strategy.phases = "scratch", ()
     config = parse(tiny)
     result = train(config, console)
@@ -43,9 +43,9 @@ def test_one_channel_drop_path_and_remat_train_resume_and_evaluate(tiny, console
     assert recorded["options"] == {"drop_path": 0.2, "depths": [2], "widths": [8]}
     again = evaluate(config, console)
     assert again["parameters_digest"] == result["parameters_digest"]
-    stage = prepare(config).network.model.stage1
+    stage = prepare(config).predictor.model.stage1
     assert [stage.block0.drop.rate, stage.block1.drop.rate] == pytest.approx([0, 0.2])
-    model = models.build("resnet8", num_classes=3, options={"drop_path": 0.2}, rngs=None)
+    model = models.create_model("resnet8", num_classes=3, options={"drop_path": 0.2}, rngs=None)
     assert [getattr(model, f"stage{k}").block0.drop.rate for k in (1, 2, 3)] == pytest.approx([0, 0.1, 0.2])
 
 
@@ -59,24 +59,24 @@ def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predict
     config = parse(tiny)
     prepared = prepare(config)
     (plan,) = prepared.plans
-    assert plan.phase.objectives == (("cross_entropy", 1.0), ("aux_cross_entropy", 0.3))
-    assert {"head/aux1/dense/kernel", "head/aux1/chain/unit1/conv/kernel"} <= set(plan.learned)
+    assert plan.phase.losses == (("cross_entropy", 1.0), ("aux_cross_entropy", 0.3))
+    assert {"head/aux1/dense/kernel", "head/aux1/chain/unit1/conv/kernel"} <= set(plan.trainable)
     assert train(config, console)["phases"]
     without = override(config, {"model.aux_weight": 0.0, "workdir": str(Path(config.workdir).parent / "without")})
-    assert not any("aux" in path for path in prepare(without).network.leaves())
+    assert not any("aux" in path for path in prepare(without).predictor.variables())
 
 
 def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
     def run(remat):
         options = {"options": {"drop_path": 0.5, "depths": (1, 1), "widths": (4, 6)}, "image_size": 16}
-        model = models.build("resnet8", num_classes=3, remat=remat, rngs=nnx.Rngs(0), **options)
-        graphdef, params, stats = params_lib.split(model)
+        model = models.create_model("resnet8", num_classes=3, remat=remat, rngs=nnx.Rngs(0), **options)
+        graphdef, params, stats = params_lib.flatten_model(model)
         images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
 
         def loss(params):
             model = params_lib.merge(graphdef, params | stats)
             logits = model(images, train=True, rngs=nnx.Rngs(dropout=1))
-            return (logits**2).sum(), params_lib.stats_of(model)
+            return (logits**2).sum(), params_lib.batch_stats(model)
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
@@ -101,7 +101,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(tiny, se
     resnet = {"model.backbone": "resnet8", "model.options": {}, "strategy.name": "scratch", "strategy.phases": ()}
     config = override(parse(tiny), resnet | settings)
     if words is None:
-        assert prepare(config).network.leaves()["stem/unit/conv/kernel"].shape[2] == 5
+        assert prepare(config).predictor.variables()["stem/unit/conv/kernel"].shape[2] == 5
         return
     with pytest.raises(UserError, match=words):
         prepare(config)
@@ -117,7 +117,7 @@ def test_transfer_recipes_name_weights_of_their_network(name):
     entry = weights.CATALOG[config.model.weights]
     assert entry.backbone == config.model.backbone == name
     # A published auxiliary classifier is for the classes of the source, and trains anew.
-    assert (config.model.aux_weight > 0) == bool(getattr(models.find(name)[1], "auxiliary", ()))
+    assert (config.model.aux_weight > 0) == bool(getattr(models.get_variant(name)[1], "auxiliary", ()))
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,14 @@ def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
     assert entry.backbone == config.model.backbone
     # The published file stands for itself by its names and shapes: those of the reference implementation.
     auxiliary = config.model.aux_weight > 0
-    published = models.build(name, num_classes=entry.classes, image_size=299, auxiliary=auxiliary, rngs=None)
-    family, variant = models.find(name)
+    published = models.create_model(name, num_classes=entry.classes, image_size=299, auxiliary=auxiliary, rngs=None)
+    family, variant = models.get_variant(name)
     tensors = {
         rule.name: np.zeros(_their_shape(rule, leaf.shape), np.float32)
-        for path, leaf in {**params_lib.split(published).params, **params_lib.split(published).stats}.items()
+        for path, leaf in {
+            **params_lib.flatten_model(published).params,
+            **params_lib.flatten_model(published).batch_stats,
+        }.items()
         if (rule := layouts(family, variant)["torchvision"].origin(path))
     }
     write_safetensors(tmp_path / "published.safetensors", tensors)
@@ -143,9 +146,9 @@ def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
         "workdir": str(tmp_path / "run"),
     }  # fmt: skip
     prepared = prepare(override(config, settings))
-    leaves = prepared.load_weights()
-    learned = {path for plan in prepared.plans for path in plan.learned}
-    assert set(params_lib.split(prepared.network.model).params) == learned
+    leaves = prepared.load_variables()
+    learned = {path for plan in prepared.plans for path in plan.trainable}
+    assert set(params_lib.flatten_model(prepared.predictor.model).params) == learned
     assert not leaves["stem/conv/kernel" if name == "convnext_tiny" else _first(leaves)].any()  # from the file
     assert leaves["head/dense/kernel"].any()  # drawn: the classes are others
     assert leaves["head/dense/kernel"].shape[-1] == 10
@@ -158,4 +161,4 @@ def _first(leaves):
 def _their_shape(rule, shape):
     from tljax.weights.layouts.table import TRANSFORMS
 
-    return TRANSFORMS[rule.transform].theirs(np.broadcast_to(np.float32(0), shape)).shape
+    return TRANSFORMS[rule.transform].to_foreign(np.broadcast_to(np.float32(0), shape)).shape

@@ -8,7 +8,7 @@ from tljax import config as schema
 from tljax.errors import UserError
 from tljax.run import cli, plan, sweep
 from tljax.run.config_files import load_config_file
-from tljax.run.recipes import with_made_weights
+from tljax.run.recipes import run_recipes
 from tljax.run.workdir import WorkDir
 
 RECIPE = """
@@ -59,7 +59,7 @@ def test_a_sweep_makes_its_weights_once_and_compares_strategies(tiny, recipe, tm
     assert results["feature_extraction"]["weights"]["sha256"] == source["parameters_digest"]
     # The preprocessing comes with the weights, and the run from scratch sees the same pictures.
     assert {r["preprocess"]["name"] for r in results.values()} == {"unit"}
-    assert results["feature_extraction"]["phases"][0]["learned_parameters"] == 8 * 2 + 2
+    assert results["feature_extraction"]["phases"][0]["trainable_parameters"] == 8 * 2 + 2
     again = sweep.run(config, console)
     assert again["rows"] == summary["rows"]
     assert cli.main(["run.py", "--mode=evaluate", f"--workdir={tiny.workdir}"]) == 2
@@ -68,10 +68,10 @@ def test_a_sweep_makes_its_weights_once_and_compares_strategies(tiny, recipe, tm
 
 def test_a_config_without_a_recipe_is_left_alone_and_a_missing_one_is_named(tiny, tmp_path, console):
     config = schema.parse(tiny)
-    assert with_made_weights([config], tmp_path, console) == [config]
+    assert run_recipes([config], tmp_path, console) == [config]
     tiny.model.weights = "recipe:nowhere.py"
     with pytest.raises(UserError, match=r"no config file nowhere\.py"):
-        with_made_weights([schema.parse(tiny)], tmp_path, console)
+        run_recipes([schema.parse(tiny)], tmp_path, console)
 
 
 def test_errors_of_a_config_file_are_one_sentence(tmp_path):
@@ -88,7 +88,7 @@ def test_what_is_wrong_behind_a_recipe_is_said_before_it_runs(recipe, tmp_path, 
         "def get_config():\n"
         "    c = config.default()\n"
         f"    c.model.weights = 'recipe:{recipe}'\n"
-        "    c.model.tap = 'stage9'\n"
+        "    c.model.out_stage = 'stage9'\n"
         "    return c\n"
     )
     assert cli.main(["run.py", f"--config={path}", f"--workdir={tmp_path}/runs/target"]) == 2

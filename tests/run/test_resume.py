@@ -18,11 +18,11 @@ from tests.conftest import ROOT
 from tests.run import small
 from tljax import config as schema
 from tljax.errors import UserError
-from tljax.report.loggers import ProgressBar, read_rows
+from tljax.report.loggers import ProgressBar, read_metrics
 from tljax.run import cli
 from tljax.run.train import train
 from tljax.run.workdir import WorkDir
-from tljax.storage.checkpoints import Checkpoints
+from tljax.storage.checkpoints import CheckpointManager
 
 
 class Death(BaseException):
@@ -30,7 +30,7 @@ class Death(BaseException):
 
 
 def rows_of(workdir):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(workdir / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(workdir / "metrics.jsonl")]
 
 
 def outcome(result):
@@ -79,7 +79,7 @@ def test_death_at_any_step_leads_to_the_same_bits(whole, deaths, places, tmp_pat
     config, stood = schema.override(config, {"workdir": str(tmp_path / "dying")}), []
     for at in deaths:
         assert train_dying(config, console, monkeypatch, at) is None
-        with Checkpoints(tmp_path / "dying") as checkpoints:
+        with CheckpointManager(tmp_path / "dying") as checkpoints:
             progress = checkpoints.latest and checkpoints.progress(checkpoints.latest)
         stood.append(progress and (progress["phase"], progress["step"]))
     assert stood == places
@@ -89,7 +89,7 @@ def test_death_at_any_step_leads_to_the_same_bits(whole, deaths, places, tmp_pat
 
 def test_a_row_whose_checkpoint_was_not_written_is_written_again(whole, tmp_path, console, monkeypatch):
     config, expected, expected_rows = whole
-    config, save = schema.override(config, {"workdir": str(tmp_path / "dying")}), Checkpoints.save
+    config, save = schema.override(config, {"workdir": str(tmp_path / "dying")}), CheckpointManager.save
 
     def dying(self, step, state, progress, metrics):
         if metrics is not None and progress["rows"] == 2:
@@ -97,7 +97,7 @@ def test_a_row_whose_checkpoint_was_not_written_is_written_again(whole, tmp_path
         save(self, step, state, progress, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", dying)
+        patch.setattr(CheckpointManager, "save", dying)
         with pytest.raises(Death):
             train(config, console)
     assert len(rows_of(tmp_path / "dying")) == 2
@@ -128,7 +128,7 @@ def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
-    while len(read_rows(workdir / "metrics.jsonl")) < 2 and process.poll() is None:
+    while len(read_metrics(workdir / "metrics.jsonl")) < 2 and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
@@ -191,11 +191,11 @@ def test_two_processes_cannot_share_a_workdir(tiny):
 
 def test_checkpoints_of_an_earlier_version_are_named_as_such(tmp_path):
     (tmp_path / "checkpoints").mkdir()
-    with Checkpoints(tmp_path) as checkpoints:
+    with CheckpointManager(tmp_path) as checkpoints:
         checkpoints.save(1, {"params": {"a": np.ones(2)}}, {"phase": 1}, None)
         checkpoints.wait()
         assert checkpoints.progress(1) == {"phase": 1}
     written = next(p for p in (tmp_path / "checkpoints" / "1" / "progress").iterdir() if "held" in p.read_text())
     written.write_text(json.dumps({"phase": 1}))
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="was begun by an earlier tljax"):
+    with CheckpointManager(tmp_path) as checkpoints, pytest.raises(UserError, match="was begun by an earlier tljax"):
         checkpoints.progress(1)

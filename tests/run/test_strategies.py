@@ -12,14 +12,14 @@ from rich.console import Console
 
 from tests.run.test_resume import outcome, rows_of, train_dying
 from tljax import config as schema
-from tljax.data import Source, Split
+from tljax.data import RawDataset, Split
 from tljax.data.sources import registry
 from tljax.errors import UserError
 from tljax.models import params as params_lib
 from tljax.run import evaluate, teachers
 from tljax.run.experiment import prepare
 from tljax.run.train import train
-from tljax.storage.checkpoints import Checkpoints
+from tljax.storage.checkpoints import CheckpointManager
 from tljax.weights.convert import convert
 
 SMALL = {
@@ -67,14 +67,14 @@ def start(runs, tmp_path, console):
 
 
 def best_of(workdir):
-    with Checkpoints(Path(workdir)) as checkpoints:
-        return checkpoints.read_params(checkpoints.best)
+    with CheckpointManager(Path(workdir)) as checkpoints:
+        return checkpoints.load_variables(checkpoints.best)
 
 
 MICRO = {"strategy.neurons.scope": "global", "strategy.neurons.criterion": "gradient_weight", "strategy.lr_scale": 1.0}
 MICRO |= {"strategy.neurons.count": 6, "strategy.probe_fraction": 0.2, "optim.lr": 0.2, "optim.l2_sp": 0.01}
-MICRO |= {"augment.flip": True, "train.early_stop_epochs": 1.0, "train.epochs": 4, "train.checkpoint_epochs": 0.4}
-FIXMATCH = {"strategy.average": 0.8, "strategy.threshold": 0.35, "optim.lr": 0.05}
+MICRO |= {"augment.flip": True, "train.patience_epochs": 1.0, "train.epochs": 4, "train.checkpoint_epochs": 0.4}
+FIXMATCH = {"strategy.ema_decay": 0.8, "strategy.threshold": 0.35, "optim.lr": 0.05}
 FIXMATCH |= {"data.split": "first_per_class", "data.unlabelled": -1}
 WHOLE = {"micro": MICRO, "fixmatch": FIXMATCH | {"train.checkpoint_epochs": 0.4}}
 
@@ -96,19 +96,19 @@ def test_a_death_in_the_middle_of_a_phase_leads_to_the_same_bits(whole, strategy
     config, expected = whole(strategy)
     dying = schema.override(config, {"workdir": str(tmp_path / "dying")})
     assert train_dying(dying, console, monkeypatch, at) is None
-    with Checkpoints(tmp_path / "dying") as checkpoints:
+    with CheckpointManager(tmp_path / "dying") as checkpoints:
         progress = checkpoints.progress(checkpoints.latest)
     assert progress["step"] > 0
     # Neurons that were chosen before are not chosen again.
-    assert (progress["neurons"] is not None) == (strategy == "micro")
+    assert (progress["channels"] is not None) == (strategy == "micro")
     assert outcome(train(dying, console)) == outcome(expected)
     assert rows_of(tmp_path / "dying") == rows_of(Path(config.workdir))
 
 
 def moved_channels(config, plan):
     """By layer, which channels a run moved in the phase that trains single ones; others keep their bits."""
-    with Checkpoints(Path(config.workdir)) as checkpoints:
-        last = checkpoints.read_params(checkpoints.latest)
+    with CheckpointManager(Path(config.workdir)) as checkpoints:
+        last = checkpoints.load_variables(checkpoints.latest)
     source = best_of(config.model.weights.removeprefix("workdir:"))
     moved = {}
     for path in source:
@@ -126,7 +126,7 @@ def test_single_neurons_learn_and_all_others_keep_their_bits(whole):
     moved = moved_channels(config, prepare(config).plans[1])
     assert 0 < sum(channels.sum() for channels in moved.values()) <= MICRO["strategy.neurons.count"]
     backbone = [x for path, x in best_of(config.workdir).items() if not path.startswith("head/")]
-    assert neurons["learned_parameters"] < sum(x.size for x in backbone) / 2
+    assert neurons["trainable_parameters"] < sum(x.size for x in backbone) / 2
 
 
 def test_hints_then_soft_labels_then_not_forgetting_then_weights_like_any_others(start, runs, tmp_path, console):
@@ -144,12 +144,12 @@ def test_hints_then_soft_labels_then_not_forgetting_then_weights_like_any_others
     further = {"model.weights": f"workdir:{first.workdir}", "data.classes": (4, 9), "model.hidden": (), **options}
     second, result = start("lwf", "second", **further)
     prepared = prepare(second)
-    began = prepared.load_weights()
+    began = prepared.load_variables()
     pictures = prepared.data.valid.images[:5].astype(np.float32) / 255
     pictures = np.repeat(pictures, 3, axis=-1)
-    model = params_lib.merge(params_lib.split(prepared.network.model).graphdef, began)
-    source = teachers.find(second.model.weights, None, prepared.network.preprocess)
-    theirs = params_lib.merge(params_lib.split(source.model).graphdef, source.read())(pictures)
+    model = params_lib.merge(params_lib.flatten_model(prepared.predictor.model).graphdef, began)
+    source = teachers.find_teacher(second.model.weights, None, prepared.predictor.preprocess)
+    theirs = params_lib.merge(params_lib.flatten_model(source.model).graphdef, source.load())(pictures)
     own = model.head.auxiliary(model.features(pictures))["source"]
     np.testing.assert_array_equal(own, theirs)
     assert own.shape == (5, 3)
@@ -163,17 +163,19 @@ def test_hints_then_soft_labels_then_not_forgetting_then_weights_like_any_others
     weights = {"model.weights": f"workdir:{second.workdir}"}
     third = prepare(from_source(runs, tmp_path / "third", "feature_extraction", **further | weights))
     assert third.source.describe()["name"] == f"workdir:{second.workdir}"
-    before, after = best_of(second.workdir), third.load_weights()
+    before, after = best_of(second.workdir), third.load_variables()
     assert not [p for p in after if "source" in p or "hint" in p]
     for path in after:
         if not path.startswith("head/"):
             np.testing.assert_array_equal(before[path], after[path])
     # As a teacher, it is its own classifier.
-    teacher = teachers.find(f"workdir:{second.workdir}", None, prepared.network.preprocess)
+    teacher = teachers.find_teacher(f"workdir:{second.workdir}", None, prepared.predictor.preprocess)
     assert (teacher.classes, teacher.names) == (2, ("4", "9"))
-    taught = params_lib.merge(params_lib.split(teacher.model).graphdef, teacher.read())(pictures)
+    taught = params_lib.merge(params_lib.flatten_model(teacher.model).graphdef, teacher.load())(pictures)
     network, best, _ = evaluate.finished(second)
-    np.testing.assert_array_equal(taught, params_lib.merge(params_lib.split(network.model).graphdef, best)(pictures))
+    np.testing.assert_array_equal(
+        taught, params_lib.merge(params_lib.flatten_model(network.model).graphdef, best)(pictures)
+    )
 
 
 def test_two_heads_are_built_trained_and_judged_without_a_word_about_the_head(start, console):
@@ -184,15 +186,15 @@ def test_two_heads_are_built_trained_and_judged_without_a_word_about_the_head(st
     (plan,), (phase,) = prepare(config).plans, result["phases"]
     moved = moved_channels(config, plan)
     assert phase["frozen_unchanged"]
-    assert all(channels.sum() <= plan.neurons[layer] < len(channels) for layer, channels in moved.items())
+    assert all(channels.sum() <= plan.channel_counts[layer] < len(channels) for layer, channels in moved.items())
     assert all(channels.any() for channels in moved.values())
 
 
 def test_what_is_kept_of_averaged_weights_is_the_average(whole, console):
     config, result = whole("fixmatch")
-    with Checkpoints(Path(config.workdir)) as checkpoints:
-        kept, network = checkpoints.read_params(checkpoints.latest), prepare(config).network
-        leaves = {p: x for p, x in network.leaves().items() if p.endswith(("kernel", "bias", "scale"))}
+    with CheckpointManager(Path(config.workdir)) as checkpoints:
+        kept, network = checkpoints.load_variables(checkpoints.latest), prepare(config).predictor
+        leaves = {p: x for p, x in network.variables().items() if p.endswith(("kernel", "bias", "scale"))}
         like = {p: np.zeros(x.shape, x.dtype) for p, x in leaves.items()}
         last = checkpoints.restore(checkpoints.latest, {"learned": network.mesh.put(like)})["learned"]
     assert all((np.asarray(last[p]) != kept[p]).any() for p in like)
@@ -203,18 +205,18 @@ def test_what_is_kept_of_averaged_weights_is_the_average(whole, console):
 
 def test_objectives_of_the_config_replace_those_of_every_phase(runs, tmp_path):
     objectives = (("cross_entropy", 0.5), ("distillation", 0.5))
-    teacher = {"strategy.teachers": (f"workdir:{runs}/teacher",), "strategy.objectives": objectives}
+    teacher = {"strategy.teachers": (f"workdir:{runs}/teacher",), "strategy.losses": objectives}
     plans = prepare(from_source(runs, tmp_path / "run", "lp_ft", **teacher)).plans
     assert [plan.phase.name for plan in plans] == ["linear probe", "fine-tune"]
     for plan in plans:
-        assert plan.phase.objectives == objectives
-        assert plan.hyper["weights"] == (0.5, 0.5)
-        assert {"teachers", "teacher_logits"} <= plan.spec.needs
+        assert plan.phase.losses == objectives
+        assert plan.hparams["weights"] == (0.5, 0.5)
+        assert {"teachers", "teacher_logits"} <= plan.spec.requires
 
 
 def test_the_labels_of_unlabelled_pictures_change_nothing(tmp_path, console, monkeypatch):
     settings = FIXMATCH | {"strategy.name": "fixmatch", "train.epochs": 1}
-    digests, load = [], registry.load
+    digests, load = [], registry.load_source
 
     def shuffled(*arguments):
         source = load(*arguments)
@@ -224,10 +226,10 @@ def test_the_labels_of_unlabelled_pictures_change_nothing(tmp_path, console, mon
         rest = labelled + 1 + np.flatnonzero(np.isin(labels[labelled + 1 :], (1, 2, 3)))
         labels[rest] = np.random.default_rng(0).permutation(labels[rest])
         assert (labels != source.train.labels).sum() > 50
-        return Source(Split(source.train.images, labels), source.test, source.classes)
+        return RawDataset(Split(source.train.images, labels), source.test, source.classes)
 
     for name in ("true", "shuffled"):
-        monkeypatch.setattr(registry, "load", load if name == "true" else shuffled)
+        monkeypatch.setattr(registry, "load_source", load if name == "true" else shuffled)
         digests.append(train(base(tmp_path / name, **settings), console)["parameters_digest"])
     assert digests[0] == digests[1]
 
@@ -235,22 +237,22 @@ def test_the_labels_of_unlabelled_pictures_change_nothing(tmp_path, console, mon
 OWN = """
 import jax.numpy as jnp
 from tljax.config import Phase
-from tljax.losses import objective
+from tljax.losses import loss
 
-@objective("source_maps")
+@loss("source_maps")
 def calm(outputs, batch, reference, hyper):
     return hyper["calm"] * sum(jnp.abs(outputs["maps"][s] - m).mean() for s, m in reference["source"]["maps"].items())
 
 def mine(config, stages, lr):
     rules = (("head/.*", 1.0), (f"{stages[-1]}/.*", 0.5), (".*", 0.0))
-    return [Phase("mine", rules, objectives=(("cross_entropy", 1.0), (__file__ + ":calm", 1.0)))]
+    return [Phase("mine", rules, losses=(("cross_entropy", 1.0), (__file__ + ":calm", 1.0)))]
 """
 
 
 def test_a_strategy_and_an_objective_in_a_file_of_the_users_own(start, tmp_path, console):
     path = tmp_path / "own.py"
     path.write_text(OWN)
-    settings = {"strategy.numbers": {"calm": 0.1}, "train.epochs": 1}
+    settings = {"strategy.hparams": {"calm": 0.1}, "train.epochs": 1}
     config, result = start(f"{path}:mine", **settings)
     sha = hashlib.sha256(OWN.encode()).hexdigest()
     assert result["files"] == {f"{path}:mine": sha, f"{path}:calm": sha}

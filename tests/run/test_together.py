@@ -12,11 +12,11 @@ from rich.console import Console
 from tests.run import small
 from tljax import config as schema
 from tljax.errors import TrainingStopped
-from tljax.report.loggers import read_rows
+from tljax.report.loggers import read_metrics
 from tljax.run import replica_groups, sweep
 from tljax.run.experiment import prepare
-from tljax.run.train import train, train_together
-from tljax.storage.checkpoints import Checkpoints
+from tljax.run.train import train, train_replicas
+from tljax.storage.checkpoints import CheckpointManager
 from tljax.train.loop import Trainer
 
 NUMBERS = (
@@ -40,12 +40,12 @@ def configs_of(c, folder, numbers):
 
 
 def together_of(configs, console, **options):
-    ((runs),) = [[run for _, run in batch] for batch in replica_groups.batches(configs)]
-    return train_together(runs, console, lines=False, **options)
+    ((runs),) = [[run for _, run in batch] for batch in replica_groups.plan_groups(configs)]
+    return train_replicas(runs, console, lines=False, **options)
 
 
 def rows_of(workdir):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(Path(workdir) / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(Path(workdir) / "metrics.jsonl")]
 
 
 def assert_alike(a, b):
@@ -74,7 +74,7 @@ def dense_phases():
 
 def short(c):
     """Three epochs a phase, with the features of frozen stages in memory."""
-    c.train.epochs, c.train.early_stop_epochs, c.cache.where = 3 * len(c.strategy.phases), 1, "memory"
+    c.train.epochs, c.train.patience_epochs, c.cache.storage = 3 * len(c.strategy.phases), 1, "memory"
     return c
 
 
@@ -84,7 +84,7 @@ def both(request, tmp_path_factory):
     folder, c = tmp_path_factory.mktemp(request.param), small.config(None)
     c.strategy.phases = dense_phases() if request.param == "vmap" else c.strategy.phases
     configs = configs_of(short(c), folder, NUMBERS)
-    assert replica_groups.how(prepare(configs[0])) == request.param
+    assert replica_groups.batching_mode(prepare(configs[0])) == request.param
     with at_once(), small.watched_programs() as programs:
         results = together_of(configs, Console(quiet=True))
     return configs, results, len(programs)
@@ -102,9 +102,9 @@ def assert_same_run(config, result, other, expected):
             del record["seconds"]
         assert_alike(a, b)
     assert_alike(rows_of(config.workdir), rows_of(other.workdir))
-    with Checkpoints(Path(config.workdir)) as mine, Checkpoints(Path(other.workdir)) as theirs:
+    with CheckpointManager(Path(config.workdir)) as mine, CheckpointManager(Path(other.workdir)) as theirs:
         assert (mine.best, mine.latest) == (theirs.best, theirs.latest)
-        a, b = mine.read_params(mine.best), theirs.read_params(theirs.best)
+        a, b = mine.load_variables(mine.best), theirs.load_variables(theirs.best)
     assert a.keys() == b.keys()
     for path in a:
         np.testing.assert_allclose(a[path], b[path], rtol=1e-5, atol=1e-5)
@@ -132,7 +132,7 @@ def test_what_died_goes_on_wherever_each_stands(both, tmp_path, console, monkeyp
     class Death(BaseException):
         pass
 
-    saves, save = [], Checkpoints.save
+    saves, save = [], CheckpointManager.save
 
     def dying(self, *args):
         saves.append(1)
@@ -148,12 +148,12 @@ def test_what_died_goes_on_wherever_each_stands(both, tmp_path, console, monkeyp
         groups.append([Path(member.config.workdir).name for member in self.members])
 
     with at_once(), monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", dying)
+        patch.setattr(CheckpointManager, "save", dying)
         with pytest.raises(Death):
             together_of(died, console)
     stood = []
     for config in died:
-        with Checkpoints(Path(config.workdir)) as checkpoints:
+        with CheckpointManager(Path(config.workdir)) as checkpoints:
             progress = checkpoints.progress(checkpoints.latest)
         stood.append((progress["phase"], progress["step"]))
     assert stood[0] > stood[1] == stood[2] > (0, 0)
@@ -182,7 +182,7 @@ def test_what_shapes_a_program_or_the_pictures_keeps_runs_apart(tiny):
         configs = [schema.override(base, n) for n in numbers]
         assert len({replica_groups.group_key(c) for c in configs}) == 1
         with at_once():
-            return [len(batch) for batch in replica_groups.batches(configs)]
+            return [len(batch) for batch in replica_groups.plan_groups(configs)]
 
     assert sizes({"optim.lr": 0.1}, {"optim.lr": 0.2}, {"optim.weight_decay": 0.1}) == [2, 1]
     assert sizes({}, {"optim.name": "momentum"}, {"optim.name": "sgd"}) == [1, 1, 1]
@@ -198,7 +198,7 @@ def test_runs_whose_convolutions_learn_take_turns_on_a_processor(tiny):
         tiny.strategy.phases = phases
         config = schema.parse(tiny)
         both = [config, schema.override(config, {"optim.lr": 0.5})]
-        sizes = [len(batch) for batch in replica_groups.batches(both)]
+        sizes = [len(batch) for batch in replica_groups.plan_groups(both)]
         assert sizes == ([1, 1] if expected and jax.default_backend() == "cpu" else [2])
 
 

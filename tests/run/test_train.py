@@ -20,7 +20,7 @@ from tljax.report import markdown
 from tljax.run import cli, evaluate, predict, sweep
 from tljax.run.experiment import prepare
 from tljax.run.train import train
-from tljax.storage.checkpoints import Checkpoints
+from tljax.storage.checkpoints import CheckpointManager
 from tljax.tasks import classification
 
 METRICS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro", "roc_auc", "ece")
@@ -63,12 +63,12 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     assert result["gap"]["accuracy"] == pytest.approx(result["valid"]["accuracy"] - result["test"]["accuracy"])
     assert [p["name"] for p in result["phases"]] == ["head", "top"]
     for phase in result["phases"]:
-        assert set(phase) >= {"name", "epochs", "seconds", "learned_parameters", "optimizer_bytes"}
+        assert set(phase) >= {"name", "epochs", "seconds", "trainable_parameters", "optimizer_bytes"}
         assert phase["frozen_unchanged"]
-    assert result["phases"][0]["learned_parameters"] == 8 * 3 + 3
+    assert result["phases"][0]["trainable_parameters"] == 8 * 3 + 3
     # Adam holds two moments, Nesterov one.
-    assert result["phases"][0]["optimizer_bytes"] == 2 * 4 * result["phases"][0]["learned_parameters"]
-    assert result["phases"][1]["optimizer_bytes"] == 4 * result["phases"][1]["learned_parameters"]
+    assert result["phases"][0]["optimizer_bytes"] == 2 * 4 * result["phases"][0]["trainable_parameters"]
+    assert result["phases"][1]["optimizer_bytes"] == 4 * result["phases"][1]["trainable_parameters"]
     for key in ("seed", "versions", "weights", "data", "seconds", "peak_memory_bytes", "config_digest"):
         assert key in result
     assert result["data"]["train"]["size"] == 36
@@ -108,11 +108,11 @@ def test_the_report_is_drawn_again_from_the_work_directory_alone(finished, tmp_p
 
 def test_best_and_latest_are_kept_and_the_best_is_what_was_judged(finished):
     result, workdir, *_ = finished
-    with Checkpoints(workdir) as checkpoints:
+    with CheckpointManager(workdir) as checkpoints:
         assert checkpoints.best == result["best"]["step"] < checkpoints.latest
         assert checkpoints.latest == sum(p["steps"] for p in result["phases"])
-        leaves = checkpoints.read_params(checkpoints.best)
-    assert weights.parameters_digest(leaves) == result["parameters_digest"]
+        leaves = checkpoints.load_variables(checkpoints.best)
+    assert weights.params_hash(leaves) == result["parameters_digest"]
 
 
 def test_evaluate_finds_the_same_numbers(finished, console):
@@ -141,7 +141,7 @@ def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
         assert sum(c["probability"] for c in row["top"]) == pytest.approx(1)
         assert row["top"] == sorted(row["top"], key=lambda c: -c["probability"])
     network, best, _ = evaluate.finished(config)
-    _, answers = network.judge(best, valid)
+    _, answers = network.evaluate(best, valid)
     probabilities = classification.probabilities(answers)
     assert [row["top"][0]["class"] for row in rows] == [str(1 + p) for p in probabilities[:6].argmax(1)]
     # A colour picture of another size is brought to what the data look like.
@@ -169,8 +169,8 @@ def test_a_finished_run_predicts_without_its_data_and_source_weights(second, con
 def test_a_finished_run_is_a_source_of_weights(finished, second):
     (first, workdir, *_), (result, config) = finished, second
     assert result["weights"] == {"name": config.model.weights, "sha256": first["parameters_digest"]}
-    with Checkpoints(workdir) as a, Checkpoints(Path(config.workdir)) as b:
-        source, target = a.read_params(a.best), b.read_params(b.best)
+    with CheckpointManager(workdir) as a, CheckpointManager(Path(config.workdir)) as b:
+        source, target = a.load_variables(a.best), b.load_variables(b.best)
     for path in source:
         if not path.startswith("head/"):
             np.testing.assert_array_equal(source[path], target[path])
@@ -179,9 +179,9 @@ def test_a_finished_run_is_a_source_of_weights(finished, second):
 
 def test_the_test_split_opens_once_and_last(tiny, console, monkeypatch):
     seen = []
-    opened, judged = HeldOutSplit.open, classification.scores
+    opened, judged = HeldOutSplit.open, classification.compute_metrics
     monkeypatch.setattr(HeldOutSplit, "open", lambda self: seen.append("open") or opened(self))
-    monkeypatch.setattr(classification, "scores", lambda *a: seen.append("score") or judged(*a))
+    monkeypatch.setattr(classification, "compute_metrics", lambda *a: seen.append("score") or judged(*a))
     train(schema.parse(tiny), console)
     # Four validations, the best model on validation once more, and only then the test split.
     assert seen == ["score"] * 5 + ["open", "score"]
@@ -196,14 +196,14 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good(t
     )
     with pytest.raises(TrainingStopped, match=r"not finite at step 1\d .*last good checkpoint is step 9"):
         train(schema.parse(tiny), console)
-    with Checkpoints(tmp_path / "run") as checkpoints:
+    with CheckpointManager(tmp_path / "run") as checkpoints:
         assert checkpoints.latest == 9
-        assert all(np.isfinite(v).all() for v in checkpoints.read_params(9).values())
+        assert all(np.isfinite(v).all() for v in checkpoints.load_variables(9).values())
 
 
 def test_early_stopping_ends_a_phase_and_the_next_one_runs(tiny, console):
     tiny.train.epochs = 20
-    tiny.train.early_stop_epochs = 2
+    tiny.train.patience_epochs = 2
     # A rate too small to learn anything: the first validation stays the best.
     tiny.strategy.phases = (
         schema.Phase("idle", ((".*/kernel", 1.0), (".*", 0.0)), epochs=10, optim={"name": "sgd", "lr": 1e-12}),
@@ -247,7 +247,7 @@ def test_what_a_sweep_tunes_is_chosen_by_the_mean_over_seeds(tiny, console, tmp_
             results.append(result | test)
         return results
 
-    monkeypatch.setattr(sweep, "train_together", told)
+    monkeypatch.setattr(sweep, "train_replicas", told)
     tiny.sweep = {"optim.lr": [0.1, 0.2], "data.labels_per_class": [8, 16], "seed": [0, 1]}
     summary = sweep.run(schema.parse(tiny), console)
     chosen = {8: 0.2, 16: 0.1}
@@ -261,7 +261,7 @@ def test_what_a_sweep_tunes_is_chosen_by_the_mean_over_seeds(tiny, console, tmp_
     ("change", "words"),
     [
         (lambda c: setattr(c.model, "backbone", "resnet9"), 'no model.backbone "resnet9"; did you mean "resnet8"'),
-        (lambda c: setattr(c.model, "tap", "stage9"), 'no stage "stage9"'),
+        (lambda c: setattr(c.model, "out_stage", "stage9"), 'no stage "stage9"'),
         (lambda c: setattr(c.data, "labels_per_class", 9999), "has only"),
         (lambda c: setattr(c.model, "num_classes", 3), "model.num_classes"),
         (lambda c: setattr(c.strategy, "phases", (schema.Phase("p", (("x", 1.0), (".*", 0.0))),)), "matches nothing"),

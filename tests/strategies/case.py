@@ -14,7 +14,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from tljax import config as schema
 from tljax import models
-from tljax.features.frozen_network import observe
+from tljax.features.frozen_network import apply_frozen
 from tljax.models import params as params_lib
 from tljax.run.experiment import Experiment, prepare
 from tljax.strategies import neurons
@@ -81,8 +81,8 @@ def config_of(folder, preset, net="vgg", **settings):
     c.strategy.neurons.criterion, c.strategy.neurons.fraction = "random", 0.4
     c.strategy.layers = ("stage2/.*",) if preset == "layers" else ()
     c.train.batch_size = 4
-    c.augment.strength = 0.0
-    c.cache.where = "none"
+    c.augment.strong_magnitude = 0.0
+    c.cache.storage = "none"
     return schema.override(schema.parse(c), {"strategy.name": preset} | settings)
 
 
@@ -99,10 +99,10 @@ def located_config_of(folder, preset, head, **settings):
         "data.options": SCENES,
         "data.classes": (),
         "data.labels_per_class": None,
-        "data.pictures": 12,
+        "data.num_train": 12,
         "data.image_size": 16,
-        "model.weights": recipe(folder, NETS["resnet"], (4, 5, 6, 7), "gap"),
-        "model.pool": "gap",
+        "model.weights": recipe(folder, NETS["resnet"], (4, 5, 6, 7), "avg"),
+        "model.pool": "avg",
         "model.head": head,
         "model.head_options": LOCATED[head],
         "strategy.teachers": (f"recipe:{teacher}",),
@@ -128,8 +128,8 @@ class Case:
     def make(cls, config) -> Case:
         """Prepares a config and draws all values; biases are above zero, so that hardly a neuron is dead."""
         prepared = prepare(config)
-        found = {name: _drawn(teacher.model, 7 + i) for i, (name, teacher) in enumerate(prepared.observed.items())}
-        return cls(prepared, _drawn(prepared.network.model, 1), found)
+        found = {name: _drawn(teacher.model, 7 + i) for i, (name, teacher) in enumerate(prepared.networks.items())}
+        return cls(prepared, _drawn(prepared.predictor.model, 1), found)
 
     @property
     def plans(self) -> list[PhasePlan]:
@@ -141,15 +141,15 @@ class Case:
         if not plan.layers:
             return {}
         asked = plan.phase.neurons
-        scores = neuron_scores.score(plan.spec, self.leaves, plan.layers, (), asked, jax.random.key(3))
-        return neurons.indices(neurons.choose(scores, asked), plan.layers)
+        scores = neuron_scores.score_channels(plan.spec, self.leaves, plan.layers, (), asked, jax.random.key(3))
+        return neurons.channel_index(neurons.select_channels(scores, asked), plan.layers)
 
     def given(self, plan: PhasePlan) -> StepInputs:
         """What the phase's steps are given; the source had other values than the model has now."""
         index = self.index(plan)
-        learned, _, _ = plan.take({path: 0.9 * leaf for path, leaf in self.leaves.items()}, index)
-        origin = self.prepared.source_leaves(learned) if "source_leaves" in plan.spec.needs else {}
-        return StepInputs(index, origin, tuple(n.leaves(self.observed, self.leaves) for n in plan.spec.observed))
+        learned, _, _ = plan.partition({path: 0.9 * leaf for path, leaf in self.leaves.items()}, index)
+        origin = self.prepared.source_params(learned) if "source_leaves" in plan.spec.requires else {}
+        return StepInputs(index, origin, tuple(n.variables(self.observed, self.leaves) for n in plan.spec.networks))
 
     def batch(self, plan: PhasePlan, seed: int = 0) -> dict:
         """A batch of the data's pictures, with what other networks say of them where that is computed once."""
@@ -158,9 +158,9 @@ class Case:
         rows = rng.choice(len(data.train), size, replace=False)
         targets = data.train.targets(plan.spec.preprocess.size)
         batch, images = {name: x[rows] for name, x in targets.items()}, data.train.images[rows]
-        for network in plan.once:
-            batch |= observe(network, network.leaves(self.observed, self.leaves), images)
-        if plan.reads_pictures:
+        for network in plan.cached:
+            batch |= apply_frozen(network, network.variables(self.observed, self.leaves), images)
+        if plan.needs_images:
             batch["image"] = images
         if plan.spec.views:
             batch["unlabelled"] = data.unlabelled.images[rng.choice(len(data.unlabelled), size)]
@@ -168,9 +168,9 @@ class Case:
 
     def start(self, plan: PhasePlan, given: StepInputs) -> tuple[TrainState, dict]:
         """The state before the first step, and the frozen leaves."""
-        learned, moving, frozen = plan.take(self.leaves, given.neurons)
+        learned, moving, frozen = plan.partition(self.leaves, given.channel_index)
         copies = jax.tree.map(jax.numpy.array, (learned, moving))
-        return init_state(plan.spec, *copies, plan.hyper), frozen
+        return init_state(plan.spec, *copies, plan.hparams), frozen
 
     def traced(self, plan: PhasePlan):
         """The phase's step as JAX has traced it."""
@@ -202,13 +202,13 @@ class Case:
 
 def numbers(plan: PhasePlan) -> dict:
     """What a step takes as numbers."""
-    return jax.tree.map(lambda x: jax.numpy.asarray(x, "float32"), plan.hyper | {"lr": 0.05, "progress": 0.5})
+    return jax.tree.map(lambda x: jax.numpy.asarray(x, "float32"), plan.hparams | {"lr": 0.05, "progress": 0.5})
 
 
 def _drawn(model, seed):
     models.init_missing(model, nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
     ends = {"bias": (0.5, 1.0), "scale": (0.5, 1.0), "mean": (-0.2, 0.2), "var": (0.5, 2)}
-    values = params_lib.values(model)
+    values = params_lib.variables(model)
     new = {p: rng.uniform(*ends[p.split("/")[-1]], v.shape) for p, v in values.items() if p.split("/")[-1] in ends}
     return {p: jax.numpy.asarray(new.get(p, v), v.dtype) for p, v in values.items()}

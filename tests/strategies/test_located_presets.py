@@ -34,7 +34,7 @@ def test_every_preset_works_where_something_is_found(tmp_path, head, presets, ca
 def prove(tmp_path, head, preset, cached, proven):
     """Takes a step of each phase that is not proven yet, and the same step with cached features."""
     settings = {"optim.lr": 0.01, "strategy.threshold": 0.1}
-    kept = Case.make(located_config_of(tmp_path, preset, head, **settings, **{"cache.where": "memory"}))
+    kept = Case.make(located_config_of(tmp_path, preset, head, **settings, **{"cache.storage": "memory"}))
     again = Case.make(located_config_of(tmp_path, preset, head, **settings))
     for once, every in zip(kept.plans, again.plans, strict=True):
         if every.spec in proven:
@@ -43,13 +43,13 @@ def prove(tmp_path, head, preset, cached, proven):
         state, seen = again.run(every, compiled=True)
         assert all(m["finite"] for m in seen)
         assert all(0 <= m["correct"] <= len(again.batch(every)["label"]) for m in seen)
-        assert all(term > 0 for m in seen for term in m["terms"]), (every.phase.objectives, seen)
+        assert all(term > 0 for m in seen for term in m["terms"]), (every.phase.losses, seen)
         index = again.index(every)
-        after = every.give(state.learned | state.moving, every.take(again.leaves, index)[2], index)
+        after = every.combine(state.params | state.batch_stats, every.partition(again.leaves, index)[2], index)
         moved = {path for path, x in after.items() if not np.array_equal(x, again.leaves[path])}
-        assert moved <= {*every.learned, *every.moving}
-        assert {path.split("/")[0] for path in moved} == {path.split("/")[0] for path in every.learned}
-        if cached and once.once:
+        assert moved <= {*every.trainable, *every.batch_stats}
+        assert {path.split("/")[0] for path in moved} == {path.split("/")[0] for path in every.trainable}
+        if cached and once.cached:
             _, same = kept.run(once, compiled=True)
             for name in ("loss", "terms"):
                 np.testing.assert_allclose(same[0][name], seen[0][name], rtol=1e-5, atol=1e-6)

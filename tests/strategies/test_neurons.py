@@ -22,13 +22,13 @@ INCEPTION = inception.Variant(3, ((CONV(4, 3, 2),), (inception.MaxPool(), ((CONV
 
 @functools.cache
 def params_of(variant):
-    model = models.build(variant, num_classes=3, image_size=32, rngs=None)
-    return params_lib.split(model).params, model.norm_after
+    model = models.create_model(variant, num_classes=3, image_size=32, rngs=None)
+    return params_lib.flatten_model(model).params, model.norm_of_conv
 
 
 def found_in(variant, *patterns):
     params, norm_after = params_of(variant)
-    return neurons.layers_of(params, patterns, norm_after)
+    return neurons.find_layers(params, patterns, norm_after)
 
 
 def unit(path, *leaves):
@@ -46,7 +46,7 @@ def test_vgg_has_biases_and_with_batch_norm_scales():
         "stage2/conv1": ("stage2/conv1/kernel", "stage2/conv1/bias"),
         "head/dense": ("head/dense/kernel", "head/dense/bias"),
     }
-    normed = vgg.Variant(((4, 4), (6,)), norm=layers.TORCH)
+    normed = vgg.Variant(((4, 4), (6,)), norm=layers.TORCH_BN)
     assert found_in(normed, "stage1/.*") == unit("stage1/conv2", "conv/kernel", "conv/bias", "bn/scale", "bn/bias")
 
 
@@ -103,7 +103,7 @@ def test_inception_units_and_norms_without_scale():
         **unit("stage1/block1/branch2/unit1", *NORMED),
         **unit("stage1/block1/branch2/unit2", *NORMED),
     }
-    keras = inception.Variant(3, INCEPTION.stages, inception.Norm(scale=False))
+    keras = inception.Variant(3, INCEPTION.stages, inception.BatchNormConfig(scale=False))
     assert found_in(keras, "stem/.*") == unit("stem/unit1", "conv/kernel", "bn/bias")
 
 
@@ -115,7 +115,7 @@ def test_unet_units():
 @pytest.mark.parametrize(
     "variant",
     [
-        vgg.Variant(((4,), (6,)), norm=layers.TORCH),
+        vgg.Variant(((4,), (6,)), norm=layers.TORCH_BN),
         resnet.Variant((1,), (4,)),
         densenet.Variant((1, 1), growth=4, initial=4, bottleneck=2),
         convnext.Variant((1, 1), (4, 6), size=3),
@@ -158,7 +158,7 @@ PARAMS = {"a/kernel": np.zeros((3, 25)), "b/kernel": np.zeros((1, 1, 2, 4)), "c/
     ],
 )
 def test_how_many_learn(config, expected):
-    assert neurons.counts(LAYERS, PARAMS, config) == expected
+    assert neurons.channel_counts(LAYERS, PARAMS, config) == expected
 
 
 @pytest.mark.parametrize(
@@ -170,26 +170,26 @@ def test_how_many_learn(config, expected):
 )
 def test_more_than_there_are(config, words):
     with pytest.raises(UserError, match=words):
-        neurons.counts(LAYERS, PARAMS, config)
+        neurons.channel_counts(LAYERS, PARAMS, config)
     with pytest.raises(UserError, match=words):
-        neurons.choose({path[0]: np.ones(leaf.shape[-1]) for path, leaf in PARAMS.items()}, config)
+        neurons.select_channels({path[0]: np.ones(leaf.shape[-1]) for path, leaf in PARAMS.items()}, config)
 
 
 def test_the_best_are_chosen():
     scores = {"a": np.array([3, 1, 3, 2.0]), "b": np.array([0, 0.02, 0.01, 0.01]), "c": np.zeros(2)}
-    by_layer = neurons.choose(scores, NeuronsConfig(fraction=0.5))
+    by_layer = neurons.select_channels(scores, NeuronsConfig(fraction=0.5))
     assert {layer: i.tolist() for layer, i in by_layer.items()} == {"a": [0, 2], "b": [1, 2], "c": [0]}
     assert all(i.dtype == np.int32 for i in by_layer.values())
     # Divided by their root mean squares, b's second is best, then a's first and third, then a's last, just.
-    together = neurons.choose(scores, NeuronsConfig(count=4, scope="global"))
+    together = neurons.select_channels(scores, NeuronsConfig(count=4, scope="global"))
     assert {layer: i.tolist() for layer, i in together.items()} == {"a": [0, 2, 3], "b": [1], "c": []}
     # Layers of which none was chosen have no index.
-    assert set(neurons.indices(together, LAYERS)) == {"a/kernel", "b/kernel"}
+    assert set(neurons.channel_index(together, LAYERS)) == {"a/kernel", "b/kernel"}
     # A checkpoint has lists.
-    (index,) = neurons.indices({"b": [1, 3], "c": []}, {"b": ("b/kernel",), "c": ("c/kernel",)}).values()
+    (index,) = neurons.channel_index({"b": [1, 3], "c": []}, {"b": ("b/kernel",), "c": ("c/kernel",)}).values()
     assert (index.tolist(), index.dtype) == ([1, 3], np.int32)
     with pytest.raises(UserError, match="criterion='fisher' is not finite for neurons of b"):
-        neurons.choose(scores | {"b": np.array([1, np.nan])}, NeuronsConfig())
+        neurons.select_channels(scores | {"b": np.array([1, np.nan])}, NeuronsConfig())
 
 
 scores = st.dictionaries(
@@ -202,9 +202,9 @@ scores = st.dictionaries(
 @given(scores, st.floats(0.01, 1), st.sampled_from(["layer", "global"]))
 def test_as_many_as_planned_and_none_left_out_is_better(scores, fraction, scope):
     config = NeuronsConfig(fraction=fraction, scope=scope)
-    chosen = neurons.choose(scores, config)
+    chosen = neurons.select_channels(scores, config)
     leaves = {f"{layer}/kernel": np.zeros((2, len(score))) for layer, score in scores.items()}
-    planned = neurons.counts({layer: (f"{layer}/kernel",) for layer in scores}, leaves, config)
+    planned = neurons.channel_counts({layer: (f"{layer}/kernel",) for layer in scores}, leaves, config)
     sizes = {layer: len(index) for layer, index in chosen.items()}
     assert sum(sizes.values()) == sum(planned.values())
     assert scope == "global" or sizes == planned

@@ -29,31 +29,31 @@ def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
     case = Case.make(config)
     plan = case.plans[-1]
     assert plan.spec.augment == config.augment
-    names = [name for name, _ in plan.phase.objectives]
+    names = [name for name, _ in plan.phase.losses]
     assert names[-2:] == ["l2", "l2_sp"]
-    assert plan.hyper["weights"][-2:] == (0.3, 0.7)
+    assert plan.hparams["weights"][-2:] == (0.3, 0.7)
 
     # From the source values themselves, the distance is 0 at first; then it is that of the step before.
     given = case.given(plan)
     start, _ = case.start(plan, given)
-    origin = case.prepared.source_leaves({p: case.leaves[p] for p in plan.learned})
-    origin = {p: start.learned[p] for p in origin if p in start.learned}
+    origin = case.prepared.source_params({p: case.leaves[p] for p in plan.trainable})
+    origin = {p: start.params[p] for p in origin if p in start.params}
     own = dataclasses.replace(case)
-    own.given = lambda plan: given._replace(origin=origin)
+    own.given = lambda plan: given._replace(source_params=origin)
     first, _ = own.run(plan, 1)
     _, (before, after) = own.run(plan, 2)
-    new = [p for p in start.learned if p not in origin]
+    new = [p for p in start.params if p not in origin]
     assert new or preset in ("freeze_last", "layers", "micro")
-    for terms, leaves in ((before, start.learned), (after, first.learned)):
+    for terms, leaves in ((before, start.params), (after, first.params)):
         terms = dict(zip(names, terms["terms"], strict=True))
         assert terms["l2"] == pytest.approx(half_squares(leaves[p] for p in new if leaves[p].ndim > 1), rel=1e-5)
         away = half_squares(np.asarray(leaves[p]) - np.asarray(origin[p]) for p in origin)
         assert terms["l2_sp"] == pytest.approx(away, rel=1e-3, abs=1e-12)
     assert bool(origin) == (preset not in ("scratch", "feature_extraction")) == (away > 0)
-    moved = {p: np.asarray(first.learned[p]) - np.asarray(start.learned[p]) for p in start.learned}
+    moved = {p: np.asarray(first.params[p]) - np.asarray(start.params[p]) for p in start.params}
     assert np.sqrt(2 * half_squares(moved.values())) == pytest.approx(0.05 * 0.1, rel=1e-3)
     for metrics in (before, after):
-        assert metrics["loss"] == pytest.approx(np.dot(plan.hyper["weights"], metrics["terms"]), rel=1e-5)
+        assert metrics["loss"] == pytest.approx(np.dot(plan.hparams["weights"], metrics["terms"]), rel=1e-5)
 
     # A straight line in the share of the label that is spread, and another loss under another key where units drop.
     if "cross_entropy" in names:
@@ -63,7 +63,7 @@ def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
         assert at[2] - at[0] == pytest.approx(2 * (at[1] - at[0]), rel=1e-3)
         assert abs(at[1] - at[0]) > 1e-4
         _, (other,) = own.run(plan, key=1)
-        drops = any(plan.groups[p].learns for p in plan.groups if p.startswith("head/"))
+        drops = any(plan.groups[p].trainable for p in plan.groups if p.startswith("head/"))
         assert (other["terms"][place] != before["terms"][place]) == drops
 
 
@@ -93,26 +93,34 @@ def test_plan_shows_and_costs_every_preset_and_writes_nothing(tmp_path, preset, 
     [
         ("distillation", {"strategy.teachers": ()}, r"'distillation' learns from teachers: set strategy\.teachers"),
         ("fixmatch", {"data.unlabelled": 0}, r"'fixmatch' learns from unlabelled pictures: set data\.unlabelled"),
-        ("attention_transfer", {"strategy.pairs": (("stage9", "stage1"),)}, 'no stage "stage9"; did you mean "stage'),
-        ("attention_transfer", {"strategy.pairs": (("stage1", "stag2"),)}, 'no stage "stag2"; did you mean "stage2"'),
+        (
+            "attention_transfer",
+            {"strategy.stage_pairs": (("stage9", "stage1"),)},
+            'no stage "stage9"; did you mean "stage',
+        ),
+        (
+            "attention_transfer",
+            {"strategy.stage_pairs": (("stage1", "stag2"),)},
+            'no stage "stag2"; did you mean "stage2"',
+        ),
         (
             "fitnets",
-            {"strategy.pairs": (("stage9", "stage1"),)},
-            'strategy.pairs: "stage9" is no stage that learns; did',
+            {"strategy.stage_pairs": (("stage9", "stage1"),)},
+            'strategy.stage_pairs: "stage9" is no stage that learns; did',
         ),
-        ("fitnets", {"strategy.pairs": (("stem", "stage4"), ("stage9", "stage1"))}, 'no stage "stage9"'),
+        ("fitnets", {"strategy.stage_pairs": (("stem", "stage4"), ("stage9", "stage1"))}, 'no stage "stage9"'),
         ("micro", {"strategy.neurons.layers": ("stage9/.*",)}, r'neurons\.layers: "stage9/\.\*" matches no'),
         ("micro", {"strategy.neurons.count": 9}, r"neurons\.count \(9\) is more than the 4 neurons of stage1/conv2"),
-        ("lp_ft", {"strategy.objectives": (("mean_teacher", 1.0),)}, r'Phase "linear probe".* but average is not set'),
-        ("lp_ft", {"strategy.objectives": (("cross_entrpy", 1.0),)}, 'Phase "linear probe": There is no objective'),
-        ("full", {"strategy.numbers": {"lr": 1.0}}, 'strategy.numbers: "lr" means something else already'),
-        ("full", {"strategy.numbers": {"rate": "high"}}, "strategy.numbers.rate must be a number, got 'high'"),
+        ("lp_ft", {"strategy.losses": (("mean_teacher", 1.0),)}, r'Phase "linear probe".* but average is not set'),
+        ("lp_ft", {"strategy.losses": (("cross_entrpy", 1.0),)}, 'Phase "linear probe": There is no objective'),
+        ("full", {"strategy.hparams": {"lr": 1.0}}, 'strategy.hparams: "lr" means something else already'),
+        ("full", {"strategy.hparams": {"rate": "high"}}, "strategy.hparams.rate must be a number, got 'high'"),
         (
             "lwf",
-            {"model.tap": "stage1"},
+            {"model.out_stage": "stage1"},
             r"classifier of recipe:.* does not fit .* dense/kernel is \(16, 4\), not \(256",
         ),
-        ("lwf", {"data.image_size": 16}, r"classifier of recipe:.* does not fit .* leave model\.tap and data\.image"),
+        ("lwf", {"data.image_size": 16}, r"classifier of recipe:.* does not fit .* leave model\.out_stage and data"),
         ("lightwash", {}, 'no strategy.name "lightwash"'),
     ],
 )
@@ -124,7 +132,7 @@ def test_what_is_missing_or_wrong_is_one_sentence(tmp_path, preset, change, word
 
 
 def test_a_custom_phase_without_an_average_and_hints_of_two_teachers(tmp_path):
-    phase = schema.Phase("tame", objectives=(("mean_teacher", 1.0),))
+    phase = schema.Phase("tame", losses=(("mean_teacher", 1.0),))
     with pytest.raises(UserError, match=r'Phase "tame": .* averaged weights, but average is not set'):
         prepare(config_of(tmp_path, "custom", "vgg", **{"strategy.phases": (dataclasses.asdict(phase),)}))
     two = (recipe(tmp_path, TEACHER), recipe(tmp_path, NETS["vgg"]))
@@ -152,7 +160,7 @@ def test_a_source_without_a_classifier_has_no_answers_to_keep(tmp_path):
     from tljax.weights.formats import write_safetensors
     from tljax.weights.layouts import layouts
 
-    model = models.build("resnet8", num_classes=0, rngs=nnx.Rngs(5))
+    model = models.create_model("resnet8", num_classes=0, rngs=nnx.Rngs(5))
     layout = layouts(model.family, model.config)["torchvision"]
     write_safetensors(tmp_path / "trunk.safetensors", export(model, layout))
     source = {"model.weights": str(tmp_path / "trunk.safetensors"), "model.preprocess": "unit"}

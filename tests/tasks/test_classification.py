@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from tljax.tasks.classification import at_thresholds, best_thresholds, calibration_error, details, roc_auc, scores
+from tljax.tasks.classification import (
+    best_thresholds,
+    calibration_error,
+    class_metrics,
+    compute_metrics,
+    metrics_at_thresholds,
+    roc_auc,
+)
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 PROBABILITIES = np.array(
@@ -19,13 +26,13 @@ PROBABILITIES = np.array(
 
 def test_against_scikit_learn():
     predicted = PROBABILITIES.argmax(1)
-    ours = scores(LABELS, PROBABILITIES)
+    ours = compute_metrics(LABELS, PROBABILITIES)
     assert ours["accuracy"] == metrics.accuracy_score(LABELS, predicted)
     assert ours["f1_macro"] == pytest.approx(metrics.f1_score(LABELS, predicted, average="macro"))
     assert ours["roc_auc"] == pytest.approx(metrics.roc_auc_score(LABELS, PROBABILITIES, multi_class="ovr"))
     assert ours["loss"] == pytest.approx(metrics.log_loss(LABELS, PROBABILITIES))
     assert ours["top5"] == 1.0
-    table = details(LABELS, PROBABILITIES, ("a", "b", "c"))
+    table = class_metrics(LABELS, PROBABILITIES, ("a", "b", "c"))
     assert table["confusion"] == metrics.confusion_matrix(LABELS, predicted).tolist()
     assert table["per_class"][2] == {
         "class": "c",
@@ -43,7 +50,7 @@ def test_random_predictions_against_scikit_learn(classes, n, seed):
     # Classes of different sizes, each with an image at least.
     labels = rng.permutation(np.r_[np.arange(classes), rng.integers(0, (classes + 1) // 2, n - classes)])
     probabilities = rng.dirichlet(np.ones(classes), n)
-    ours = scores(labels, probabilities)
+    ours = compute_metrics(labels, probabilities)
     macro = metrics.precision_recall_fscore_support(
         labels, probabilities.argmax(1), labels=np.arange(classes), average="macro", zero_division=0
     )
@@ -75,7 +82,7 @@ def test_calibration_error_equals_torchmetrics(seed):
 
 def test_a_class_without_pictures_leaves_the_auc_open():
     assert roc_auc(np.array([0, 0, 1]), np.array([[0.5, 0.3, 0.2]] * 3)) is None
-    ours = scores(np.array([0, 0, 1]), np.array([[0.5, 0.3, 0.2]] * 3))
+    ours = compute_metrics(np.array([0, 0, 1]), np.array([[0.5, 0.3, 0.2]] * 3))
     assert ours["accuracy"] == pytest.approx(2 / 3)
 
 
@@ -88,7 +95,7 @@ def test_thresholds_have_the_best_f1_of_all_on_validation_and_are_held_to_the_te
     for c in range(3):
         tried = [metrics.f1_score(labels == c, chances[:, c] >= t) for t in chances[:, c]]
         assert metrics.f1_score(labels == c, chances[:, c] >= thresholds[c]) == max(tried)
-    rows = at_thresholds(test_labels, test_chances, thresholds, ("a", "b", "c", "d"))["thresholded"]
+    rows = metrics_at_thresholds(test_labels, test_chances, thresholds, ("a", "b", "c", "d"))["thresholded"]
     assert [row["class"] for row in rows] == ["a", "b", "c", "d"]
     assert rows[3] == {"class": "d", "threshold": None, "precision": None, "recall": None, "f1": None}
     for c in range(3):

@@ -10,8 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tljax.data import Split
-from tljax.losses.detection import detection, targets
-from tljax.tasks.detection import DETECTION, of_each, results
+from tljax.losses.detection import detection, make_targets
+from tljax.tasks.detection import DETECTION, coco_results, per_image_metric
 
 SIDE, HEIGHT, WIDTH, PICTURES, CLASSES = 64, 128, 256, 6, 3
 SCALE = np.array([HEIGHT, WIDTH] * 2) / SIDE
@@ -84,7 +84,7 @@ def test_scores_and_details_equal_pycocotools_on_its_own_files(tmp_path, capsys)
     split, rows = a_case()
     judge, found = by_pycocotools(split, rows, tmp_path)
     capsys.readouterr()
-    ours = DETECTION.scores(rows, split, SIDE)
+    ours = DETECTION.compute_metrics(rows, split, SIDE)
     assert not capsys.readouterr().out
     for key, theirs in zip(STATS, judge.stats, strict=False):
         assert key is None or ours[key] == pytest.approx(theirs, abs=1e-12)
@@ -92,7 +92,7 @@ def test_scores_and_details_equal_pycocotools_on_its_own_files(tmp_path, capsys)
     assert None not in ours.values()
     assert {key for key, _ in DETECTION.metrics} == set(ours)
 
-    told = DETECTION.details(rows, split, SIDE, ("a", "b", "c"))
+    told = DETECTION.class_metrics(rows, split, SIDE, ("a", "b", "c"))
     precision = judge.eval["precision"][:, :, :, 0, 2]
     for k, row in enumerate(told["per_class"]):
         expected = {"class": "abc"[k], "ap": precision[:, :, k].mean(), "ap50": precision[0, :, k].mean()}
@@ -101,7 +101,7 @@ def test_scores_and_details_equal_pycocotools_on_its_own_files(tmp_path, capsys)
     np.testing.assert_allclose(told["precision_recall"]["recall"], judge.params.recThrs)
     json.dumps(told)
 
-    ours = results(rows, range(PICTURES), [(HEIGHT, WIDTH)] * PICTURES, SIDE)
+    ours = coco_results(rows, range(PICTURES), [(HEIGHT, WIDTH)] * PICTURES, SIDE)
     assert [r | {"bbox": pytest.approx(r["bbox"])} for r in found] == ours
     json.dumps(ours)
 
@@ -110,7 +110,7 @@ def test_a_perfect_network_has_an_average_precision_of_one_and_areas_without_box
     rng = np.random.default_rng(1)
     truth, labels = corners(rng, 3, 4, largest=6), rng.integers(0, CLASSES, (3, 4))
     labels[1] = -1
-    ours = DETECTION.scores(as_rows(truth, labels, np.full((3, 4), 0.9)), as_split(truth, labels), SIDE)
+    ours = DETECTION.compute_metrics(as_rows(truth, labels, np.full((3, 4), 0.9)), as_split(truth, labels), SIDE)
     assert ours["ap"] == ours["ap50"] == ours["ap75"] == ours["ar"] == pytest.approx(1)
     assert ours["ap_large"] is None
 
@@ -118,22 +118,22 @@ def test_a_perfect_network_has_an_average_precision_of_one_and_areas_without_box
 def test_a_silent_network_scores_nothing_and_pictures_without_boxes_cannot_be_scored():
     split, rows = a_case()
     silent = as_rows(rows["boxes"], np.full_like(rows["classes"], -1), rows["scores"])
-    ours = DETECTION.scores(silent, split, SIDE)
+    ours = DETECTION.compute_metrics(silent, split, SIDE)
     assert ours["ap"] == ours["ar"] == 0
     empty = as_split(split.boxes, np.full_like(split.labels, -1))
     for given in (rows, silent):
-        assert set(DETECTION.scores(given, empty, SIDE).values()) == {None}
-    told = DETECTION.details(silent, empty, SIDE, ("a", "b"))
+        assert set(DETECTION.compute_metrics(given, empty, SIDE).values()) == {None}
+    told = DETECTION.class_metrics(silent, empty, SIDE, ("a", "b"))
     assert told["per_class"][1] == {"class": "b", "ap": None, "ap50": None, "objects": 0}
     assert told["precision_recall"]["precision"] == {}
-    assert results(silent, range(6), [(8, 8)] * 6, SIDE) == []
+    assert coco_results(silent, range(6), [(8, 8)] * 6, SIDE) == []
 
 
 def test_a_thousand_boxes_in_a_picture_are_judged_in_time():
     rng = np.random.default_rng(2)
     truth, labels = corners(rng, 1, 1000), rng.integers(0, 2, (1, 1000))
     rows = as_rows(truth[:, :100], labels[:, :100], rng.random((1, 100)))
-    ours = DETECTION.scores(rows, as_split(truth, labels), SIDE)
+    ours = DETECTION.compute_metrics(rows, as_split(truth, labels), SIDE)
     assert ours["ar"] == pytest.approx(0.1, abs=0.01)
 
 
@@ -142,8 +142,8 @@ def test_what_a_crowd_covers_counts_neither_way():
     split = as_split(box, np.zeros((1, 2), int), np.array([[False, True]]))
     found = np.concatenate([[[[31.0, 31.0, 45.0, 45.0]]], box[:, :1]], 1)
     rows = as_rows(found, np.zeros((1, 2), int), np.array([[0.9, 0.8]]))
-    assert DETECTION.scores(rows, split, SIDE)["ap"] == pytest.approx(1)
-    assert DETECTION.details(rows, split, SIDE, ("a",))["per_class"][0]["objects"] == 1
+    assert DETECTION.compute_metrics(rows, split, SIDE)["ap"] == pytest.approx(1)
+    assert DETECTION.class_metrics(rows, split, SIDE, ("a",))["per_class"][0]["objects"] == 1
 
 
 def outputs_and_batch():
@@ -183,7 +183,7 @@ def plainly(outputs, i):
 
 def test_answers_are_those_of_a_plain_loop_and_carry_the_loss():
     outputs, batch = outputs_and_batch()
-    rows, loss = jax.jit(lambda *x: (DETECTION.answers(*x), detection(*x, {}, {})))(outputs, batch)
+    rows, loss = jax.jit(lambda *x: (DETECTION.predict(*x), detection(*x, {}, {})))(outputs, batch)
     kept = plainly(outputs, 0)
     boxes, kinds, scores = (np.array(x) for x in zip(*kept, strict=True))
     n = len(kept)
@@ -196,18 +196,20 @@ def test_answers_are_those_of_a_plain_loop_and_carry_the_loss():
     assert rows["boxes"].shape == (2, 100, 4)
 
     rows = {name: np.asarray(x) for name, x in rows.items()}
-    told = DETECTION.scores(rows, as_split(batch["boxes"], batch["label"]), SIDE)
+    told = DETECTION.compute_metrics(rows, as_split(batch["boxes"], batch["label"]), SIDE)
     assert told["loss"] == pytest.approx(float(loss), rel=1e-6)
-    assert set(jax.eval_shape(lambda x: DETECTION.answers(x, {}), outputs)) == {"boxes", "scores", "classes"}
+    assert set(jax.eval_shape(lambda x: DETECTION.predict(x, {}), outputs)) == {"boxes", "scores", "classes"}
 
 
 def test_seen_is_the_mean_overlap_at_the_places_of_boxes():
     outputs, batch = outputs_and_batch()
-    right = jax.jit(targets)(outputs, batch)
+    right = jax.jit(make_targets)(outputs, batch)
     assert [n > 0 for n in right.positive.sum(1)] == [True, False]
     half = right.boxes.at[..., 2].set(right.boxes[..., [0, 2]].mean(-1))
     for boxes, share in ((right.boxes, 1), (half, 0.5)):
-        np.testing.assert_allclose(jax.jit(DETECTION.seen)(outputs | {"boxes": boxes}, batch), [share, 0], rtol=1e-5)
+        np.testing.assert_allclose(
+            jax.jit(DETECTION.train_metric)(outputs | {"boxes": boxes}, batch), [share, 0], rtol=1e-5
+        )
 
 
 def test_the_f1_of_a_picture_counts_what_is_right_once():
@@ -220,4 +222,4 @@ def test_the_f1_of_a_picture_counts_what_is_right_once():
         "scores": np.array([[0.9, 0.8, 0.7], [0.2, 0, 0], [0.9, 0, 0], [0, 0, 0]], np.float32),
         "classes": np.array([[1, 1, 0], [1, -1, -1], [0, -1, -1], [-1, -1, -1]], np.int32),
     }
-    np.testing.assert_allclose(of_each(rows, split, SIDE), [2 / 5, 0, 0, np.nan])
+    np.testing.assert_allclose(per_image_metric(rows, split, SIDE), [2 / 5, 0, 0, np.nan])

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from tljax.features import probes
-from tljax.features.probes import PROBES, Probe, choose, solve_ridge
+from tljax.features.probes import PROBES, Probe, fit_best, solve_ridge
 
 
 def clouds(n, width, classes, seed, spread=1.5, scales=(0.1, 10)):
@@ -129,7 +129,9 @@ def test_the_choice_is_accuracy_then_loss_then_the_stronger_regularisation():
         return lambda x: np.stack([first, 1 - first], 1)
 
     rows = (np.zeros((4, 1)), labels)
-    chosen = choose(Probe("k", (6, 5, 4, 3, 2, 1), fit, neighbours=True), (np.zeros((5, 1)), np.zeros(5, int)), rows, 2)
+    chosen = fit_best(
+        Probe("k", (6, 5, 4, 3, 2, 1), fit, neighbours=True), (np.zeros((5, 1)), np.zeros(5, int)), rows, 2
+    )
     assert asked == [5, 4, 3, 2, 1]  # there are no six neighbours among five pictures
     assert (chosen.value, chosen.scores["accuracy"]) == (3, 1.0)
     np.testing.assert_array_equal(chosen.predict(rows[0])[:, 0], tables[3])
@@ -139,7 +141,7 @@ def test_the_choice_is_accuracy_then_loss_then_the_stronger_regularisation():
 def test_a_probe_finds_what_is_there_and_its_grid_has_an_inside(name):
     train, valid, test = (clouds(n, 30, 4, seed, scales=(1, 1)) for n, seed in ((60, 0), (200, 1), (400, 2)))
     probe = PROBES[name]
-    chosen = choose(probe, train, valid, 4)
+    chosen = fit_best(probe, train, valid, 4)
     assert (chosen.predict(test[0]).argmax(1) == test[1]).mean() > 0.85
     assert chosen.value not in (probe.values[0], probe.values[-1])
 

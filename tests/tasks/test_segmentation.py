@@ -22,7 +22,7 @@ SPLIT = Split(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((1, 2, 2), np.uint8))
 
 # Compiling is what takes the time here.
 answer = jax.jit(
-    SEGMENTATION.answers,
+    SEGMENTATION.predict,
     compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
 )
 
@@ -47,7 +47,7 @@ def judged(labels, classes, count=4):
     rows = answer({"logits": logits_of(classes, count)}, {"label": labels})
     rows = {name: np.asarray(x) for name, x in rows.items()}
     names = tuple(str(i) for i in range(count))
-    return SEGMENTATION.scores(rows, SPLIT, 8), SEGMENTATION.details(rows, SPLIT, 8, names)
+    return SEGMENTATION.compute_metrics(rows, SPLIT, 8), SEGMENTATION.class_metrics(rows, SPLIT, 8, names)
 
 
 def boundary_f1(labels, classes):
@@ -118,7 +118,7 @@ def test_a_boundary_may_be_as_far_off_as_the_tolerance_for_many_classes_at_once(
     for by, guess in shifted.items():
         rows = {name: np.asarray(x) for name, x in answer({"logits": logits_of(guess, 70)}, {"label": labels}).items()}
         table = tables[by] = rows["boundary"][0]
-        f1 = SEGMENTATION.scores(rows, SPLIT, 8)["boundary_f1"]
+        f1 = SEGMENTATION.compute_metrics(rows, SPLIT, 8)["boundary_f1"]
         assert f1 == pytest.approx(boundary_f1(labels, shifted[by]))
         assert (table.sum(1) > 0).tolist() == [c in (0, 31, 32) for c in range(70)]
         assert (table[:, [0, 2]] == table[:, [1, 3]]).all() == (by < 3)
@@ -154,7 +154,7 @@ def test_a_picture_without_a_pixel_that_counts_adds_nothing_to_its_split():
     found, _ = judged(labels, classes)
     expected = metrics.jaccard_score(labels[0][known], classes[0][known], average="macro")
     assert (found["miou"], found["pixel_accuracy"]) == pytest.approx((expected, right))
-    share = SEGMENTATION.seen({"logits": logits_of(classes)}, {"label": jnp.asarray(labels)})
+    share = SEGMENTATION.train_metric({"logits": logits_of(classes)}, {"label": jnp.asarray(labels)})
     np.testing.assert_allclose(share, [right, 1], rtol=1e-6)
 
 

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tljax.augment.randaugment import GREY, make_augment, make_strong, random_cutout, random_warp, strong_view
+from tljax.augment.randaugment import GREY, make_strong, make_weak, random_cutout, random_warp, strong_view
 from tljax.config import AugmentConfig
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (64, 6, 6, 1), dtype=np.uint8)
 
 
 def draw(seed=0, **options):
-    return np.asarray(make_augment(AugmentConfig(**options))(jax.random.key(seed), IMAGES))
+    return np.asarray(make_weak(AugmentConfig(**options))(jax.random.key(seed), IMAGES))
 
 
 def test_nothing_asked_nothing_changed():
@@ -103,7 +103,7 @@ def test_the_largest_cutout_is_half_the_shorter_side():
 
 
 def test_without_strength_a_strong_view_is_a_weak_one():
-    config = AugmentConfig(strength=0.0, flip=True, crop_padding=1)
+    config = AugmentConfig(strong_magnitude=0.0, flip=True, crop_padding=1)
     views = np.asarray(make_strong(config)(jax.random.key(3), IMAGES))
     np.testing.assert_array_equal(views, draw(3, flip=True, crop_padding=1))
 

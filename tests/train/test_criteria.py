@@ -10,33 +10,35 @@ from tljax import models
 from tljax.config import NeuronsConfig
 from tljax.models import params as params_lib
 from tljax.models.backbones import inception, vgg
-from tljax.models.layers import TORCH
+from tljax.models.layers import TORCH_BN
 from tljax.strategies import neurons
 from tljax.tasks import TASKS
-from tljax.train.neuron_scores import Network, score
+from tljax.train.neuron_scores import ScoredModel, score_channels
 from tljax.weights import PRESETS as PREPROCESS
 from tljax.weights import make_preprocess
 
-VARIANT = vgg.Variant(((3,), (4,)), norm=TORCH)
+VARIANT = vgg.Variant(((3,), (4,)), norm=TORCH_BN)
 UNIT = PREPROCESS["unit"]
 
 
 @pytest.fixture(scope="module")
 def case():
     """A network with dropout and moved statistics, its layers, and pictures with labels."""
-    model = models.build(VARIANT, num_classes=3, image_size=4, hidden=(5,), dropout=0.5, remat=True, rngs=nnx.Rngs(3))
-    graphdef, params, stats = params_lib.split(model)
+    model = models.create_model(
+        VARIANT, num_classes=3, image_size=4, hidden=(5,), dropout=0.5, remat=True, rngs=nnx.Rngs(3)
+    )
+    graphdef, params, stats = params_lib.flatten_model(model)
     rng = np.random.default_rng(0)
     draw = {"scale": (0.5, 1.5), "mean": (-0.2, 0.2), "var": (0.5, 2), "bias": (-0.3, 0.3), "kernel": (-0.5, 0.5)}
     leaves = {p: rng.uniform(*draw[p.split("/")[-1]], v.shape).astype(np.float32) for p, v in (params | stats).items()}
-    layers = neurons.layers_of(params, ("(?!head/).*", "head/hidden0"))
+    layers = neurons.find_layers(params, ("(?!head/).*", "head/hidden0"))
     images, labels = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8), rng.integers(0, 3, 6).astype(np.int32)
     return graphdef, leaves, layers, images, labels
 
 
 def network(graphdef):
     """What is measured."""
-    return Network(graphdef, TASKS["classification"], UNIT, "float32")
+    return ScoredModel(graphdef, TASKS["classification"], UNIT, "float32")
 
 
 def scores_of(case, criterion, key=0, cut=3):
@@ -44,7 +46,7 @@ def scores_of(case, criterion, key=0, cut=3):
     graphdef, leaves, layers, images, labels = case
     batches = [{"image": images[part], "label": labels[part]} for part in (slice(cut), slice(cut, None))]
     config = NeuronsConfig(criterion=criterion)
-    return score(network(graphdef), leaves, layers, batches, config, jax.random.key(key))
+    return score_channels(network(graphdef), leaves, layers, batches, config, jax.random.key(key))
 
 
 def per_picture_gradients(case):
@@ -110,7 +112,7 @@ def test_chance_depends_on_the_key_and_the_layer_alone(case):
     first, again, other = (scores_of(case, "random", key) for key in (0, 0, 1))
     one = dict([list(layers.items())[1]])
     config = NeuronsConfig(criterion="random")
-    alone = score(network(graphdef), leaves, one, (), config, jax.random.key(0))
+    alone = score_channels(network(graphdef), leaves, one, (), config, jax.random.key(0))
     for layer, values in first.items():
         assert ((values >= 0) & (values < 1)).all()
         np.testing.assert_array_equal(again[layer], values)
@@ -123,14 +125,14 @@ def test_what_inference_does_not_pass_through_scores_nothing():
     steps = (inception.Conv(2), inception.AverageTo(1))
     aux = (inception.Auxiliary("stage1", steps),)
     variant = inception.Variant(3, ((inception.Conv(2, 3, 2),), (inception.Conv(2),)), auxiliary=aux)
-    model = models.build(variant, num_classes=3, image_size=4, auxiliary=True, rngs=nnx.Rngs(0))
-    graphdef, params, stats = params_lib.split(model)
-    layers = neurons.layers_of(params, ("head/aux1/.*", "stem/.*"))
+    model = models.create_model(variant, num_classes=3, image_size=4, auxiliary=True, rngs=nnx.Rngs(0))
+    graphdef, params, stats = params_lib.flatten_model(model)
+    layers = neurons.find_layers(params, ("head/aux1/.*", "stem/.*"))
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     batch = {"image": images, "label": np.array([0, 1])}
     for criterion in ("gradient_weight", "activation_variance"):
         config = NeuronsConfig(criterion=criterion)
-        found = score(network(graphdef), params | stats, layers, [batch], config, jax.random.key(0))
+        found = score_channels(network(graphdef), params | stats, layers, [batch], config, jax.random.key(0))
         assert found.keys() == layers.keys()
         for layer, values in found.items():
             assert (values > 0).any() == layer.startswith("stem/"), (criterion, layer)

@@ -10,13 +10,13 @@ import pytest
 
 from tests.strategies.case import NETS, Case, config_of
 from tljax.config import Phase
-from tljax.features.frozen_network import PREFIX
+from tljax.features.frozen_network import FROZEN_STAGES
 from tljax.models import params as params_lib
-from tljax.models.partial_training import Layer
-from tljax.run.plan import cost
+from tljax.models.partial_training import PartiallyTrainable
+from tljax.run.plan import phase_cost
 from tljax.strategies import PRESETS
 from tljax.train.optimizer import optimizer_bytes
-from tljax.train.plan import Pictures, plan_phase
+from tljax.train.plan import SplitSizes, plan_phase
 from tljax.train.step import init_state
 
 MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmsprop": 1}
@@ -97,20 +97,20 @@ def prove(case, plan, preset):
     state, metrics = case.run(plan, 2)
     assert all(m["finite"] for m in metrics)
     # Numbers exist for nothing but what learns.
-    assert set(state.learned) == {p for p in plan.learned if p in index or not plan.groups[p].single}
-    numbers = sum(before[p][..., index.get(p, slice(None))].size for p in state.learned)
-    assert optimizer_bytes(state.opt) == MOMENTS[plan.optim.name] * 4 * numbers
-    assert set(state.average) == (set(state.learned) | set(plan.moving) if plan.phase.average else set())
-    after = plan.give(state.learned | state.moving, plan.take(case.leaves, index)[2], index)
+    assert set(state.params) == {p for p in plan.trainable if p in index or not plan.groups[p].partial}
+    numbers = sum(before[p][..., index.get(p, slice(None))].size for p in state.params)
+    assert optimizer_bytes(state.opt_state) == MOMENTS[plan.optim.name] * 4 * numbers
+    assert set(state.ema) == (set(state.params) | set(plan.batch_stats) if plan.phase.ema_decay else set())
+    after = plan.combine(state.params | state.batch_stats, plan.partition(case.leaves, index)[2], index)
     assert after.keys() == before.keys()
     for path in before:
         changed = (bits(after[path]) != bits(before[path])).reshape(-1, before[path].shape[-1]).any(0)
         if path in index:
             assert set(np.flatnonzero(changed)) == set(index[path].tolist()), (preset, path)
         else:
-            assert changed.any() == (path in (*plan.learned, *plan.moving)), (preset, path)
+            assert changed.any() == (path in (*plan.trainable, *plan.batch_stats)), (preset, path)
     # Single neurons learn under the statistics that they were chosen with.
-    assert not (plan.layers and plan.moving)
+    assert not (plan.layers and plan.batch_stats)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -118,18 +118,18 @@ def test_optimizer_state_is_what_the_learning_leaves_need_to_the_byte(make, pres
     case = make(preset, "resnet")
     for plan in case.plans:
         index = case.index(plan)
-        learned, moving, _ = jax.eval_shape(plan.take, case.leaves, index)
-        sizes = {p: case.leaves[p].size for p in plan.learned if p not in index}
+        learned, moving, _ = jax.eval_shape(plan.partition, case.leaves, index)
+        sizes = {p: case.leaves[p].size for p in plan.trainable if p not in index}
         sizes |= {p: case.leaves[p].size // case.leaves[p].shape[-1] * len(channels) for p, channels in index.items()}
         for name, moments in MOMENTS.items():
             # Nothing else is in the spec and the numbers: `sgd` here has no momentum, whatever the phase says.
             spec = dataclasses.replace(plan.spec, optimizer=(name, moments == 1 and name != "rmsprop", True, True))
-            state = jax.eval_shape(lambda a, b, s=spec, h=plan.hyper: init_state(s, a, b, h), learned, moving)
-            assert optimizer_bytes(state.opt) == moments * 4 * sum(sizes.values())
+            state = jax.eval_shape(lambda a, b, s=spec, h=plan.hparams: init_state(s, a, b, h), learned, moving)
+            assert optimizer_bytes(state.opt_state) == moments * 4 * sum(sizes.values())
 
 
 def order_of(case):
-    return [*case.prepared.network.model.stage_names, "head"]
+    return [*case.prepared.predictor.model.stage_names, "head"]
 
 
 def layers_of(leaves, order):
@@ -140,7 +140,7 @@ def layers_of(leaves, order):
 
 def between(net, plan, order):
     """The layers whose inputs need a gradient: a learning leaf stands before them, and a loss behind."""
-    learning = {order.index(path.split("/")[0]) for path in plan.learned}
+    learning = {order.index(path.split("/")[0]) for path in plan.trainable}
     first, hint = min(learning), hint_of(plan)
 
     def needed(place, layer):
@@ -149,18 +149,18 @@ def between(net, plan, order):
         own = not re.fullmatch(FIRST[net], layer) if order[place] != "head" else layer == "head/dense" and hidden
         return first < place or (place in learning and own)
 
-    hidden = "head/hidden0/kernel" in plan.learned
+    hidden = "head/hidden0/kernel" in plan.trainable
     return [(place, layer) for place, layer in layers_of(used(plan), order) if needed(place, layer)]
 
 
 def hint_of(plan):
     """The stage that a phase of hints alone regresses, behind which nothing has a gradient."""
-    return next((p.split("/")[1][5:] for p in plan.learned if "/hint_" in p and plan.phase.name == "hints"), None)
+    return next((p.split("/")[1][5:] for p in plan.trainable if "/hint_" in p and plan.phase.name == "hints"), None)
 
 
 def used(plan):
     """Paths of all leaves but those of a frozen regressor."""
-    return [path for path in plan.groups if "/hint_" not in path or path in plan.learned]
+    return [path for path in plan.groups if "/hint_" not in path or path in plan.trainable]
 
 
 def products_in(traced):
@@ -177,14 +177,14 @@ def products(net, case, plan):
     order, hint = order_of(case), hint_of(plan)
     layers = layers_of(used(plan), order)
     averages = any(p.startswith("head/source/") for p in plan.groups) and plan.layers and net != "densenet"
-    count = 4 * bool(averages) + len(layers) * (1 + ("average" in plan.spec.needs))
-    count += sum(plan.groups[f"{layer}/kernel"].learns for _, layer in layers) + len(between(net, plan, order))
-    for network in plan.spec.observed:
-        if network.name == PREFIX:  # the model's own layers
+    count = 4 * bool(averages) + len(layers) * (1 + ("average" in plan.spec.requires))
+    count += sum(plan.groups[f"{layer}/kernel"].trainable for _, layer in layers) + len(between(net, plan, order))
+    for network in plan.spec.networks:
+        if network.name == FROZEN_STAGES:  # the model's own layers
             continue
         # A network that is looked at is run as far as the last map that an objective asks for.
         wanted = [theirs for ours, theirs in network.maps if hint in (None, ours)]
-        stages = case.prepared.observed[network.name].model.stage_names
+        stages = case.prepared.networks[network.name].model.stage_names
         deepest = max((stages.index(stage) for stage in wanted), default=0)
         stages = (*stages, "head") if network.logits else stages[: deepest + 1]
         count += len(layers_of(case.observed[network.name], stages))
@@ -195,8 +195,8 @@ def products(net, case, plan):
 def test_a_network_that_is_looked_at_is_run_forward_once_and_no_further_than_wanted(make, preset):
     case = make(preset, "resnet", **{"augment.flip": True})
     for plan in case.plans:
-        assert not plan.once
-        assert plan.spec.observed
+        assert not plan.cached
+        assert plan.spec.networks
         assert products_in(case.traced(plan)) == products("resnet", case, plan)
 
 
@@ -209,9 +209,11 @@ def test_a_step_costs_what_learns(tmp_path, net, monkeypatch):
     first, *others = (Case.make(config_of(tmp_path, preset, WIDE[net], **settings)) for preset in presets)
     costs = flops_of_layers(first, monkeypatch)
     for case, plan in ((c, p) for c in (first, *others) for p in c.plans if c is first or p.phase.name != "head"):
-        found = cost(case.prepared, plan)
-        shares = {layer: float(plan.groups[f"{layer}/kernel"].learns) for layer in costs}
-        shares |= {layer: count / case.leaves[f"{layer}/kernel"].shape[-1] for layer, count in plan.neurons.items()}
+        found = phase_cost(case.prepared, plan)
+        shares = {layer: float(plan.groups[f"{layer}/kernel"].trainable) for layer in costs}
+        shares |= {
+            layer: count / case.leaves[f"{layer}/kernel"].shape[-1] for layer, count in plan.channel_counts.items()
+        }
         kernels = sum(share * costs[layer] for layer, share in shares.items())
         maps = sum(costs[layer] for _, layer in between(net, plan, order_of(case)))
         # What is not a product: norms and their statistics, activations, pools, loss, clipping and the update.
@@ -221,22 +223,24 @@ def test_a_step_costs_what_learns(tmp_path, net, monkeypatch):
 
 def flops_of_layers(case, monkeypatch):
     """What each layer's product on 36 pictures costs, by the compiler's count."""
-    inputs, whole, model = {}, Layer.__call__, case.prepared.network.model
+    inputs, whole, model = {}, PartiallyTrainable.__call__, case.prepared.predictor.model
     with monkeypatch.context() as patch:
-        patch.setattr(Layer, "__call__", lambda self, x: inputs.__setitem__(id(self), x.shape) or whole(self, x))
+        patch.setattr(
+            PartiallyTrainable, "__call__", lambda self, x: inputs.__setitem__(id(self), x.shape) or whole(self, x)
+        )
         jax.eval_shape(model, np.zeros((36, 8, 8, 3), np.float32))
     costs = {}
     for _, layer in layers_of(case.leaves, order_of(case)):
         module = functools.reduce(getattr, layer.split("/"), model)
         x = jax.ShapeDtypeStruct(inputs[id(module)], np.float32)
-        costs[layer] = jax.jit(module.linear).lower(x, case.leaves[f"{layer}/kernel"]).cost_analysis()["flops"]
+        costs[layer] = jax.jit(module.apply_kernel).lower(x, case.leaves[f"{layer}/kernel"]).cost_analysis()["flops"]
     return costs
 
 
 def test_a_frozen_batch_norm_uses_its_running_statistics(make):
     case = make("feature_extraction", "resnet")
-    (plan,), model = case.plans, case.prepared.network.model
-    plain, moving = params_lib.split(model).graphdef, case.leaves
+    (plan,), model = case.plans, case.prepared.predictor.model
+    plain, moving = params_lib.flatten_model(model).graphdef, case.leaves
     images = np.random.default_rng(2).normal(size=(4, 8, 8, 3)).astype(np.float32)
 
     def features(graphdef, train):
@@ -256,7 +260,7 @@ def test_clipping_sees_the_learning_leaves_alone(make):
         plan = case.plans[-1]
         before, _ = case.start(plan, case.given(plan))
         state, _ = case.run(plan)
-        squares = sum(((np.array(v) - before.learned[p]) ** 2).sum() for p, v in state.learned.items())
+        squares = sum(((np.array(v) - before.params[p]) ** 2).sum() for p, v in state.params.items())
         return float(np.sqrt(squares)) / 0.05
 
     for preset in ("feature_extraction", "micro"):
@@ -268,14 +272,14 @@ def test_clipping_sees_the_learning_leaves_alone(make):
 
 def test_multipliers_scale_the_update_of_their_leaves(make):
     case = make("full", "vgg", **{"optim.name": "sgd"})
-    config, network = case.prepared.config, case.prepared.network
+    config, network = case.prepared.config, case.prepared.predictor
     rules = (("head/.*", 1.0), ("stage2/.*", 0.25), (".*", 0.0))
     moved = []
     for factor in (1.0, 4.0):
         phase = Phase("p", tuple((p, m * factor if p == "stage2/.*" else m) for p, m in rules), epochs=1.0)
-        plan = plan_phase(config, phase, network.model, Pictures(16, 16, (8, 8, 3)), network.preprocess)
+        plan = plan_phase(config, phase, network.model, SplitSizes(16, 16, (8, 8, 3)), network.preprocess)
         state, _ = case.run(plan)
-        moved.append({p: np.array(v) - case.leaves[p] for p, v in state.learned.items()})
+        moved.append({p: np.array(v) - case.leaves[p] for p, v in state.params.items()})
     slow, even = moved
     assert {p.split("/")[0] for p in slow} == {"stage2", "head"}
     for path in slow:

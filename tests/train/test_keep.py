@@ -19,8 +19,9 @@ from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import UserError
 from tljax.features import feature_cache
 from tljax.features.feature_cache import CachePlan, FeatureCache
-from tljax.features.frozen_network import PREFIX, observe
+from tljax.features.frozen_network import FROZEN_STAGES, apply_frozen
 from tljax.run.experiment import prepare
+from tljax.run.workdir import config_hash
 from tljax.storage import array_cache as storing
 from tljax.storage.array_cache import ArrayCache
 from tljax.strategies import PRESETS
@@ -35,13 +36,13 @@ EVERYDAY = ("feature_extraction", "layers", "micro", "distillation", "fitnets", 
 @pytest.mark.parametrize("preset", [pytest.param(p, marks=[pytest.mark.deep] * (p not in EVERYDAY)) for p in PRESETS])
 def test_every_preset_learns_the_same_with_and_without(tmp_path, preset):
     settings = {"optim.lr": 0.01, "strategy.neurons.layers": ("stage2/.*",)}
-    kept = Case.make(config_of(tmp_path, preset, "vgg", **settings, **{"cache.where": "memory"}))
+    kept = Case.make(config_of(tmp_path, preset, "vgg", **settings, **{"cache.storage": "memory"}))
     again = Case.make(config_of(tmp_path, preset, "vgg", **settings))
     for once, every in zip(kept.plans, again.plans, strict=True):
-        assert {n.name for n in every.spec.observed} == {n.name for n in (*once.once, *once.spec.observed)}
-        assert bool(once.prefix) == (every.keeping.why != CachePlan.why)
-        assert once.keeping.in_step == every.keeping.train == ()
-        if not once.once:  # the same program, to the letter
+        assert {n.name for n in every.spec.networks} == {n.name for n in (*once.cached, *once.spec.networks)}
+        assert bool(once.frozen_stages) == (every.cache_plan.reason != CachePlan.reason)
+        assert once.cache_plan.recomputed == every.cache_plan.cached == ()
+        if not once.cached:  # the same program, to the letter
             assert once.spec == every.spec
             continue
         (_, a), (_, b) = kept.run(once, 2), again.run(every, 2)
@@ -50,8 +51,8 @@ def test_every_preset_learns_the_same_with_and_without(tmp_path, preset):
 
 
 def keeper_of(run, **changes):
-    config = dataclasses.replace(run.config, cache=CacheConfig(where="disk"))
-    return FeatureCache(dataclasses.replace(config, **changes), run.network.mesh, Silent())
+    config = dataclasses.replace(run.config, cache=CacheConfig(storage="disk"))
+    return FeatureCache(dataclasses.replace(config, **changes), run.predictor.mesh, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +60,14 @@ def frozen(tmp_path_factory):
     """A prepared feature extraction, its leaves, and the network of its frozen stages."""
     case = Case.make(config_of(tmp_path_factory.mktemp("net"), "feature_extraction", "resnet"))
     (plan,) = case.plans
-    (network,) = plan.spec.observed
-    return case.prepared, network.leaves({}, case.leaves), network
+    (network,) = plan.spec.networks
+    return case.prepared, network.variables({}, case.leaves), network
 
 
 def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatch):
     monkeypatch.setenv("TLJAX_CACHE", str(tmp_path))
     run, leaves, network = frozen
-    split = run.data.valid.take(np.arange(5))
+    split = run.data.valid.select(np.arange(5))
 
     def reused(network=network, leaves=leaves, split=split, views=0, **changes):
         keeper = keeper_of(run, **changes)
@@ -80,16 +81,16 @@ def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatc
     images[0, 0, 0] ^= 1
     others = {
         "leaves": {"leaves": leaves | {path: leaves[path] + 1e-3}},
-        "pictures": {"split": Split(images, split.labels)},
-        "order": {"split": split.take(np.array([1, 0, 2, 3, 4]))},
+        "images": {"split": Split(images, split.labels)},
+        "order": {"split": split.select(np.array([1, 0, 2, 3, 4]))},
         "preprocess": {
             "network": dataclasses.replace(
                 network,
-                preprocess=run.network.preprocess.__class__(**{**dataclasses.asdict(network.preprocess), "size": 9}),
+                preprocess=run.predictor.preprocess.__class__(**{**dataclasses.asdict(network.preprocess), "size": 9}),
             )
         },
         "dtype": {"network": dataclasses.replace(network, dtype="bfloat16")},
-        "grid": {"network": dataclasses.replace(network, grid=None)},
+        "grid": {"network": dataclasses.replace(network, pool_to=None)},
         "views": {"views": 2, "augment": AugmentConfig(flip=True)},
         "augmentation": {"views": 2, "augment": AugmentConfig(crop_padding=1)},
         "seed": {"views": 2, "augment": AugmentConfig(crop_padding=1), "seed": 5},
@@ -104,17 +105,17 @@ def test_only_the_same_of_everything_is_taken_again(frozen, tmp_path, monkeypatc
 
 def test_rows_are_those_of_the_pictures_in_their_order(frozen):
     run, leaves, network = frozen
-    split = run.data.valid.take(np.arange(11))
-    (kept,) = keeper_of(run, cache=CacheConfig(where="none")).get(network, leaves, split, "").values()
+    split = run.data.valid.select(np.arange(11))
+    (kept,) = keeper_of(run, cache=CacheConfig(storage="none")).get(network, leaves, split, "").values()
     for i in (0, 4, 10):
-        (expected,) = observe(network, leaves, split.images[i : i + 1]).values()
+        (expected,) = apply_frozen(network, leaves, split.images[i : i + 1]).values()
         np.testing.assert_allclose(kept[i], expected[0], rtol=1e-5, atol=1e-6)
 
 
 def test_views_are_drawn_apart_and_stand_one_after_another(frozen):
     run, leaves, network = frozen
-    split, augment = run.data.valid.take(np.arange(7)), AugmentConfig(crop_padding=2)
-    keeper = keeper_of(run, augment=augment, cache=CacheConfig(where="none"))
+    split, augment = run.data.valid.select(np.arange(7)), AugmentConfig(crop_padding=2)
+    keeper = keeper_of(run, augment=augment, cache=CacheConfig(storage="none"))
     (name,) = (views := keeper.get(network, leaves, split, "", 3))
     (plain,) = keeper.get(network, leaves, split, "").values()
     assert views[name].shape == (21, *plain.shape[1:])
@@ -131,7 +132,7 @@ def filled(out, value=1.0):
 @pytest.mark.parametrize("where", ["disk", "memory"])
 def test_a_store_computes_once_and_forgets_the_oldest(tmp_path, where, monkeypatch):
     monkeypatch.setattr(storing, "_memory", {})
-    store, calls = ArrayCache(CacheConfig(where=where, gigabytes=70e-9), tmp_path / "new"), []
+    store, calls = ArrayCache(CacheConfig(storage=where, max_gb=70e-9), tmp_path / "new"), []
 
     def fill(out):
         calls.append(1)
@@ -167,14 +168,14 @@ def test_what_is_half_written_or_damaged_is_computed_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         store.get({"k": 1}, SHAPES, dies)
     assert not store.get({"k": 1}, SHAPES, filled).reused
-    place = tmp_path / storing.digest({"k": 1})
+    place = tmp_path / storing.key_digest({"k": 1})
     for damage in (lambda: (place / "1").write_bytes(b""), lambda: (place / "about.json").write_text("{")):
         damage()
         entry = store.get({"k": 1}, SHAPES, filled)
         assert not entry.reused
         np.testing.assert_array_equal(entry.arrays["a/b"], 1)
     # A folder that a killed process left behind.
-    (tmp_path / f"{storing.digest({'k': 9})}.part").mkdir()
+    (tmp_path / f"{storing.key_digest({'k': 9})}.part").mkdir()
     assert not store.get({"k": 9}, SHAPES, filled).reused
 
 
@@ -182,7 +183,7 @@ def test_where_no_file_can_be_made_memory_keeps_it(tmp_path, monkeypatch):
     monkeypatch.setattr(storing, "_memory", {})
     (tmp_path / "file").write_text("in the way")
     entry = ArrayCache(CacheConfig(), tmp_path / "file" / "folder").get({"k": 1}, SHAPES, filled)
-    assert (entry.where, entry.reused) == ("memory", False)
+    assert (entry.storage, entry.reused) == ("memory", False)
 
 
 def _fills(folder, queue):
@@ -209,56 +210,56 @@ def test_two_processes_fill_and_read_the_same_one(tmp_path):
 
 def test_the_budget_and_augmentation_decide(tmp_path):
     def keeping(**settings):
-        config = config_of(tmp_path, "feature_extraction", "resnet", **{"cache.where": "disk"} | settings)
-        return prepare(config).plans[0].keeping
+        config = config_of(tmp_path, "feature_extraction", "resnet", **{"cache.storage": "disk"} | settings)
+        return prepare(config).plans[0].cache_plan
 
     whole = keeping()
-    assert [n.name for n in whole.train] == [PREFIX]
-    assert whole.valid is not None
-    train, valid = whole.train_bytes, whole.valid_bytes
+    assert [n.name for n in whole.cached] == [FROZEN_STAGES]
+    assert whole.cached_valid is not None
+    train, valid = whole.cached_bytes, whole.cached_valid_bytes
     assert train > 0 < valid
-    assert keeping(**{"cache.gigabytes": train / 1e9}).valid is None
-    assert "more than what cache.gigabytes leaves" in keeping(**{"cache.gigabytes": (train - 1) / 1e9}).why
+    assert keeping(**{"cache.max_gb": train / 1e9}).cached_valid is None
+    assert "more than what cache.max_gb leaves" in keeping(**{"cache.max_gb": (train - 1) / 1e9}).reason
     drawn = keeping(**{"augment.flip": True})
-    assert (drawn.train, drawn.valid) == ((), whole.valid)
-    assert "cache.views would keep some" in drawn.why
-    views = keeping(**{"augment.flip": True, "cache.views": 3})
-    assert (views.train_bytes, views.views) == (3 * train, 3)
-    for more in ({"cache.where": "none"}, {"cache.gigabytes": train / 1e9}):
-        with pytest.raises(UserError, match=re.escape("cache.views=3 takes")):
-            keeping(**{"augment.flip": True, "cache.views": 3} | more)
+    assert (drawn.cached, drawn.cached_valid) == ((), whole.cached_valid)
+    assert "cache.num_views would keep some" in drawn.reason
+    views = keeping(**{"augment.flip": True, "cache.num_views": 3})
+    assert (views.cached_bytes, views.num_views) == (3 * train, 3)
+    for more in ({"cache.storage": "none"}, {"cache.max_gb": train / 1e9}):
+        with pytest.raises(UserError, match=re.escape("cache.num_views=3 takes")):
+            keeping(**{"augment.flip": True, "cache.num_views": 3} | more)
     # A student that sees pictures drawn anew has teachers that see the same.
-    settings = {"cache.where": "memory", "augment.flip": True, "cache.views": 3}
+    settings = {"cache.storage": "memory", "augment.flip": True, "cache.num_views": 3}
     (plan,) = prepare(config_of(tmp_path, "distillation", "resnet", **settings)).plans
-    assert (plan.keeping.train, plan.keeping.views, len(plan.spec.observed)) == ((), 0, 1)
+    assert (plan.cache_plan.cached, plan.cache_plan.num_views, len(plan.spec.networks)) == ((), 0, 1)
     # Where heads pool, what is kept is pooled; where a next stage learns, it goes on from the whole map.
-    (network,) = whole.train
-    assert network.grid is not None
-    config = config_of(tmp_path, "layers", "resnet", **{"cache.where": "disk", "strategy.layers": ("stage2/.*",)})
-    (network,) = prepare(config).plans[0].keeping.train
-    assert network.grid is None
+    (network,) = whole.cached
+    assert network.pool_to is not None
+    config = config_of(tmp_path, "layers", "resnet", **{"cache.storage": "disk", "strategy.layers": ("stage2/.*",)})
+    (network,) = prepare(config).plans[0].cache_plan.cached
+    assert network.pool_to is None
     assert network.maps == (("stage1", "stage1"),)
 
 
 def test_an_objective_that_reads_maps_must_say_so(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(
-        "from tljax.losses import objective\n"
-        "@objective()\n"
+        "from tljax.losses import loss\n"
+        "@loss()\n"
         "def silent(outputs, batch, reference, hyper):\n"
         "    return outputs['maps']['stage1'].mean()\n"
-        "@objective('maps')\n"
+        "@loss('maps')\n"
         "def honest(outputs, batch, reference, hyper):\n"
         "    return outputs['maps']['stage1'].mean()\n"
     )
-    for name, words in (("silent", '@objective("maps")'), ("honest", None)):
+    for name, words in (("silent", '@loss("maps")'), ("honest", None)):
         objectives = (("cross_entropy", 1.0), (f"{path}:{name}", 0.1))
-        settings = {"strategy.objectives": objectives, "cache.where": "memory"}
+        settings = {"strategy.losses": objectives, "cache.storage": "memory"}
         case = Case.make(config_of(tmp_path, "feature_extraction", "resnet", **settings))
         (plan,) = case.plans
         if words is None:
-            (network,) = plan.once
-            assert [stage for stage, _ in network.maps] == list(plan.prefix)
+            (network,) = plan.cached
+            assert [stage for stage, _ in network.maps] == list(plan.frozen_stages)
             case.run(plan)
         else:
             with pytest.raises(UserError, match=re.escape(words)):
@@ -268,8 +269,8 @@ def test_an_objective_that_reads_maps_must_say_so(tmp_path):
 def test_the_key_and_the_result_do_not_hang_on_where_features_are_kept():
     config = schema.Config()
     for where in ("memory", "none"):
-        other = dataclasses.replace(config, cache=CacheConfig(where=where, gigabytes=1.0))
-        assert schema.digest(other) == schema.digest(config)
-    views = dataclasses.replace(config, cache=CacheConfig(views=2))
-    assert schema.digest(views) != schema.digest(config)
-    assert DeviceMesh(8).multiple(9) % DeviceMesh(8).count == 0
+        other = dataclasses.replace(config, cache=CacheConfig(storage=where, max_gb=1.0))
+        assert config_hash(other) == config_hash(config)
+    views = dataclasses.replace(config, cache=CacheConfig(num_views=2))
+    assert config_hash(views) != config_hash(config)
+    assert DeviceMesh(8).round_up(9) % DeviceMesh(8).count == 0

@@ -7,17 +7,17 @@ import pytest
 
 from tljax.config import Config, TrainConfig
 from tljax.errors import TrainingStopped
-from tljax.train.callbacks import Progress
+from tljax.train.callbacks import TrainProgress
 from tljax.train.run_state import RunState, digests
 
 
 def member_in_phase(patience=None, steps=3, **progress):
     """A run in a phase of so many steps, three of which are an epoch, whose checkpoints nobody keeps."""
-    phase = types.SimpleNamespace(name="head", objectives=())
-    plan = types.SimpleNamespace(phase=phase, steps=steps, steps_per_epoch=3.0, keeping=None, prefix=())
+    phase = types.SimpleNamespace(name="head", losses=())
+    plan = types.SimpleNamespace(phase=phase, steps=steps, steps_per_epoch=3.0, cache_plan=None, frozen_stages=())
     checkpoints = types.SimpleNamespace(save=lambda *args: None)
-    config = Config(train=TrainConfig(early_stop_epochs=patience))
-    return RunState(config, [plan, plan], checkpoints, None, Progress(**progress))
+    config = Config(train=TrainConfig(patience_epochs=patience))
+    return RunState(config, [plan, plan], checkpoints, None, TrainProgress(**progress))
 
 
 def test_a_phase_that_changed_a_frozen_parameter_stops_the_run():

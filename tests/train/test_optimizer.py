@@ -9,7 +9,7 @@ import pytest
 
 from tljax.config import OptimConfig
 from tljax.strategies import ParamGroup
-from tljax.train.optimizer import hyper_of, learning_rate, make_optimizer, static_of
+from tljax.train.optimizer import learning_rate, make_optimizer, optimizer_hparams, optimizer_spec
 
 KERAS = json.loads((Path(__file__).parent.parent / "golden" / "keras.json").read_text())
 
@@ -25,8 +25,8 @@ KERAS = json.loads((Path(__file__).parent.parent / "golden" / "keras.json").read
 )
 def test_five_steps_equal_keras(name, optim, scale, tolerance):
     params = {"w": np.array(KERAS["start"], np.float32)}
-    groups, hyper = {"w": ParamGroup(".*", 1.0, False)}, hyper_of(optim) | {"lr": optim.lr}
-    optimizer = make_optimizer(static_of(optim), hyper, groups)
+    groups, hyper = {"w": ParamGroup(".*", 1.0, False)}, optimizer_hparams(optim) | {"lr": optim.lr}
+    optimizer = make_optimizer(optimizer_spec(optim), hyper, groups)
     state = optimizer.init(params)
     for t, expected in enumerate(KERAS["optimizers"][name]):
         grads = {"w": np.random.default_rng([11, t]).standard_normal(4).astype(np.float32) * np.float32(scale)}
@@ -38,7 +38,7 @@ def test_five_steps_equal_keras(name, optim, scale, tolerance):
 def test_decay_is_decoupled_and_spares_what_its_group_spares():
     optim = OptimConfig(name="adam", lr=0.1, weight_decay=0.5)
     groups = {"kernel": ParamGroup(".*", 1.0, True), "bias": ParamGroup(".*", 1.0, False)}
-    optimizer = make_optimizer(static_of(optim), hyper_of(optim) | {"lr": 0.1}, groups)
+    optimizer = make_optimizer(optimizer_spec(optim), optimizer_hparams(optim) | {"lr": 0.1}, groups)
     params = {"kernel": np.full((2, 2), 2.0, np.float32), "bias": np.full(2, 2.0, np.float32)}
     zeros = {p: np.zeros_like(v) for p, v in params.items()}
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)

@@ -14,7 +14,7 @@ from tljax.train.batches import BatchStream
 @pytest.fixture
 def watched(monkeypatch):
     """The programs that a training compiles, and whether each call of one took the state that it was given."""
-    programs, taken, make = {}, [], loop.make_steps
+    programs, taken, make = {}, [], loop.make_multi_step
 
     def making(*args):
         program = programs[args] = make(*args)
@@ -26,13 +26,13 @@ def watched(monkeypatch):
 
         return steps
 
-    monkeypatch.setattr(loop, "make_steps", making)
+    monkeypatch.setattr(loop, "make_multi_step", making)
     return programs, taken
 
 
 def test_a_phase_is_one_program_and_blocks_lead_to_the_same_bits(tiny, tmp_path, console, watched, monkeypatch):
     programs, taken = watched
-    tiny.cache.where = "memory"
+    tiny.cache.storage = "memory"
     tiny.model.options = {"depths": (1,), "widths": (4,)}
     tiny.strategy.phases = (tiny.strategy.phases[0], schema.Phase("all", optim={"name": "nesterov"}))
     tiny.train.checkpoint_epochs, tiny.train.eval_epochs = 0.3, 0.7  # stretches of many lengths
@@ -63,11 +63,11 @@ def test_a_feed_gives_each_picture_with_what_is_known_of_its_view(resident, monk
         "prefix/maps/a": np.arange(n * views, dtype=np.float32)[:, None] + 100,
     }
     source = BatchStream(arrays, (images + 50, 2), batch, (0, 0), steps, views, DeviceMesh(batch))
-    assert source.resident == resident
+    assert source.on_device == resident
     seen, positions = [], []
     for count in (1, 5, 2, 4):
         positions.append(source.position)
-        block = jax.device_get(source.take(count))
+        block = jax.device_get(source.next_block(count))
         for i in range(count):
             if resident:
                 rows = block["row"][i]
@@ -84,6 +84,6 @@ def test_a_feed_gives_each_picture_with_what_is_known_of_its_view(resident, monk
     for epoch in range(len(labels) // n):
         assert sorted(labels[epoch * n : (epoch + 1) * n]) == list(range(n))
     source.seek(positions[2])
-    again = jax.device_get(source.take(1))
+    again = jax.device_get(source.next_block(1))
     key = "row" if resident else "label"
     np.testing.assert_array_equal(again[key][0] % n, seen[6]["label"])

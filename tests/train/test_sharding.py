@@ -25,12 +25,12 @@ print(json.dumps(losses_and_shares(*sys.argv[1:])))
 """
 
 
-def losses_and_shares(workdir, shard):
+def losses_and_shares(workdir, sharding):
     """Trains a small network; returns its losses, and how much of parameters and optimizer state a device has."""
     shares, save, least = [], Trainer._save, mesh.MIN_SHARDED
 
     def saving(self, place, own, state, *rest):
-        leaves = jax.tree.leaves((state.learned, state.opt))
+        leaves = jax.tree.leaves((state.params, state.opt_state))
         shares.append(sum(x.addressable_shards[0].data.size for x in leaves) / sum(x.size for x in leaves))
         return save(self, place, own, state, *rest)
 
@@ -47,8 +47,8 @@ def losses_and_shares(workdir, shard):
     c.model.dropout = 0.2
     c.train.batch_size = 16
     c.train.epochs = 1
-    c.cache.where = "none"
-    c.train.shard = shard
+    c.cache.storage = "none"
+    c.train.sharding = sharding
     c.report.figures = c.report.tensorboard = False
     Trainer._save, mesh.MIN_SHARDED = saving, 64
     try:
@@ -66,9 +66,9 @@ def losses_and_shares(workdir, shard):
 
 
 @pytest.mark.skipif(jax.device_count() != 1, reason="compares one device with eight virtual ones")
-@pytest.mark.parametrize(("shard", "most"), [pytest.param("none", 1, marks=pytest.mark.deep), ("parameters", 0.2)])
-def test_eight_virtual_devices_give_what_one_gives_and_may_share_the_parameters(tmp_path, shard, most):
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "eight"), shard]
+@pytest.mark.parametrize(("sharding", "most"), [pytest.param("none", 1, marks=pytest.mark.deep), ("fsdp", 0.2)])
+def test_eight_virtual_devices_give_what_one_gives_and_may_share_the_parameters(tmp_path, sharding, most):
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "eight"), sharding]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )

@@ -13,9 +13,9 @@ DROPOUT = {"model.dropout": 0.5, "optim.name": "sgd"}
 def make_step_fn(case, plan, batch, state=None, **changed):
     """Takes one compiled step from a state, or from the start; returns the state after it and the metrics."""
     given = case.given(plan)
-    learned, moving, frozen = plan.take(case.leaves, given.neurons)
+    learned, moving, frozen = plan.partition(case.leaves, given.channel_index)
     if state is None:
-        state = init_state(plan.spec, *jax.tree.map(jnp.array, (learned, moving)), plan.hyper)
+        state = init_state(plan.spec, *jax.tree.map(jnp.array, (learned, moving)), plan.hparams)
     return make_train_step(plan.spec)(state, frozen, batch, numbers(plan) | changed, jax.random.key(0), given)
 
 
@@ -49,11 +49,11 @@ def test_frozen_stages_draw_nothing(tmp_path):
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
     def after(parts):
-        case = Case.make(config_of(tmp_path, "full", "vgg", **{"optim.name": "sgd", "train.accumulate": parts}))
+        case = Case.make(config_of(tmp_path, "full", "vgg", **{"optim.name": "sgd", "train.grad_accum_steps": parts}))
         (plan,) = case.plans
-        assert plan.spec.accumulate == parts
+        assert plan.spec.grad_accum_steps == parts
         state, metrics = make_step_fn(case, plan, case.batch(plan))
-        return state.learned, metrics
+        return state.params, metrics
 
     (whole, a), (parts, b) = after(1), after(4)
     for name in ("loss", "correct", "terms"):
@@ -71,18 +71,18 @@ def test_an_update_that_is_not_finite_is_noticed_though_the_loss_is(tmp_path):
 
 
 def test_averaged_weights_follow_slowly_and_forget_the_start(tmp_path):
-    settings = {"strategy.average": 0.9, "optim.lr": 0.1}
+    settings = {"strategy.ema_decay": 0.9, "optim.lr": 0.1}
     case = Case.make(config_of(tmp_path, "fixmatch", "vgg", **settings))
     (plan,) = case.plans
     state, _ = make_step_fn(case, plan, case.batch(plan))
-    first = {path: np.array(x) for path, x in state.learned.items()}
+    first = {path: np.array(x) for path, x in state.params.items()}
     # The first step is all of the average, of the second it is half; from the tenth on it is a tenth.
-    np.testing.assert_array_equal(*(np.array(x["stem/conv1/kernel"]) for x in (state.average, first)))
+    np.testing.assert_array_equal(*(np.array(x["stem/conv1/kernel"]) for x in (state.ema, first)))
     state, _ = make_step_fn(case, plan, case.batch(plan), state)
-    second = {path: np.array(x) for path, x in state.learned.items()}
+    second = {path: np.array(x) for path, x in state.params.items()}
     for path in first:
-        np.testing.assert_allclose(state.average[path], (first[path] + second[path]) / 2, rtol=1e-5, atol=1e-7)
-    average = {path: np.array(x) for path, x in state.average.items()}
+        np.testing.assert_allclose(state.ema[path], (first[path] + second[path]) / 2, rtol=1e-5, atol=1e-7)
+    average = {path: np.array(x) for path, x in state.ema.items()}
     state, _ = make_step_fn(case, plan, case.batch(plan), state._replace(step=jnp.int32(50)))
-    for path, new in state.learned.items():
-        np.testing.assert_allclose(state.average[path], 0.9 * average[path] + 0.1 * new, rtol=1e-5, atol=1e-7)
+    for path, new in state.params.items():
+        np.testing.assert_allclose(state.ema[path], 0.9 * average[path] + 0.1 * new, rtol=1e-5, atol=1e-7)

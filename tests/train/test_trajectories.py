@@ -21,9 +21,9 @@ from tljax.config import Config, Phase, override
 from tljax.models import params as params_lib
 from tljax.models.backbones import resnet, vgg
 from tljax.train.optimizer import learning_rate
-from tljax.train.plan import Pictures, plan_phase
+from tljax.train.plan import SplitSizes, plan_phase
 from tljax.train.step import init_state, make_train_step
-from tljax.weights import Preprocess, port
+from tljax.weights import Preprocess, assign_weights
 from tljax.weights.layouts import layouts
 from tljax.weights.layouts.table import Layout, torch_dense
 
@@ -77,21 +77,21 @@ def batch(step):
 @functools.cache
 def train(net, recipe, dtype):
     variant, head = NETS[net]
-    model = models.build(variant, num_classes=5, image_size=12, dtype=np.dtype(dtype), rngs=nnx.Rngs(0), **head)
+    model = models.create_model(variant, num_classes=5, image_size=12, dtype=np.dtype(dtype), rngs=nnx.Rngs(0), **head)
     layout = layouts(net, variant)["torchvision"]
     layout = Layout((*layout.rules, *torch_dense("fc", "head/dense")), layout.ignore)
-    port(load_file(GOLDEN / f"{net}_init.safetensors"), model, layout)
+    assign_weights(load_file(GOLDEN / f"{net}_init.safetensors"), model, layout)
     settings = {f"optim.{k}": v for k, v in RECIPES[recipe].items()}
     config = override(Config(), {"strategy.name": "scratch", "train.batch_size": 16, **settings})
     rules = (("head/.*", 1.0), (".*", 0.0)) if recipe == "head_only" else ((".*", 1.0),)
-    plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, Pictures(16, 16, (12, 12, 3)), AS_IS)
+    plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, SplitSizes(16, 16, (12, 12, 3)), AS_IS)
     spec = dataclasses.replace(plan.spec, dtype=dtype)
-    _, params, stats = params_lib.split(model)
-    learned, moving, frozen = plan.take({p: v.astype(dtype) for p, v in (params | stats).items()}, {})
-    state, step, losses = init_state(spec, learned, moving, plan.hyper), make_train_step(spec), []
+    _, params, stats = params_lib.flatten_model(model)
+    learned, moving, frozen = plan.partition({p: v.astype(dtype) for p, v in (params | stats).items()}, {})
+    state, step, losses = init_state(spec, learned, moving, plan.hparams), make_train_step(spec), []
     for i in range(plan.steps):
         lr = learning_rate(plan.optim, i, plan.steps, 1.0)
-        state, metrics = step(state, frozen, batch(i), plan.hyper | {"lr": lr, "progress": 0.0}, jax.random.key(0))
+        state, metrics = step(state, frozen, batch(i), plan.hparams | {"lr": lr, "progress": 0.0}, jax.random.key(0))
         losses.append(float(metrics["loss"]))
         assert metrics["finite"]
     return losses, state
@@ -114,5 +114,5 @@ def test_losses_equal_pytorchs_in_float32(net, recipe):
 def test_running_statistics_follow_torchs():
     expected = json.loads((GOLDEN / "resnet_momentum_final_stats.json").read_text())
     _, state = train("resnet", "momentum", "float32")
-    np.testing.assert_allclose(state.moving["stem/unit/bn/mean"], expected["bn1.running_mean"], atol=1e-4)
-    np.testing.assert_allclose(state.moving["stem/unit/bn/var"], expected["bn1.running_var"], atol=1e-4)
+    np.testing.assert_allclose(state.batch_stats["stem/unit/bn/mean"], expected["bn1.running_mean"], atol=1e-4)
+    np.testing.assert_allclose(state.batch_stats["stem/unit/bn/var"], expected["bn1.running_var"], atol=1e-4)

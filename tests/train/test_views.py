@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tljax.augment.pipeline import make_views
+from tljax.augment.pipeline import make_augment
 from tljax.config import AugmentConfig
 from tljax.losses.pixelwise import IGNORED
 
@@ -38,7 +38,7 @@ OPTIONS = (
     {"flip": True, "scale": (0.7, 1.3), "translate": 0.15},
     {"scale": (0.8, 1.2), "mosaic": 0.5},
 )
-VIEWS = [jax.jit(make_views(AugmentConfig(**options), SIDE)["weak"]) for options in OPTIONS]
+VIEWS = [jax.jit(make_augment(AugmentConfig(**options), SIDE)["weak"]) for options in OPTIONS]
 
 
 @settings(deadline=None, max_examples=15)
@@ -62,8 +62,8 @@ def test_picture_mask_and_boxes_move_together(which, seed):
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_strong_views_show_everything_where_weak_ones_do(mosaic):
     images, masks, _ = scene()
-    config = AugmentConfig(flip=True, rotate=30.0, translate=0.1, mosaic=mosaic, strength=1.0)
-    views, key = make_views(config, SIDE), jax.random.key(3)
+    config = AugmentConfig(flip=True, rotate=30.0, translate=0.1, mosaic=mosaic, strong_magnitude=1.0)
+    views, key = make_augment(config, SIDE), jax.random.key(3)
     weak, strong = (views[name](key, {"image": images, "label": masks}) for name in ("weak", "strong"))
     np.testing.assert_array_equal(weak["label"], strong["label"])
     assert (np.asarray(weak["image"]) != np.asarray(strong["image"])).any()
@@ -72,7 +72,7 @@ def test_strong_views_show_everything_where_weak_ones_do(mosaic):
 def test_a_mosaic_is_four_pictures_at_half_their_sides():
     images, _, boxes = scene()
     batch = {"image": images, "label": np.array([[0, -1]] * 4, np.int32), "boxes": boxes}
-    made = make_views(AugmentConfig(mosaic=1.0), SIDE)["weak"](jax.random.key(0), batch)
+    made = make_augment(AugmentConfig(mosaic=1.0), SIDE)["weak"](jax.random.key(0), batch)
     assert made["boxes"].shape == (4, 8, 4)
     for corner, (y, x) in enumerate([(0, 0), (0, 16), (16, 0), (16, 16)]):
         whole = images[np.roll(np.arange(4), corner)].astype(np.float32)
@@ -89,11 +89,11 @@ def test_boxes_that_leave_the_picture_are_dropped_and_weights_follow_their_pixel
     config = AugmentConfig(translate=0.9)
     weight = masks.astype(np.float32) * 3
     batch = {"image": images, "label": masks, "weight": weight}
-    moved = make_views(config, SIDE)["weak"](jax.random.key(1), batch)
+    moved = make_augment(config, SIDE)["weak"](jax.random.key(1), batch)
     inside = np.asarray(moved["label"]) == 1
     assert np.asarray(moved["weight"])[inside].min(initial=3) > 1.4
     boxed = {"image": images, "label": np.array([[0, -1]] * 4, np.int32), "boxes": boxes}
-    kept = np.asarray(make_views(config, SIDE)["weak"](jax.random.key(1), boxed)["label"])[:, 0] == 0
+    kept = np.asarray(make_augment(config, SIDE)["weak"](jax.random.key(1), boxed)["label"])[:, 0] == 0
     areas = np.array([(mask == 1).sum() for mask in np.asarray(moved["label"])])
     share = areas / (masks == 1).sum((1, 2))
     assert (kept == (share > 0.2)).all(), (kept, share)
@@ -103,6 +103,6 @@ def test_nothing_asked_for_is_nothing_changed():
     images, _, boxes = scene()
     batch = {"image": images, "label": np.array([[0, -1]] * 4, np.int32), "boxes": boxes}
     for side in (SIDE, None):
-        made = make_views(AugmentConfig(), side)["weak"](jax.random.key(0), jax.tree.map(jnp.asarray, batch))
+        made = make_augment(AugmentConfig(), side)["weak"](jax.random.key(0), jax.tree.map(jnp.asarray, batch))
         for name, value in batch.items():
             np.testing.assert_array_equal(made[name], value)

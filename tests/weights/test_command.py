@@ -153,7 +153,7 @@ def test_a_file_is_described(command, folder):
     assert rows[0] == ["features.0.bias", "64", "float16"]
     assert ["features.0.weight", "64×3×3×3", "float16"] in rows
     assert [r[0] for r in rows] == sorted((r[0] for r in rows), key=lambda n: (int(n.split(".")[1]), n))
-    found = weights.find(str(folder / "vgg11.safetensors"))
+    found = weights.resolve_weights(str(folder / "vgg11.safetensors"))
     for line in (
         f"file           {found.path}",
         f"SHA-256        {found.sha256}",
@@ -309,10 +309,10 @@ def test_a_finished_run_is_inspected_and_exported(command, tiny, console, tmp_pa
     assert code == 0
     assert said.endswith("tensors of resnet8, from the names of tljax into those of torchvision.\n")
     # The file fills a model with the very leaves that the run's best step has.
-    filled = [models.build("resnet8", num_classes=3, rngs=None) for _ in range(2)]
+    filled = [models.create_model("resnet8", num_classes=3, rngs=None) for _ in range(2)]
     for model, name in zip(filled, (source, str(out)), strict=True):
         weights.load(model, name)
-    digests = {weights.parameters_digest(leaves_of(model)) for model in filled}
+    digests = {weights.params_hash(leaves_of(model)) for model in filled}
     assert digests == {result["parameters_digest"]}
     assert {"conv1.weight", "layer3.0.downsample.1.running_var", "fc.bias"} <= set(load_file(out))
     said = refused(command, "export", source, tmp_path / "x.safetensors", "--layout=kears")
@@ -320,16 +320,17 @@ def test_a_finished_run_is_inspected_and_exported(command, tiny, console, tmp_pa
 
 
 def leaves_of(model):
-    _, params, stats = params_lib.split(model)
+    _, params, stats = params_lib.flatten_model(model)
     return params | stats
 
 
 def test_a_head_that_the_library_has_no_form_for(monkeypatch, tmp_path):
     # torchvision's VGG flattens 7×7 places; a run's hidden layer may stand on one.
-    run = weights.Weights("workdir:run", tmp_path, "0", None)
+    run = weights.WeightSource("workdir:run", tmp_path, "0", None)
     leaves = {"head/hidden0/kernel": np.ones((512, 8), np.float32)}
-    (tmp_path / "config.json").write_text(json.dumps({"model": {"backbone": "vgg11", "options": {}}}))
-    monkeypatch.setattr("tljax.weights.convert.find", lambda source: run)
+    config = {"model": {"backbone": "vgg11"}, "strategy": {"name": "scratch"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("tljax.weights.convert.resolve_weights", lambda source: run)
     monkeypatch.setattr("tljax.weights.convert.open_weights", lambda found: _Opened(leaves))
     with pytest.raises(UserError, match=r"^torchvision has no form for head/hidden0/kernel of shape \(512, 8\)\.$"):
         convert("workdir:run", tmp_path / "out.safetensors")

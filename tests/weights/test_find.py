@@ -24,11 +24,11 @@ TORCHVISION, KERAS, LOCAL = "torchvision:resnet18.IMAGENET1K_V1", "keras:vgg16",
 
 
 def build(config=TINY, classes=3, **options):
-    return models.build(config, num_classes=classes, image_size=16, rngs=nnx.Rngs(0), **options)
+    return models.create_model(config, num_classes=classes, image_size=16, rngs=nnx.Rngs(0), **options)
 
 
 def leaves(model):
-    _, params, stats = params_lib.split(model)
+    _, params, stats = params_lib.flatten_model(model)
     return {path: np.asarray(value) for path, value in (params | stats).items()}
 
 
@@ -40,7 +40,9 @@ def exported(model, layout="torchvision"):
 def shuffled(model):
     """The model with a value of its own in every leaf."""
     rng = np.random.default_rng(1)
-    params_lib.update(model, {p: rng.uniform(0.5, 1.5, v.shape).astype(v.dtype) for p, v in leaves(model).items()})
+    params_lib.set_variables(
+        model, {p: rng.uniform(0.5, 1.5, v.shape).astype(v.dtype) for p, v in leaves(model).items()}
+    )
     return model
 
 
@@ -96,7 +98,7 @@ def test_a_published_file_is_known_by_its_digest_wherever_it_lies(name, suffix, 
     publish(name, "http://nowhere/else", digest)
     path = tmp_path / f"mine{suffix}"
     path.write_bytes(CONTENT)
-    found, entry = weights.find(str(path)), weights.CATALOG[name]
+    found, entry = weights.resolve_weights(str(path)), weights.CATALOG[name]
     assert (found.preprocess, found.backbone) == (entry.preprocess, entry.backbone)
 
 
@@ -104,13 +106,13 @@ def test_a_path_with_and_without_its_prefix(tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(CONTENT)
     for source in (str(path), f"file:{path}"):
-        found = weights.find(source)
+        found = weights.resolve_weights(source)
         assert (found.name, found.path, found.sha256) == (source, path, SHA256)
         assert (found.preprocess, found.backbone, found.revision) == (None, None, None)
         assert found.describe() == {"name": source, "sha256": SHA256}
-        assert weights.find(source, "caffe").preprocess == PRESETS["caffe"]
-    assert refused(weights.find, f"file:{path}x") == f"There are no weights at {path}x."
-    assert refused(weights.find, str(tmp_path)) == f"There are no weights at {tmp_path}."
+        assert weights.resolve_weights(source, "caffe").preprocess == PRESETS["caffe"]
+    assert refused(weights.resolve_weights, f"file:{path}x") == f"There are no weights at {path}x."
+    assert refused(weights.resolve_weights, str(tmp_path)) == f"There are no weights at {tmp_path}."
 
 
 def test_what_loads_is_what_was_saved(tmp_path):
@@ -124,19 +126,22 @@ def test_what_loads_is_what_was_saved(tmp_path):
 
 def test_a_name_that_nobody_serves_lies_in_the_folder(folder, publish, monkeypatch):
     publish(LOCAL, "net.safetensors", SHA256)
-    assert refused(weights.find, LOCAL) == f"There are no weights at {folder}/net.safetensors."
+    assert refused(weights.resolve_weights, LOCAL) == f"There are no weights at {folder}/net.safetensors."
     (folder / "net.safetensors").write_bytes(CONTENT)
-    found = weights.find(LOCAL)
+    found = weights.resolve_weights(LOCAL)
     assert (found.path, found.sha256, found.backbone) == (folder / "net.safetensors", SHA256, "vgg16")
     assert found.preprocess == PRESETS["caffe"]
     # The same file by its path is known by its digest.
-    assert weights.find(str(found.path)).preprocess == PRESETS["caffe"]
+    assert weights.resolve_weights(str(found.path)).preprocess == PRESETS["caffe"]
     (folder / "net.safetensors").write_bytes(CONTENT + b" ")
-    said = refused(weights.find, LOCAL)
+    said = refused(weights.resolve_weights, LOCAL)
     assert said.startswith(f"{folder}/net.safetensors is not {LOCAL}: its SHA-256 is ")
     assert said.endswith(f", expected {SHA256}.")
     monkeypatch.delenv("TLJAX_WEIGHTS_DIR")
-    assert refused(weights.find, LOCAL) == f"{LOCAL} needs TLJAX_WEIGHTS_DIR, the folder that has net.safetensors."
+    assert (
+        refused(weights.resolve_weights, LOCAL)
+        == f"{LOCAL} needs TLJAX_WEIGHTS_DIR, the folder that has net.safetensors."
+    )
 
 
 # torchvision: and keras:
@@ -152,7 +157,7 @@ def test_published_weights(name, digest, preprocess, site, folder, publish, tmp_
     site.files["/models/net.safetensors"] = File(CONTENT)
     # From the address into the cache, once.
     for _ in range(2):
-        found = weights.find(name)
+        found = weights.resolve_weights(name)
         assert found.path.is_relative_to(tmp_path / "cache")
         assert (found.path.name, found.sha256, found.revision) == ("net.safetensors", SHA256, None)
     assert len(site.asked) == 1
@@ -162,11 +167,11 @@ def test_published_weights(name, digest, preprocess, site, folder, publish, tmp_
     # A file in the folder comes first, and nothing is asked.
     kept = folder / "net.safetensors"
     kept.write_bytes(CONTENT)
-    assert weights.find(name).path == kept
+    assert weights.resolve_weights(name).path == kept
     assert len(site.asked) == 1
     # It is not passed over in silence when it is another one.
     kept.write_bytes(CONTENT[:-1])
-    said = refused(weights.find, name)
+    said = refused(weights.resolve_weights, name)
     assert said.startswith(f"{kept} is not {name}: its digest is ")
     assert said.endswith(f", expected {digest}.")
 
@@ -175,11 +180,11 @@ def test_what_the_address_has_must_be_what_was_meant(site, folder, publish, tmp_
     url = f"{site.url}/net.safetensors"
     publish(TORCHVISION, url, SHA256[:8])
     site.files["/net.safetensors"] = File(CONTENT[:-1])
-    said = refused(weights.find, TORCHVISION)
+    said = refused(weights.resolve_weights, TORCHVISION)
     assert said.startswith(f"{url} is not the file that was meant: its SHA-256 is ")
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     del site.files["/net.safetensors"]
-    assert refused(weights.find, TORCHVISION) == f"{url} cannot be downloaded: the server answers 404."
+    assert refused(weights.resolve_weights, TORCHVISION) == f"{url} cannot be downloaded: the server answers 404."
 
 
 @pytest.mark.parametrize(
@@ -191,17 +196,19 @@ def test_what_the_address_has_must_be_what_was_meant(site, folder, publish, tmp_
     ],
 )
 def test_a_slip_in_a_name(slip, name):
-    assert refused(weights.find, slip).endswith(f'{slip}"; did you mean "{name}"?' if ":" in slip else f'"{name}"?')
+    assert refused(weights.resolve_weights, slip).endswith(
+        f'{slip}"; did you mean "{name}"?' if ":" in slip else f'"{name}"?'
+    )
 
 
 # hf:
 
 
 def test_the_hub_tells_digest_and_commit(hub):
-    found = weights.find("hf:lab/net")
+    found = weights.resolve_weights("hf:lab/net")
     assert found.describe() == {"name": "hf:lab/net", "sha256": SHA256, "revision": COMMIT}
     assert (found.preprocess, found.backbone) == (None, None)
-    same = weights.find(f"hf:lab/net@{COMMIT}:{NAME}", "symmetric")
+    same = weights.resolve_weights(f"hf:lab/net@{COMMIT}:{NAME}", "symmetric")
     assert (same.path, same.revision, same.preprocess) == (found.path, COMMIT, PRESETS["symmetric"])
     model = build()
     weights.load(model, found)
@@ -211,18 +218,18 @@ def test_the_hub_tells_digest_and_commit(hub):
 def test_a_repository_of_the_catalogue_brings_what_is_known(hub, monkeypatch):
     entry = dataclasses.replace(weights.CATALOG["hf:timm/resnet18.a1_in1k"], name="hf:lab/net", source="lab/net")
     monkeypatch.setitem(weights.CATALOG, "hf:lab/net", entry)
-    found = weights.find("hf:lab/net@main")
+    found = weights.resolve_weights("hf:lab/net@main")
     assert (found.backbone, found.preprocess) == ("resnet18", entry.preprocess)
     assert found.preprocess.interpolation == "bicubic"
-    assert 'was trained with preprocessing "torch"' in refused(weights.find, "hf:lab/net", "symmetric")
+    assert 'was trained with preprocessing "torch"' in refused(weights.resolve_weights, "hf:lab/net", "symmetric")
 
 
 def test_a_slip_in_a_repositorys_name(hub):
-    said = refused(weights.find, "hf:timm/resnet18_a1_in1k")
+    said = refused(weights.resolve_weights, "hf:timm/resnet18_a1_in1k")
     assert said.startswith("There is no timm/resnet18_a1_in1k at http://127.0.0.1:")
     assert said.endswith('; did you mean "hf:timm/resnet18.a1_in1k"?')
     # What resembles nothing that is known gets no list of what is.
-    assert refused(weights.find, "hf:qqqqqqqq/zzzzzzzz").endswith("HF_TOKEN does not open it.")
+    assert refused(weights.resolve_weights, "hf:qqqqqqqq/zzzzzzzz").endswith("HF_TOKEN does not open it.")
 
 
 # Preprocessing
@@ -231,14 +238,17 @@ def test_a_slip_in_a_repositorys_name(hub):
 def test_preprocessing_may_be_repeated_and_not_contradicted(folder, publish):
     publish(TORCHVISION, "http://127.0.0.1/net.safetensors", SHA256[:8], size=176, interpolation="bicubic")
     (folder / "net.safetensors").write_bytes(CONTENT)
-    said = refused(weights.find, TORCHVISION, "caffe")
+    said = refused(weights.resolve_weights, TORCHVISION, "caffe")
     assert said == (
         f'{TORCHVISION} was trained with preprocessing "torch": leave model.preprocess unset instead of "caffe".'
     )
     # The same values; size and interpolation are still the publisher's.
-    found = weights.find(TORCHVISION, "torch").preprocess
+    found = weights.resolve_weights(TORCHVISION, "torch").preprocess
     assert (found.name, found.size, found.interpolation) == ("torch", 176, "bicubic")
-    assert refused(weights.find, TORCHVISION, "cafe") == 'There is no preprocessing "cafe"; did you mean "caffe"?'
+    assert (
+        refused(weights.resolve_weights, TORCHVISION, "cafe")
+        == 'There is no preprocessing "cafe"; did you mean "caffe"?'
+    )
 
 
 # What does not fit
@@ -246,7 +256,7 @@ def test_preprocessing_may_be_repeated_and_not_contradicted(folder, publish):
 
 def test_a_file_of_another_network_is_called_by_its_name(tmp_path):
     path = tmp_path / "net.safetensors"
-    path.write_bytes(exported(models.build("resnet8", num_classes=3, rngs=nnx.Rngs(0))))
+    path.write_bytes(exported(models.create_model("resnet8", num_classes=3, rngs=nnx.Rngs(0))))
     model = build()
     before = leaves(model)
     said = refused(weights.load, model, str(path), keep="head/.*")
@@ -256,7 +266,7 @@ def test_a_file_of_another_network_is_called_by_its_name(tmp_path):
     after = leaves(model)
     assert all(np.array_equal(before[p], after[p]) for p in before)
     # The right network under another head: the name would say nothing new.
-    said = refused(weights.load, models.build("resnet8", num_classes=5, rngs=None), str(path))
+    said = refused(weights.load, models.create_model("resnet8", num_classes=5, rngs=None), str(path))
     assert "fc.bias: (3,), but head/dense/bias is (5,)" in said
     assert said.endswith("in `keep` the leaves that stay.")
     # Tensors of no network at all.
@@ -269,7 +279,7 @@ def test_a_file_of_another_network_is_called_by_its_name(tmp_path):
 def test_a_truncated_file(tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(CONTENT[:-1])
-    assert weights.find(str(path)).sha256 != SHA256
+    assert weights.resolve_weights(str(path)).sha256 != SHA256
     said = refused(weights.load, build(), str(path))
     assert said.startswith(f"{path} is not a readable safetensors file: ")
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.models.zoo import Case, shapes_of
 from tljax.errors import UserError
-from tljax.weights.detect import guess
+from tljax.weights.detect import detect_backbone
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ from tljax.weights.detect import guess
     ],
 )
 def test_the_network_is_found(reference, variant, expected):
-    best = guess(shapes_of(Case(reference, variant)))
+    best = detect_backbone(shapes_of(Case(reference, variant)))
     assert (best.backbone, best.layout) == expected
-    assert best.match.whole
+    assert best.match.complete
     assert best.faults == 0
 
 
@@ -40,12 +40,12 @@ def test_a_variant_without_auxiliary_classifiers_is_no_obstacle():
     # Keras' Inception v3 shares a layout that names them with torchvision's, and comes up when none fits wholly.
     tensors = shapes_of(Case("torchvision", "inception_v3"))
     tensors.pop("fc.bias")
-    best = guess(tensors)
+    best = detect_backbone(tensors)
     assert (best.backbone, best.layout, best.match.missing) == ("inception_v3", "torchvision", ["head/dense/bias"])
 
 
 def test_what_is_no_network_here():
     with pytest.raises(UserError, match=r"^No network here has tensors named like x, y, fc\.bias\.$"):
-        guess({"x": np.ones(1), "y": np.ones(1), "fc.bias": np.ones(1)})
+        detect_backbone({"x": np.ones(1), "y": np.ones(1), "fc.bias": np.ones(1)})
     with pytest.raises(UserError, match=r"^There are no tensors to tell a network by\.$"):
-        guess({})
+        detect_backbone({})

@@ -28,17 +28,17 @@ def tensors(seed=0):
 
 
 def build(**options):
-    return models.build(TINY, num_classes=3, image_size=8, rngs=nnx.Rngs(0), **options)
+    return models.create_model(TINY, num_classes=3, image_size=8, rngs=nnx.Rngs(0), **options)
 
 
 def params(model):
-    return {p: np.asarray(v) for p, v in params_lib.split(model).params.items()}
+    return {p: np.asarray(v) for p, v in params_lib.flatten_model(model).params.items()}
 
 
 def test_every_tensor_lands_transposed_in_its_place():
     model, source = build(), tensors()
     before = params(model)
-    weights.port(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*")
+    weights.assign_weights(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*")
     after = params(model)
     for name, path in (("features.0", "stem/conv1"), ("features.3", "stage2/conv1"), ("features.5", "stage2/conv2")):
         assert (after[f"{path}/kernel"] == source[f"{name}.weight"].transpose(2, 3, 1, 0)).all()
@@ -54,9 +54,9 @@ def test_a_dense_layer_on_a_whole_map_answers_as_theirs(transform, side):
     x, kernel = rng.normal(size=(side, side, 3)), rng.normal(size=(5, 3, side, side))
     # A convolution over the whole map, or a dense layer on it when it is flattened as C, H, W.
     theirs = kernel if transform.startswith("oi") else kernel.reshape(5, -1)
-    ours = TRANSFORMS[transform].ours(theirs)
+    ours = TRANSFORMS[transform].from_foreign(theirs)
     np.testing.assert_allclose(x.reshape(-1) @ ours, np.einsum("oihw,hwi->o", kernel, x))
-    np.testing.assert_array_equal(TRANSFORMS[transform].theirs(np.ascontiguousarray(ours)), theirs)
+    np.testing.assert_array_equal(TRANSFORMS[transform].to_foreign(np.ascontiguousarray(ours)), theirs)
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,15 @@ def test_misfits_raise_with_both_lists_and_change_nothing(change, options, words
     change(source)
     before = params(model)
     with pytest.raises(UserError) as caught:
-        weights.port(source, model, layouts("vgg", TINY)["torchvision"], **options)
+        weights.assign_weights(source, model, layouts("vgg", TINY)["torchvision"], **options)
     assert words in str(caught.value)
     after = params(model)
     assert all((before[p] == after[p]).all() for p in before)
 
 
 def test_ignored_tensors_and_stages_that_are_not_built_may_lie_unused():
-    model, source = build(tap="stem"), tensors() | {"extra": np.ones(1)}
-    weights.port(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*", ignore="ext.*")
+    model, source = build(out_stage="stem"), tensors() | {"extra": np.ones(1)}
+    weights.assign_weights(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*", ignore="ext.*")
     assert (params(model)["stem/conv1/bias"] == source["features.0.bias"]).all()
 
 
@@ -111,9 +111,9 @@ def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
     conv("layer2.0.downsample.0", 6, 4, 1, 1)
     norm("layer2.0.downsample.1", 6)
     source |= {"fc.weight": rng.normal(size=(3, 6)), "fc.bias": rng.normal(size=3)}
-    model = models.build(config, num_classes=3, rngs=nnx.Rngs(0))
-    weights.port(source, model, layouts("resnet", config)["torchvision"])
-    _, made, stats = params_lib.split(model)
+    model = models.create_model(config, num_classes=3, rngs=nnx.Rngs(0))
+    weights.assign_weights(source, model, layouts("resnet", config)["torchvision"])
+    _, made, stats = params_lib.flatten_model(model)
     np.testing.assert_array_equal(
         made["stage2/block0/shortcut/bn/scale"], source["layer2.0.downsample.1.weight"].astype(np.float32)
     )
@@ -136,23 +136,23 @@ def test_load_reads_a_file_and_says_what_it_was(tmp_path):
 def test_what_cannot_be_found_or_read(tmp_path, monkeypatch):
     monkeypatch.delenv("TLJAX_WEIGHTS_DIR", raising=False)
     with pytest.raises(UserError, match="vgg16_imagenet_notop needs TLJAX_WEIGHTS_DIR"):
-        weights.find("vgg16_imagenet_notop")
+        weights.resolve_weights("vgg16_imagenet_notop")
     with pytest.raises(UserError, match='did you mean "vgg16_imagenet_notop"'):
-        weights.find("vgg16_imagenet")
+        weights.resolve_weights("vgg16_imagenet")
     monkeypatch.setenv("TLJAX_WEIGHTS_DIR", str(tmp_path))
     (tmp_path / "vgg16_imagenet_notop.safetensors").write_bytes(b"something else")
     with pytest.raises(UserError, match=r"is not vgg16_imagenet_notop: its SHA-256 is .*, expected 42530430"):
-        weights.find("vgg16_imagenet_notop")
+        weights.resolve_weights("vgg16_imagenet_notop")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not safetensors at all")
     with pytest.raises(UserError, match="not a readable safetensors file"):
         weights.load(build(), str(broken), keep="head/.*")
     with pytest.raises(UserError, match="holds no finished run"):
-        weights.find(f"workdir:{tmp_path}")
+        weights.resolve_weights(f"workdir:{tmp_path}")
 
 
 @pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
 def test_known_weights_refuse_another_preprocessing():
-    assert weights.find("vgg16_imagenet_notop").preprocess == weights.PRESETS["caffe"]
+    assert weights.resolve_weights("vgg16_imagenet_notop").preprocess == weights.PRESETS["caffe"]
     with pytest.raises(UserError, match='was trained with preprocessing "caffe"'):
-        weights.find("vgg16_imagenet_notop", "torch")
+        weights.resolve_weights("vgg16_imagenet_notop", "torch")

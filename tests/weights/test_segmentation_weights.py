@@ -13,17 +13,17 @@ from tljax import models, weights
 from tljax.errors import UserError
 from tljax.models.backbones import vgg
 from tljax.models.heads import UNet
-from tljax.weights.detect import guess
-from tljax.weights.layouts import OURS, layouts
+from tljax.weights.detect import detect_backbone
+from tljax.weights.layouts import NATIVE, layouts
 
 
 def take(source, model, layout=None):
     """What a run does with weights; `source` is a file or another model's leaves."""
-    transfers = model.head.transfers
+    transfers = model.head.reusable_params
     how = {"keep": f"head/(?!({transfers})).*", "optional": f"head/({transfers})"}
     if layout is None:
         return weights.load(model, str(source), **how)
-    return weights.port(source, model, layout, **how)
+    return weights.assign_weights(source, model, layout, **how)
 
 
 def values(model, start="head/"):
@@ -68,7 +68,7 @@ def test_weights_without_dense_layers_leave_these_as_they_are(tmp_path):
 )
 def test_another_u_nets_decoder_is_taken_but_for_its_classes(config, layout, options, tmp_path):
     source = drawn(build(config, "unet", classes=2, **options))
-    family = layouts(*models.find(config))
+    family = layouts(*models.get_variant(config))
     save_file(weights.export(source, family[layout]), tmp_path / "unet.safetensors")
     model = build(config, "unet", classes=4, auxiliary=True, **options)
     take(tmp_path / "unet.safetensors", model)
@@ -86,11 +86,11 @@ def test_a_run_with_a_classifier_is_a_source():
     source = drawn(build(VGG, "classifier", norm="batch", hidden=(7,)))
     for head, options in (("unet", {}), ("fcn", {"channels": 5})):
         model = build(VGG, head, **options)
-        take(leaves(source), model, OURS)
+        take(leaves(source), model, NATIVE)
         assert set(values(model)) <= {"head/fc6/bias"}
         np.testing.assert_array_equal(*(values(m, "stem/")["stem/conv1/kernel"] for m in (model, source)))
     with pytest.raises(UserError, match=r"head/dense/bias \(for head/dense/bias\)"):
-        weights.port(leaves(source), build(VGG, "unet"), OURS, keep="head/(?!dense).*")
+        weights.assign_weights(leaves(source), build(VGG, "unet"), NATIVE, keep="head/(?!dense).*")
 
 
 @pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
@@ -102,7 +102,7 @@ def test_imagenets_vgg16_stands_under_a_u_net():
 
 
 def test_a_file_of_a_whole_u_net_tells_its_decoder():
-    found = guess(shapes_of(Case("segmentation", "milesial_bilinear")))
-    assert (found.backbone, found.match.whole) == ("unet_bilinear", True)
+    found = detect_backbone(shapes_of(Case("segmentation", "milesial_bilinear")))
+    assert (found.backbone, found.match.complete) == ("unet_bilinear", True)
     assert isinstance(found.model.head, UNet)
     assert found.model.head.upsample == "bilinear"

@@ -20,7 +20,7 @@ from tljax.ops import boxes as boxes_of
 GREY = 128
 
 
-class Ranges(NamedTuple):
+class AffineRanges(NamedTuple):
     """How much a picture may change; the default leaves it as it is.
 
     Attributes:
@@ -36,12 +36,12 @@ class Ranges(NamedTuple):
     translate: float = 0.0
 
     @classmethod
-    def of(cls, config: AugmentConfig) -> Ranges:
+    def of(cls, config: AugmentConfig) -> AffineRanges:
         """What a config asks for."""
         return cls(0.5 * config.flip, config.scale, config.rotate, config.translate)
 
 
-class Warp(NamedTuple):
+class Affine(NamedTuple):
     """The output at place p from the centre shows the input's place matrix p + shift from the centre.
 
     Attributes:
@@ -53,7 +53,7 @@ class Warp(NamedTuple):
     shift: jax.Array
 
 
-def draw(key: jax.Array, ranges: Ranges, height: int, width: int) -> Warp:
+def sample_affine(key: jax.Array, ranges: AffineRanges, height: int, width: int) -> Affine:
     """A warp by chance, for pictures of this size: mirrored, scaled, turned, and moved, about the centre."""
     flip_key, scale_key, turn_key, move_key = jax.random.split(key, 4)
     mirror = jnp.where(jax.random.bernoulli(flip_key, ranges.flip), -1.0, 1.0)
@@ -65,10 +65,10 @@ def draw(key: jax.Array, ranges: Ranges, height: int, width: int) -> Warp:
     # The output is the input mirrored, scaled and turned, then moved; the warp is the way back.
     matrix = jnp.array([[cos, -sin], [mirror * sin, mirror * cos]]) / scale
     back = move * jnp.array([height, width], jnp.float32)
-    return Warp(matrix, -(matrix * back).sum(-1))
+    return Affine(matrix, -(matrix * back).sum(-1))
 
 
-def picture(image: jax.Array, warp: Warp, fill: int | None = GREY) -> jax.Array:
+def warp_image(image: jax.Array, warp: Affine, fill: int | None = GREY) -> jax.Array:
     """uint8 [H, W, C] → the same, bilinear; beyond the edge `fill`, or with None what is nearest on it."""
     places = _seen(image.shape[:2], warp)
 
@@ -79,7 +79,7 @@ def picture(image: jax.Array, warp: Warp, fill: int | None = GREY) -> jax.Array:
     return jnp.round(jax.vmap(channel, -1, -1)(image)).astype(jnp.uint8)
 
 
-def mask(labels: jax.Array, warp: Warp) -> jax.Array:
+def warp_mask(labels: jax.Array, warp: Affine) -> jax.Array:
     """Integers [H, W] → the same, each place that of the nearest pixel; `IGNORED` beyond the edge."""
     (rows, columns), (height, width) = (jnp.round(p).astype(jnp.int32) for p in _seen(labels.shape, warp)), labels.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -87,29 +87,31 @@ def mask(labels: jax.Array, warp: Warp) -> jax.Array:
     return jnp.where(inside, seen, IGNORED).astype(labels.dtype)
 
 
-def weights(values: jax.Array, warp: Warp) -> jax.Array:
+def warp_weights(values: jax.Array, warp: Affine) -> jax.Array:
     """Numbers [H, W] → the same, bilinear; 0 beyond the edge."""
     return map_coordinates(values, _seen(values.shape, warp), order=1, mode="constant", cval=0)
 
 
-def boxes(given: jax.Array, warp: Warp, height: int, width: int, least: float) -> tuple[jax.Array, jax.Array]:
+def warp_boxes(
+    boxes_in: jax.Array, warp: Affine, height: int, width: int, min_visible: float
+) -> tuple[jax.Array, jax.Array]:
     """The boxes around where the corners of boxes [N, 4] come to lie, clipped to the picture.
 
     Returns:
       Boxes [N, 4], and bool [N]: whether at least a share `least` of the box, and some of it, is on the picture.
     """
     centre = jnp.array([height, width], jnp.float32) / 2
-    y0, x0, y1, x1 = jnp.moveaxis(given, -1, 0)
+    y0, x0, y1, x1 = jnp.moveaxis(boxes_in, -1, 0)
     corners = jnp.stack([jnp.stack(corner, -1) for corner in ((y0, x0), (y0, x1), (y1, x0), (y1, x1))], -2)
     there = jnp.linalg.inv(warp.matrix)
     moved = ((corners - centre - warp.shift)[..., None, :] * there).sum(-1) + centre
     around = jnp.concatenate([moved.min(-2), moved.max(-2)], -1)
     clipped, whole = boxes_of.clip(around, height, width), boxes_of.area(around)
     left = boxes_of.area(clipped)
-    return clipped, (left > 0) & (left >= least * whole)
+    return clipped, (left > 0) & (left >= min_visible * whole)
 
 
-def _seen(shape: tuple[int, int], warp: Warp) -> list[jax.Array]:
+def _seen(shape: tuple[int, int], warp: Affine) -> list[jax.Array]:
     """Rows and columns of the pixels that each pixel of the output shows, [H, W] each, with fractions."""
     centre = [(n - 1) / 2 for n in shape]
     y, x = (jnp.arange(n, dtype=jnp.float32) - c for n, c in zip(shape, centre, strict=True))

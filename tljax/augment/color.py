@@ -93,21 +93,21 @@ OPERATIONS = {
 COLOR_OPERATIONS = OPERATIONS | {"color": Operation(color, 1.0, 0.05, 0.95)}
 
 
-def photometric(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
+def photometric(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
     """One operation of the table, at a magnitude of its range, brought towards the neutral one.
 
     Args:
       image: uint8 [H, W, C].
-      drawn: two numbers in [0, 1), the place in the table and that in the range.
+      uniforms: two numbers in [0, 1), the place in the table and that in the range.
       strength: how far to go from the neutral magnitude to the drawn one, 0 to 1.
     """
     table = list((COLOR_OPERATIONS if image.shape[-1] == 3 else OPERATIONS).values())
 
     def branch(row: Operation) -> Callable[[], jax.Array]:
-        magnitude = row.low + (row.high - row.low) * drawn[1]
+        magnitude = row.low + (row.high - row.low) * uniforms[1]
         return lambda: row.apply(image, row.neutral + strength * (magnitude - row.neutral))
 
-    return jax.lax.switch((drawn[0] * len(table)).astype(jnp.int32), [branch(row) for row in table])
+    return jax.lax.switch((uniforms[0] * len(table)).astype(jnp.int32), [branch(row) for row in table])
 
 
 def _blend(start: jax.Array, end: jax.Array, share: jax.Array) -> jax.Array:

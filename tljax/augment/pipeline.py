@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from tljax.augment import affine
-from tljax.augment.randaugment import make_augment, make_strong, recolour
+from tljax.augment.randaugment import color_jitter, make_strong, make_weak
 from tljax.config import AugmentConfig
 
 Arrays = Mapping[str, jax.Array]
 # Of a box that reaches over the edge, at least this share must be left on the picture.
-LEAST = 0.2
+MIN_VISIBLE = 0.2
 
 
-def make_views(config: AugmentConfig, side: int | None) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
+def make_augment(config: AugmentConfig, side: int | None) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
     """Returns "weak" and "strong", pure functions of a key and a batch, which give the batch with its pictures changed.
 
     Args:
@@ -26,7 +26,7 @@ def make_views(config: AugmentConfig, side: int | None) -> dict[str, Callable[[j
         key show everything at the same places. None: pictures have classes, and views of a key need not agree.
     """
     if side is None:
-        weak, strong = make_augment(config), make_strong(config)
+        weak, strong = make_weak(config), make_strong(config)
         return {
             "weak": lambda key, batch: {**batch, "image": weak(key, batch["image"])},
             "strong": lambda key, batch: {**batch, "image": strong(key, batch["image"])},
@@ -37,39 +37,42 @@ def make_views(config: AugmentConfig, side: int | None) -> dict[str, Callable[[j
         if config.mosaic:
             batch = mosaic(mosaic_key, batch, config.mosaic, side)
         count, height, width, _ = batch["image"].shape
-        ranges, pad = affine.Ranges.of(config), config.crop_padding
-        if ranges != affine.Ranges() or pad:
+        ranges, pad = affine.AffineRanges.of(config), config.crop_padding
+        if ranges != affine.AffineRanges() or pad:
             keys = jax.random.split(warp_key, count)
-            warps = jax.vmap(lambda k: affine.draw(k, ranges, height, width))(keys)
+            warps = jax.vmap(lambda k: affine.sample_affine(k, ranges, height, width))(keys)
             if pad:
                 shifts = jax.random.randint(jax.random.fold_in(warp_key, 1), (count, 2), -pad, pad + 1)
                 warps = warps._replace(shift=warps.shift + shifts)
-            batch = warped(batch, warps, side)
-        return {**batch, "image": recolour(colour_key, batch["image"], config.colour)}
+            batch = warp_batch(batch, warps, side)
+        return {**batch, "image": color_jitter(colour_key, batch["image"], config.color)}
 
     def strong(key: jax.Array, batch: Arrays) -> dict:
         batch = weak(key, batch)
-        return {**batch, "image": recolour(jax.random.fold_in(key, 1), batch["image"], config.strength, cover=True)}
+        return {
+            **batch,
+            "image": color_jitter(jax.random.fold_in(key, 1), batch["image"], config.strong_magnitude, cover=True),
+        }
 
     return {"weak": weak, "strong": strong}
 
 
-def warped(batch: Arrays, warps: affine.Warp, side: int) -> dict:
+def warp_batch(batch: Arrays, transforms: affine.Affine, side: int) -> dict:
     """A batch with its pictures, and what lies on them, each warped by its own of `warps`."""
     images = batch["image"]
-    changed = {"image": jax.vmap(affine.picture)(images, warps)}
+    changed = {"image": jax.vmap(affine.warp_image)(images, transforms)}
     if "boxes" in batch:
         scale = _scale(images, side)
 
-        def moved(given: jax.Array, warp: affine.Warp) -> tuple[jax.Array, jax.Array]:
-            return affine.boxes(given, warp, *images.shape[1:3], LEAST)
+        def moved(given: jax.Array, warp: affine.Affine) -> tuple[jax.Array, jax.Array]:
+            return affine.warp_boxes(given, warp, *images.shape[1:3], MIN_VISIBLE)
 
-        boxes, left = jax.vmap(moved)(batch["boxes"] / scale, warps)
+        boxes, left = jax.vmap(moved)(batch["boxes"] / scale, transforms)
         changed |= {"boxes": boxes * scale, "label": jnp.where(left, batch["label"], -1)}
     elif "label" in batch:
-        changed["label"] = jax.vmap(affine.mask)(batch["label"], warps)
+        changed["label"] = jax.vmap(affine.warp_mask)(batch["label"], transforms)
     if "weight" in batch:
-        changed["weight"] = jax.vmap(affine.weights)(batch["weight"], warps)
+        changed["weight"] = jax.vmap(affine.warp_weights)(batch["weight"], transforms)
     return {**batch, **changed}
 
 

@@ -20,10 +20,10 @@ ROTATION, SHEAR, TRANSLATION, CUTOUT = 30.0, 0.3, 0.3, 0.5
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def make_augment(config: AugmentConfig) -> Augment:
+def make_weak(config: AugmentConfig) -> Augment:
     """Returns a pure function of a key and uint8 pictures [B, H, W, C]: the same shape, changed at random."""
     # What moves by whole pixels is not interpolated.
-    ranges = affine.Ranges.of(config)._replace(flip=0.0)
+    ranges = affine.AffineRanges.of(config)._replace(flip=0.0)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         flip_key, crop_key = jax.random.split(key)
@@ -37,17 +37,17 @@ def make_augment(config: AugmentConfig) -> Augment:
                 padded, corners, images
             )
         warp_key, colour_key = jax.random.split(jax.random.fold_in(key, 1))
-        if ranges != affine.Ranges():
+        if ranges != affine.AffineRanges():
             keys = jax.random.split(warp_key, len(images))
-            warps = jax.vmap(lambda k: affine.draw(k, ranges, *images.shape[1:3]))(keys)
-            images = jax.vmap(affine.picture)(images, warps)
-        return recolour(colour_key, images, config.colour)
+            warps = jax.vmap(lambda k: affine.sample_affine(k, ranges, *images.shape[1:3]))(keys)
+            images = jax.vmap(affine.warp_image)(images, warps)
+        return color_jitter(colour_key, images, config.color)
 
     return augment
 
 
 def make_strong(config: AugmentConfig) -> Augment:
-    """Strong augmentation in the spirit of FixMatch's RandAugment, as `make_augment` returns it.
+    """Strong augmentation in the spirit of FixMatch's RandAugment, as `make_weak` returns it.
 
     The weak augmentation comes first. Then each picture gets, at ranges times `config.strength`, an affine warp, two
     photometric operations (`tljax.augment.color`) and a grey square (Cutout, DeVries & Taylor 2017,
@@ -55,7 +55,7 @@ def make_strong(config: AugmentConfig) -> Augment:
     all of it by one interpolation, which blurs less than one after another. Strength 0 is the weak augmentation, bit
     for bit.
     """
-    weak, strength = make_augment(config), config.strength
+    weak, strength = make_weak(config), config.strong_magnitude
     if strength == 0:
         return weak
 
@@ -67,25 +67,25 @@ def make_strong(config: AugmentConfig) -> Augment:
     return augment
 
 
-def strong_view(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
+def strong_view(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
     """One picture, uint8 [H, W, C], warped, changed twice and covered, by twelve numbers `drawn` in [0, 1)."""
-    for_warp, rest = jnp.split(drawn, (5,))
-    return _recoloured(random_warp(image, for_warp, strength), rest, strength, cover=True)
+    for_warp, rest = jnp.split(uniforms, (5,))
+    return _jittered(random_warp(image, for_warp, strength), rest, strength, cover=True)
 
 
-def recolour(key: jax.Array, images: jax.Array, strength: float, cover: bool = False) -> jax.Array:
+def color_jitter(key: jax.Array, images: jax.Array, magnitude: float, cover: bool = False) -> jax.Array:
     """Two photometric operations, and with `cover` a grey square, on each of uint8 pictures [B, H, W, C].
 
     Everything stays where it is; strength 0 leaves the pictures as they are.
     """
-    if strength == 0:
+    if magnitude == 0:
         return images
     drawn = jax.random.uniform(key, (len(images), 7))
-    return _each(lambda image, numbers: _recoloured(image, numbers, strength, cover), images, drawn)
+    return _each(lambda image, numbers: _jittered(image, numbers, magnitude, cover), images, drawn)
 
 
-def _recoloured(image: jax.Array, drawn: jax.Array, strength: float, cover: bool) -> jax.Array:
-    first, second, for_cutout = jnp.split(drawn, (2, 4))
+def _jittered(image: jax.Array, uniforms: jax.Array, strength: float, cover: bool) -> jax.Array:
+    first, second, for_cutout = jnp.split(uniforms, (2, 4))
     for place_and_magnitude in (first, second):
         image = photometric(image, place_and_magnitude, strength)
     return random_cutout(image, for_cutout, strength) if cover else image
@@ -99,21 +99,21 @@ def _each(change: Callable, images: jax.Array, drawn: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent((images, drawn), cpu=one_by_one, default=lambda pair: jax.vmap(change)(*pair))
 
 
-def random_warp(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
+def random_warp(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
     """Rotates, shears along both axes and translates one picture [H, W, C] by five numbers `drawn` in [0, 1)."""
-    turn, along_y, along_x, *move = strength * (2 * drawn - 1)
+    turn, along_y, along_x, *move = strength * (2 * uniforms - 1)
     sin, cos = jnp.sin(jnp.deg2rad(ROTATION * turn)), jnp.cos(jnp.deg2rad(ROTATION * turn))
     a, b = SHEAR * along_y, SHEAR * along_x
     # Rotation times the shears [[1, a], [0, 1]] and [[1, 0], [b, 1]], which leaves areas as they are.
     matrix = jnp.array([[cos * (1 + a * b) - sin * b, cos * a - sin], [sin * (1 + a * b) + cos * b, sin * a + cos]])
     # Beyond the edge a colour of its own would shift the statistics that contrast and equalisation go by.
-    warp = affine.Warp(matrix, TRANSLATION * jnp.array(move) * jnp.array(image.shape[:2]))
-    return affine.picture(image, warp, fill=None)
+    warp = affine.Affine(matrix, TRANSLATION * jnp.array(move) * jnp.array(image.shape[:2]))
+    return affine.warp_image(image, warp, fill=None)
 
 
-def random_cutout(image: jax.Array, drawn: jax.Array, strength: float) -> jax.Array:
+def random_cutout(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
     """A GREY square on one picture [H, W, C] by three numbers `drawn` in [0, 1), its side and where its centre is."""
     shape = jnp.array(image.shape[:2])
-    half, centre = drawn[0] * CUTOUT * strength * shape.min() / 2, drawn[1:] * shape
+    half, centre = uniforms[0] * CUTOUT * strength * shape.min() / 2, uniforms[1:] * shape
     y, x = (jnp.abs(jnp.arange(n) + 0.5 - c) < half for n, c in zip(image.shape[:2], centre, strict=True))
     return jnp.where((y[:, None] & x)[..., None], jnp.uint8(GREY), image)

@@ -4,14 +4,11 @@
 """
 
 from tljax.config.parse import (
-    decisive,
     default,
-    describe,
-    differences,
-    digest,
     field_names,
     override,
     parse,
+    schema_table,
     to_dict,
 )
 from tljax.config.phases import NeuronsConfig, Phase, StrategyConfig
@@ -40,13 +37,10 @@ __all__ = [
     "ReportConfig",
     "StrategyConfig",
     "TrainConfig",
-    "decisive",
     "default",
-    "describe",
-    "differences",
-    "digest",
     "field_names",
     "override",
     "parse",
+    "schema_table",
     "to_dict",
 ]

@@ -1,5 +1,5 @@
 """`python -m tljax.config`: every field with its type, unit, default and meaning."""
 
-from tljax.config import describe
+from tljax.config import schema_table
 
-print(describe())
+print(schema_table())

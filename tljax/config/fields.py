@@ -14,10 +14,11 @@ from collections.abc import Mapping
 import ml_collections
 from ml_collections import config_dict
 
-from tljax.errors import UserError, nearest
+from tljax.config.renamed import renamed_hint
+from tljax.errors import UserError, did_you_mean
 
 
-def opt(default, doc, *, unit=None, choices=None, ge=None, gt=None, le=None, lt=None):
+def field(default, doc, *, unit=None, choices=None, ge=None, gt=None, le=None, lt=None):
     """A field with its meaning, unit and bounds."""
     meta = {"doc": doc, "unit": unit, "choices": choices, "ge": ge, "gt": gt, "le": le, "lt": lt}
     if isinstance(default, dict):
@@ -25,13 +26,13 @@ def opt(default, doc, *, unit=None, choices=None, ge=None, gt=None, le=None, lt=
     return dataclasses.field(default=default, metadata=meta)
 
 
-def walk(cls, prefix=""):
+def iter_fields(cls, prefix=""):
     """Yields (dotted name, field, type) for every leaf field, nested dataclasses included."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            yield from walk(hint, f"{prefix}{field.name}.")
+            yield from iter_fields(hint, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", field, hint
 
@@ -62,7 +63,7 @@ def type_name(hint) -> str:
     return getattr(hint, "__name__", str(hint)) if not typing.get_args(hint) else str(hint)
 
 
-def build(cls, tree, prefix):
+def from_dict(cls, tree, prefix):
     """Makes dataclass `cls` from a nested dict; every key, type and bound is checked. Raises UserError."""
     if isinstance(tree, cls):
         tree = dataclasses.asdict(tree)
@@ -72,29 +73,30 @@ def build(cls, tree, prefix):
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in tree:
         if key not in fields:
-            raise UserError(f'There is no field "{prefix}{key}"{nearest(key, fields)}')
+            hint = renamed_hint(f"{prefix}{key}") or did_you_mean(key, fields)
+            raise UserError(f'There is no field "{prefix}{key}"{hint}')
     values = {}
     for key, item in tree.items():
         hint, name = hints[key], f"{prefix}{key}"
-        values[key] = build(hint, item, f"{name}.") if dataclasses.is_dataclass(hint) else convert(item, hint, name)
+        values[key] = from_dict(hint, item, f"{name}.") if dataclasses.is_dataclass(hint) else coerce(item, hint, name)
         _check_range(values[key], fields[key].metadata, name)
     return cls(**values)
 
 
-def convert(value, hint, name):
+def coerce(value, hint, name):
     """Checks `value` against a type hint; whole numbers pass as floats and lists as tuples."""
     inner = _optional(hint)
     if inner is not None:
         # On a command line, None is a word.
-        return None if value in (None, "None") else convert(value, inner, name)
+        return None if value in (None, "None") else coerce(value, inner, name)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, (list, tuple)):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):
             items = enumerate(zip(value, kinds, strict=True))
-            return tuple(convert(v, k, f"{name}[{i}]") for i, (v, k) in items)
+            return tuple(coerce(v, k, f"{name}[{i}]") for i, (v, k) in items)
     elif dataclasses.is_dataclass(hint):
-        return build(hint, value, f"{name}.")
+        return from_dict(hint, value, f"{name}.")
     elif hint is Mapping and isinstance(value, Mapping):
         return {k: list(v) if isinstance(v, (range, tuple)) else v for k, v in value.items()}
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -110,7 +112,7 @@ def _check_range(value, meta, name):
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, got {value!r}.")
     if meta["choices"] and value not in meta["choices"]:
-        raise UserError(f"{name} cannot be {value!r}{nearest(value, meta['choices'])}")
+        raise UserError(f"{name} cannot be {value!r}{did_you_mean(value, meta['choices'])}")
     bounds = {
         "ge": ("at least", lambda v, b: v >= b),
         "gt": ("more than", lambda v, b: v > b),

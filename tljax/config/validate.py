@@ -9,26 +9,27 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tljax.config.fields import build
-from tljax.errors import UserError, nearest
+from tljax.config.fields import from_dict
+from tljax.config.renamed import renamed_hint
+from tljax.errors import UserError, did_you_mean
 
 # Where a run lies and what is shown of it, which do not change what it is.
-OUTPUT = ("workdir", "report", "features")
+OUTPUT_ONLY = ("workdir", "report", "features")
 
 
-def check(config: Any, fields: Sequence[str]) -> None:
+def validate(config: Any, fields: Sequence[str]) -> None:
     """Raises UserError with the first sentence that applies to a `Config`; `fields` are the schema's dotted names."""
     for phase in config.strategy.phases:
-        check_phase(phase, config.optim)
+        validate_phase(phase, config.optim)
     _raise_first([*_optim(config.optim, "optim"), *_data_and_model(config), *_strategy(config)])
     for dotted, values in config.sweep.items():
-        if dotted not in fields or dotted.split(".")[0] in ("sweep", *OUTPUT):
-            raise UserError(f'sweep cannot vary "{dotted}"{nearest(dotted, fields)}')
+        if dotted not in fields or dotted.split(".")[0] in ("sweep", *OUTPUT_ONLY):
+            raise UserError(f'sweep cannot vary "{dotted}"{renamed_hint(dotted) or did_you_mean(dotted, fields)}')
         if not isinstance(values, list) or not values:
             raise UserError(f"sweep[{dotted!r}] must be a list of one or more values, got {values!r}.")
 
 
-def check_phase(phase: Any, optim: Any) -> Any:
+def validate_phase(phase: Any, optim: Any) -> Any:
     """Returns a phase with its fields converted, or raises UserError with what is wrong with them.
 
     Args:
@@ -36,9 +37,9 @@ def check_phase(phase: Any, optim: Any) -> Any:
       optim: of the run, some fields of which the phase may change.
     """
     where = f"strategy.phases[{phase.name}]"
-    checked = build(type(phase), dataclasses.asdict(phase), f"{where}.")
+    checked = from_dict(type(phase), dataclasses.asdict(phase), f"{where}.")
     merged = {**dataclasses.asdict(optim), **checked.optim}
-    _raise_first(_optim(build(type(optim), merged, f"{where}.optim."), f"{where}.optim"))
+    _raise_first(_optim(from_dict(type(optim), merged, f"{where}.optim."), f"{where}.optim"))
     return checked
 
 
@@ -72,9 +73,9 @@ def _data_and_model(config: Any) -> Iterator[tuple[bool, str]]:
     yield (
         data.unlabelled != 0
         and data.labels_per_class is None
-        and data.pictures is None
-        and not {"data.labels_per_class", "data.pictures"} & set(config.sweep),
-        "data.unlabelled needs data.labels_per_class, or of masks and boxes data.pictures: without it every training "
+        and data.num_train is None
+        and not {"data.labels_per_class", "data.num_train"} & set(config.sweep),
+        "data.unlabelled needs data.labels_per_class, or of masks and boxes data.num_train: without it every training "
         "picture keeps its label.",
     )
     yield (
@@ -87,7 +88,7 @@ def _data_and_model(config: Any) -> Iterator[tuple[bool, str]]:
     )
     yield (
         model.pool_size is not None and model.pool != "flatten",
-        "model.pool_size has a meaning for model.pool='flatten' only: gap averages over the whole map.",
+        "model.pool_size has a meaning for model.pool='flatten' only: avg averages over the whole map.",
     )
     low, high = config.augment.scale
     yield not 0 < low <= high, f"augment.scale must be two factors above 0, the smaller one first, got {(low, high)}."
@@ -114,8 +115,9 @@ def _strategy(config: Any) -> Iterator[tuple[bool, str]]:
     )
     train = config.train
     yield (
-        train.batch_size % train.accumulate != 0,
-        f"train.batch_size={train.batch_size} cannot be divided into train.accumulate={train.accumulate} equal parts.",
+        train.batch_size % train.grad_accum_steps != 0,
+        f"train.batch_size={train.batch_size} cannot be divided into train.grad_accum_steps={train.grad_accum_steps} "
+        "equal parts.",
     )
     yield (
         bool(strategy.phases) != (strategy.name == "custom"),
@@ -139,6 +141,6 @@ def _strategy(config: Any) -> Iterator[tuple[bool, str]]:
         "optim.l2_sp pulls towards the source weights, but model.weights is not set.",
     )
     yield (
-        bool(strategy.objectives) and strategy.name == "custom",
-        "strategy.objectives are for presets: the phases of strategy.name='custom' have their own.",
+        bool(strategy.losses) and strategy.name == "custom",
+        "strategy.losses are for presets: the phases of strategy.name='custom' have their own.",
     )

@@ -62,7 +62,7 @@ class Split:
         height, width = self.images.shape[1:3]
         return np.array([side / height, side / width] * 2, np.float32)
 
-    def take(self, indices: np.ndarray) -> Split:
+    def select(self, indices: np.ndarray) -> Split:
         """The split with only these rows, in this order."""
         rows = (None if x is None else np.ascontiguousarray(x[indices]) for x in self._arrays)
         return Split(*rows)
@@ -78,12 +78,12 @@ class Split:
         return self.images, labels, self.boxes, self.crowd
 
     @functools.cached_property
-    def picture_hashes(self) -> list[bytes]:
+    def image_hashes(self) -> list[bytes]:
         """One hash per picture; equal pictures have equal hashes."""
-        return _picture_hashes(self.images)
+        return _image_hashes(self.images)
 
 
-class Unlabelled:
+class UnlabelledImages:
     """Pictures as uint8 [N, H, W, C] whose labels are out of reach: the array is a copy that nothing else refers to.
 
     Whoever makes one gives the pictures in an order that tells nothing of their labels.
@@ -103,9 +103,9 @@ class Unlabelled:
         return _fingerprint(self.images)
 
     @functools.cached_property
-    def picture_hashes(self) -> list[bytes]:
+    def image_hashes(self) -> list[bytes]:
         """One hash per picture; equal pictures have equal hashes."""
-        return _picture_hashes(self.images)
+        return _image_hashes(self.images)
 
 
 class HeldOutSplit:
@@ -130,7 +130,7 @@ class HeldOutSplit:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class RawDataset:
     """A data set as it is published.
 
     Attributes:
@@ -138,7 +138,7 @@ class Source:
       test: test pictures.
       classes: their names.
       valid: validation pictures; None: they are held out of the training ones.
-      skipped: files that could not be read and were left out, as `train.on_bad_file` has it.
+      skipped: files that could not be read and were left out, as `data.on_error` has it.
     """
 
     train: Split
@@ -149,7 +149,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Data:
+class DataSplits:
     """The splits of a run and what they know about themselves; `unlabelled` is None where none were asked for.
 
     `skipped` are the files that were left out, because they could not be read.
@@ -160,8 +160,8 @@ class Data:
     train: Split
     valid: Split
     test: HeldOutSplit
-    shared_pictures: dict[str, int]
-    unlabelled: Unlabelled | None = None
+    duplicates: dict[str, int]
+    unlabelled: UnlabelledImages | None = None
     skipped: tuple[str, ...] = ()
 
     def describe(self) -> dict:
@@ -170,10 +170,10 @@ class Data:
         return {
             "name": self.name,
             "classes": list(self.classes),
-            "picture": list(self.train.images.shape[1:]),
+            "image_shape": list(self.train.images.shape[1:]),
             **{k: {"fingerprint": s.fingerprint, "size": len(s)} for k, s in splits.items() if s is not None},
             "test": {"fingerprint": self.test.fingerprint, "size": self.test.size},
-            "shared_pictures": dict(self.shared_pictures),
+            "duplicates": dict(self.duplicates),
             **({"skipped": list(self.skipped)} if self.skipped else {}),
         }
 
@@ -185,5 +185,5 @@ def _fingerprint(images: np.ndarray, *more: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _picture_hashes(images: np.ndarray) -> list[bytes]:
+def _image_hashes(images: np.ndarray) -> list[bytes]:
     return [hashlib.blake2b(np.ascontiguousarray(i), digest_size=16).digest() for i in images]

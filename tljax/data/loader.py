@@ -9,7 +9,7 @@ import grain.python as grain
 import numpy as np
 
 
-class Rows:
+class ShuffledIndices:
     """Element i is which rows batch i takes; a pure function of (seed, stream, i), so any position can be resumed.
 
     With `views`, the rows are those of an array that has all pictures so many times, view after view, and epoch e takes
@@ -55,11 +55,13 @@ class TrainBatches:
         if len(set(sizes.values())) != 1:
             raise ValueError(f"not equally long: {sizes}")
         self.steps = steps
-        self.streams = [(dict(arrays), Rows(next(iter(sizes.values())) // views, batch_size, seed, views=views))]
+        self.streams = [
+            (dict(arrays), ShuffledIndices(next(iter(sizes.values())) // views, batch_size, seed, views=views))
+        ]
         if unlabelled is not None:
             images, count = unlabelled
             # Behind the epoch, and not 0, which NumPy takes for nothing at a seed's end: no other epoch has this seed.
-            self.streams.append(({"unlabelled": images}, Rows(len(images), count, seed, stream=(1,))))
+            self.streams.append(({"unlabelled": images}, ShuffledIndices(len(images), count, seed, stream=(1,))))
 
     def __len__(self) -> int:
         return self.steps

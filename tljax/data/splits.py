@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data.dataset import Data, HeldOutSplit, Source, Split, Unlabelled
+from tljax.data.dataset import DataSplits, HeldOutSplit, RawDataset, Split, UnlabelledImages
 from tljax.errors import UserError
 
 
-def make_data(source: Source, config: DataConfig, seed: int) -> Data:
+def make_splits(source: RawDataset, config: DataConfig, seed: int) -> DataSplits:
     """Cuts a source into the run's splits.
 
     The test and validation pictures depend on the source alone, so that runs with different seeds are held
@@ -29,55 +29,56 @@ def make_data(source: Source, config: DataConfig, seed: int) -> Data:
         raise UserError(f"data.classes names {unknown[0]}, but the classes are 0..{len(source.classes) - 1}.")
     if source.train.labels.ndim > 1:
         return _make_scenes(source, config, seed, keep)
-    if config.pictures is not None:
-        raise UserError("data.pictures is for masks and boxes: of pictures with a class set data.labels_per_class.")
+    if config.num_train is not None:
+        raise UserError("data.num_train is for masks and boxes: of pictures with a class set data.labels_per_class.")
     # Rows are drawn by the source's own labels, so that leaving a class out does not move the others.
-    train, test = (s.take(np.flatnonzero(np.isin(s.labels, keep))) for s in (source.train, source.test))
+    train, test = (s.select(np.flatnonzero(np.isin(s.labels, keep))) for s in (source.train, source.test))
     if config.split == "first_per_class":
         for split in (train, test):
             _check_budget(budget, split, keep, source.classes)
         labelled, _ = _first(train.labels, budget)
         held_out, rest = _first(test.labels, budget)
-        valid, test = test.take(held_out), test.take(rest)
+        valid, test = test.select(held_out), test.select(rest)
         if not len(test):
             raise UserError(f"data.labels_per_class={budget} leaves no test pictures behind the validation ones.")
     else:
-        held_out, rest = per_class(train.labels, lambda n: max(1, round(n * config.valid_fraction)), key="validation")
-        train, valid = train.take(rest), train.take(held_out)
+        share = config.valid_fraction
+        held_out, rest = stratified_sample(train.labels, lambda n: max(1, round(n * share)), key="validation")
+        train, valid = train.select(rest), train.select(held_out)
         labelled = np.arange(len(train))
         if budget is not None:
             _check_budget(budget, train, keep, source.classes)
-            labelled = label_budget(train.labels, budget, seed)
+            labelled = few_shot_indices(train.labels, budget, seed)
     unlabelled = _without_labels(train.images, labelled, config, seed)
-    train, valid, test = (_relabel(split, keep) for split in (train.take(labelled), valid, test))
+    train, valid, test = (_relabel(split, keep) for split in (train.select(labelled), valid, test))
     return _data(source, config, keep, train, valid, test, unlabelled)
 
 
-def _make_scenes(source: Source, config: DataConfig, seed: int, keep: tuple[int, ...]) -> Data:
+def _make_scenes(source: RawDataset, config: DataConfig, seed: int, keep: tuple[int, ...]) -> DataSplits:
     """`make_data` of pictures that have no class of their own, drawn as if all were of one."""
     if config.labels_per_class is not None or config.split != "fraction":
-        raise UserError("data.labels_per_class and data.split are for classification: here set data.pictures.")
+        raise UserError("data.labels_per_class and data.split are for classification: here set data.num_train.")
     train, valid, test = source.train, source.valid, source.test
     if valid is None:
         one = np.zeros(len(train), np.int32)
-        held_out, rest = per_class(one, lambda n: max(1, round(n * config.valid_fraction)), key="validation")
-        train, valid = train.take(rest), train.take(held_out)
-    if config.pictures is not None and config.pictures > len(train):
-        raise UserError(f"data.pictures={config.pictures}, but there are only {len(train)} training pictures.")
-    labelled = label_budget(np.zeros(len(train), np.int32), config.pictures or len(train), seed)
+        held_out, rest = stratified_sample(one, lambda n: max(1, round(n * config.valid_fraction)), key="validation")
+        train, valid = train.select(rest), train.select(held_out)
+    if config.num_train is not None and config.num_train > len(train):
+        raise UserError(f"data.num_train={config.num_train}, but there are only {len(train)} training pictures.")
+    labelled = few_shot_indices(np.zeros(len(train), np.int32), config.num_train or len(train), seed)
     unlabelled = _without_labels(train.images, labelled, config, seed)
-    train, valid, test = (_keep_objects(split, keep, source) for split in (train.take(labelled), valid, test))
+    train, valid, test = (_keep_objects(split, keep, source) for split in (train.select(labelled), valid, test))
     return _data(source, config, keep, train, valid, test, unlabelled)
 
 
-def _data(source: Source, config: DataConfig, keep: tuple[int, ...], train, valid, test, unlabelled) -> Data:
+def _data(source: RawDataset, config: DataConfig, keep: tuple[int, ...], train, valid, test, unlabelled) -> DataSplits:
     splits = {"train": train, "unlabelled": unlabelled, "valid": valid, "test": test}
-    shared = shared_pictures({name: split for name, split in splits.items() if split is not None})
+    shared = count_duplicates({name: split for name, split in splits.items() if split is not None})
     names = tuple(source.classes[c] for c in keep)
-    return Data(config.name, names, train, valid, HeldOutSplit(test), shared, unlabelled, source.skipped)
+    return DataSplits(config.name, names, train, valid, HeldOutSplit(test), shared, unlabelled, source.skipped)
 
 
-def _keep_objects(split: Split, keep: tuple[int, ...], source: Source) -> Split:
+def _keep_objects(split: Split, keep: tuple[int, ...], source: RawDataset) -> Split:
     """A split with the boxes of some classes alone, in their new numbers."""
     if keep == tuple(range(len(source.classes))):
         return split
@@ -89,7 +90,7 @@ def _keep_objects(split: Split, keep: tuple[int, ...], source: Source) -> Split:
     return dataclasses.replace(split, labels=new[split.labels])
 
 
-def per_class(labels: np.ndarray, count: Callable[[int], int], key: str) -> tuple[np.ndarray, np.ndarray]:
+def stratified_sample(labels: np.ndarray, count: Callable[[int], int], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Draws `count(n)` of the n rows of each class at random, by `key` alone.
 
     Returns:
@@ -102,35 +103,35 @@ def per_class(labels: np.ndarray, count: Callable[[int], int], key: str) -> tupl
     return np.flatnonzero(drawn), np.flatnonzero(~drawn)
 
 
-def label_budget(labels: np.ndarray, budget: int, seed: int) -> np.ndarray:
+def few_shot_indices(labels: np.ndarray, budget: int, seed: int) -> np.ndarray:
     """Indices of `budget` rows of each class: stratified, and nested across budgets for one seed."""
-    return per_class(labels, lambda _: budget, key=f"labels {seed}")[0]
+    return stratified_sample(labels, lambda _: budget, key=f"labels {seed}")[0]
 
 
-def shared_pictures(splits: dict[str, Split | Unlabelled]) -> dict[str, int]:
+def count_duplicates(splits: dict[str, Split | UnlabelledImages]) -> dict[str, int]:
     """For each pair of splits, how many pictures of the second also stand in the first, by content."""
     names = list(splits)
-    known = {name: set(split.picture_hashes) for name, split in splits.items()}
+    known = {name: set(split.image_hashes) for name, split in splits.items()}
     return {
-        f"{a}/{b}": sum(h in known[a] for h in splits[b].picture_hashes)
+        f"{a}/{b}": sum(h in known[a] for h in splits[b].image_hashes)
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     }
 
 
-def _without_labels(images: np.ndarray, labelled: np.ndarray, config: DataConfig, seed: int) -> Unlabelled | None:
+def _without_labels(images: np.ndarray, labelled: np.ndarray, config: DataConfig, seed: int) -> UnlabelledImages | None:
     """`data.unlabelled` of the pictures that are not labelled, drawn and ordered by chance, whatever their classes."""
     if config.unlabelled == 0:
         return None
     rest = np.setdiff1d(np.arange(len(images)), labelled)
     wanted = len(rest) if config.unlabelled == -1 else config.unlabelled
     if not 0 < wanted <= len(rest):
-        field = "labels_per_class" if config.pictures is None else "pictures"
+        field = "labels_per_class" if config.num_train is None else "pictures"
         raise UserError(
             f"data.unlabelled={config.unlabelled}, but data.{field}={getattr(config, field)} leaves "
             f"{len(rest)} training pictures without a label."
         )
-    return Unlabelled(images[_generator(f"unlabelled {seed}").permutation(rest)[:wanted]])
+    return UnlabelledImages(images[_generator(f"unlabelled {seed}").permutation(rest)[:wanted]])
 
 
 def _order(labels: np.ndarray, label: int, key: str) -> np.ndarray:

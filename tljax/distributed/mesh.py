@@ -22,7 +22,7 @@ class DeviceMesh:
 
     Args:
       batch_size: of training, which all devices share equally.
-      shard: "none": every device has all leaves; "parameters": each has a part of the large ones, of their gradients
+      shard: "none": every device has all leaves; "fsdp": each has a part of the large ones, of their gradients
         and of the optimizer's state, and gathers them where they are used (ZeRO-3, Rajbhandari et al. 2020,
         arXiv:1910.02054; FSDP).
     """
@@ -37,7 +37,7 @@ class DeviceMesh:
         self.block_sharding = NamedSharding(_devices(), PartitionSpec(None, "data"))
         self.replicated = NamedSharding(_devices(), PartitionSpec())
 
-    def multiple(self, rows: int) -> int:
+    def round_up(self, rows: int) -> int:
         """As many rows, or a few more, that all devices get equally many."""
         return -(-rows // self.count) * self.count
 
@@ -45,7 +45,7 @@ class DeviceMesh:
         """Splits the leading axis over the devices."""
         return _put(batch, self.batch_sharding)
 
-    def put_block(self, block: Any) -> Any:
+    def put_steps(self, block: Any) -> Any:
         """Splits the second axis, that of the pictures within each batch, over the devices."""
         return _put(block, self.block_sharding)
 
@@ -53,9 +53,9 @@ class DeviceMesh:
         """Copies to all devices."""
         return _put(tree, self.replicated)
 
-    def put_leaves(self, tree: Any) -> Any:
+    def put_variables(self, tree: Any) -> Any:
         """Brings leaves, or a state made of them, to where they live."""
-        return jax.tree.map(lambda x: _put(x, leaf_sharding(x.shape, self.shard)), tree)
+        return jax.tree.map(lambda x: _put(x, param_sharding(x.shape, self.shard)), tree)
 
     def memory(self) -> int:
         """Bytes of one device's memory; devices that keep no count are processors, which share the host's."""
@@ -75,8 +75,8 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(parts, tree)
 
 
-def leaf_sharding(shape: tuple[int, ...], shard: str) -> NamedSharding:
-    """Where a leaf lives: under "parameters", its longest axis that the devices can share equally is split."""
+def param_sharding(shape: tuple[int, ...], shard: str) -> NamedSharding:
+    """Where a leaf lives: under "fsdp", its longest axis that the devices can share equally is split."""
     count = jax.device_count()
     axes = [axis for axis, length in enumerate(shape) if length % count == 0]
     if shard == "none" or count == 1 or not axes or math.prod(shape) < MIN_SHARDED:
@@ -85,11 +85,11 @@ def leaf_sharding(shape: tuple[int, ...], shard: str) -> NamedSharding:
     return NamedSharding(_devices(), PartitionSpec(*[None] * longest, "data"))
 
 
-def stay(tree: Any, shard: str) -> Any:
+def constrain(tree: Any, shard: str) -> Any:
     """Inside a program: leaves that were computed live where those live that they replace."""
     if shard == "none":
         return tree
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, leaf_sharding(x.shape, shard)), tree)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, param_sharding(x.shape, shard)), tree)
 
 
 @functools.cache

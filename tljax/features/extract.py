@@ -20,10 +20,10 @@ from tljax.weights import Preprocess, make_preprocess
 
 
 @functools.lru_cache(maxsize=64)
-def make_features(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, stages: tuple[str, ...], pool: str):
+def make_feature_fn(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, stages: tuple[str, ...], pool: str):
     """Compiles `features(leaves, images) → {stage: map}` in inference mode, float32.
 
-    `images` are uint8 [B, H, W, C]. A map is [B, c] with pool "gap", averaged over its places, and [B, h, w, c] with
+    `images` are uint8 [B, H, W, C]. A map is [B, c] with pool "avg", averaged over its places, and [B, h, w, c] with
     "none". What no stage of `stages` needs is not computed.
     """
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
@@ -36,15 +36,15 @@ def make_features(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, st
     return jax.jit(features, compiler_options=inference_options())
 
 
-def shapes_of(features: Callable, leaves: Variables, split: Split) -> dict[str, tuple[int, ...]]:
+def feature_shapes(features: Callable, variables: Variables, split: Split) -> dict[str, tuple[int, ...]]:
     """What `features` (from `make_features`) makes of one picture of a split: stage → shape. Computes nothing."""
     picture = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.uint8)
-    return {stage: x.shape[1:] for stage, x in jax.eval_shape(features, leaves, picture).items()}
+    return {stage: x.shape[1:] for stage, x in jax.eval_shape(features, variables, picture).items()}
 
 
 def extract(
     features: Callable,
-    leaves: Variables,
+    variables: Variables,
     split: Split,
     batch_size: int,
     mesh: DeviceMesh,
@@ -54,19 +54,21 @@ def extract(
 
     Args:
       features: from `make_features`.
-      leaves: of the model, on the mesh.
+      variables: of the model, on the mesh.
       split: uint8 pictures.
       batch_size: pictures at a time.
       mesh: over which batches are split.
       advance: called with the number of pictures of each batch that is done.
     """
-    shapes = shapes_of(features, leaves, split)
+    shapes = feature_shapes(features, variables, split)
     kept = {stage: np.empty((len(split), *shape), np.float32) for stage, shape in shapes.items()}
-    over_rows(lambda batch: features(leaves, batch["image"]), {"image": split.images}, batch_size, mesh, kept, advance)
+    map_batches(
+        lambda batch: features(variables, batch["image"]), {"image": split.images}, batch_size, mesh, kept, advance
+    )
     return kept
 
 
-def over_rows(
+def map_batches(
     function: Callable[[dict], dict],
     arrays: Mapping[str, np.ndarray],
     batch_size: int,

@@ -13,23 +13,23 @@ import jax
 import numpy as np
 
 import tljax
-from tljax.augment.pipeline import make_views
+from tljax.augment.pipeline import make_augment
 from tljax.config import AugmentConfig, Config
 from tljax.data import Split
 from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import UserError
-from tljax.features.extract import over_rows
-from tljax.features.frozen_network import PREFIX, FrozenNetwork, observe, shapes_of
+from tljax.features.extract import map_batches
+from tljax.features.frozen_network import FROZEN_STAGES, FrozenNetwork, apply_frozen, output_shapes
 from tljax.losses.weight_maps import boundary_weights
 from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
 from tljax.storage import cache_dir
-from tljax.storage.array_cache import ArrayCache, Entry
+from tljax.storage.array_cache import ArrayCache, CachedArrays
 from tljax.storage.source_digest import source_digest
 from tljax.tasks import Task, task_of
-from tljax.train.callbacks import Log
+from tljax.train.callbacks import ProgressReporter
 from tljax.train.step import StepSpec
-from tljax.weights import parameters_digest
+from tljax.weights import params_hash
 
 # The largest map of a batch that networks are run on in inference mode: beyond it nothing gets faster.
 MAX_BATCH_BYTES = 1 << 26
@@ -51,34 +51,33 @@ class CachePlan:
       why: one clause about the frozen first stages.
     """
 
-    train: tuple[FrozenNetwork, ...] = ()
-    in_step: tuple[FrozenNetwork, ...] = ()
-    valid: FrozenNetwork | None = None
-    views: int = 0
-    train_bytes: int = 0
-    valid_bytes: int = 0
-    why: str = "nothing is frozen before the first stage that learns"
+    cached: tuple[FrozenNetwork, ...] = ()
+    recomputed: tuple[FrozenNetwork, ...] = ()
+    cached_valid: FrozenNetwork | None = None
+    num_views: int = 0
+    cached_bytes: int = 0
+    cached_valid_bytes: int = 0
+    reason: str = "nothing is frozen before the first stage that learns"
 
     def describe(self) -> str:
         """What is kept of the frozen first stages, and why."""
-        if self.why == CachePlan.why:
-            return f"none: {self.why}"
+        if self.reason == CachePlan.reason:
+            return f"none: {self.reason}"
         train = "recomputed in every step"
-        if any(network.name == PREFIX for network in self.train):
-            train = f"{self.views} views computed once" if self.views else "computed once"
-        valid = "computed once" if self.valid else "recomputed"
-        return (
-            f"training {train} ({self.why}), validation {valid}; {(self.train_bytes + self.valid_bytes) / 1e6:.3g} MB"
-        )
+        if any(network.name == FROZEN_STAGES for network in self.cached):
+            train = f"{self.num_views} views computed once" if self.num_views else "computed once"
+        valid = "computed once" if self.cached_valid else "recomputed"
+        megabytes = (self.cached_bytes + self.cached_valid_bytes) / 1e6
+        return f"training {train} ({self.reason}), validation {valid}; {megabytes:.3g} MB"
 
 
-def augments(augment: AugmentConfig) -> bool:
+def has_augmentation(augment: AugmentConfig) -> bool:
     """Whether the training pictures change from step to step."""
-    still = AugmentConfig(strength=augment.strength)  # which is for unlabelled pictures
+    still = AugmentConfig(strong_magnitude=augment.strong_magnitude)  # which is for unlabelled pictures
     return augment != still
 
 
-def choose(
+def plan_cache(
     config: Config,
     phase: str,
     prefix: FrozenNetwork | None,
@@ -99,32 +98,32 @@ def choose(
       unlabelled: whether the student looks at unlabelled pictures too.
 
     Raises:
-      UserError: `cache.views` is asked for, and does not fit.
+      UserError: `cache.num_views` is asked for, and does not fit.
     """
-    keep, limit, drawn = config.cache, config.cache.gigabytes * 1e9, augments(config.augment)
+    keep, limit, drawn = config.cache, config.cache.max_gb * 1e9, has_augmentation(config.augment)
     networks = ([prefix] if prefix is not None and not unlabelled else []) + list(others)
     # Others see the student's own pictures: kept views are for all of them, or for none.
-    views = keep.views if drawn and prefix is not None and not unlabelled else 0
+    views = keep.num_views if drawn and prefix is not None and not unlabelled else 0
     if views:
         needed = sum(sizes[n.name] for n in networks) * pictures[0] * views
-        if keep.where == "none" or needed > limit:
-            asked = "cache.where='none' keeps nothing" if keep.where == "none" else f"that is more than {limit:.3g}"
+        if keep.storage == "none" or needed > limit:
+            asked = "cache.storage='none' keeps nothing" if keep.storage == "none" else f"that is more than {limit:.3g}"
             raise UserError(
-                f'Phase "{phase}": cache.views={views} takes {needed:.3g} bytes, but {asked}: lower it, or raise '
-                "cache.gigabytes."
+                f'Phase "{phase}": cache.num_views={views} takes {needed:.3g} bytes, but {asked}: lower it, or raise '
+                "cache.max_gb."
             )
-    kept, in_step, why, left = [], [], CachePlan.why, limit
+    kept, in_step, why, left = [], [], CachePlan.reason, limit
     for network in networks:
         size = sizes[network.name] * pictures[0] * max(1, views)
-        against = _against(keep.where, drawn and not views, size, left)
+        against = _against(keep.storage, drawn and not views, size, left)
         (in_step if against else kept).append(network)
         left -= 0 if against else size
         if network is prefix:
             why = against or (f"{views} drawn views of each picture" if views else "the pictures stay the same")
     if prefix is not None and unlabelled:
         why = "views of unlabelled pictures are drawn anew in every step"
-    valid_bytes = sizes[PREFIX] * pictures[1] if prefix is not None else 0
-    valid = None if prefix is None or _against(keep.where, False, valid_bytes, left) else prefix
+    valid_bytes = sizes[FROZEN_STAGES] * pictures[1] if prefix is not None else 0
+    valid = None if prefix is None or _against(keep.storage, False, valid_bytes, left) else prefix
     train_bytes = sum(sizes[n.name] for n in kept) * pictures[0] * max(1, views)
     return CachePlan(tuple(kept), tuple(in_step), valid, views, train_bytes, valid_bytes if valid else 0, why)
 
@@ -132,10 +131,10 @@ def choose(
 def _against(where: str, drawn: bool, size: int, left: float) -> str | None:
     """What speaks against keeping the outputs of a network, or None."""
     if where == "none":
-        return "cache.where is none"
+        return "cache.storage is none"
     if drawn:
-        return "pictures are drawn anew in every step; cache.views would keep some of each"
-    return None if size <= left else f"{size / 1e9:.3g} GB are more than what cache.gigabytes leaves"
+        return "pictures are drawn anew in every step; cache.num_views would keep some of each"
+    return None if size <= left else f"{size / 1e9:.3g} GB are more than what cache.max_gb leaves"
 
 
 class FeatureCache:
@@ -150,9 +149,9 @@ class FeatureCache:
       record: what was asked for, as result.json has it.
     """
 
-    def __init__(self, config: Config, mesh: DeviceMesh, log: Log):
+    def __init__(self, config: Config, mesh: DeviceMesh, log: ProgressReporter):
         self.config, self.mesh, self.log, self.record = config, mesh, log, []
-        self.store = ArrayCache(config.cache, cache_dir.folder("features"))
+        self.store = ArrayCache(config.cache, cache_dir.cache_dir("features"))
 
     def get(
         self, network: FrozenNetwork, leaves: Variables, split: Split, what: str, views: int = 0, passes: float = 1.0
@@ -169,31 +168,31 @@ class FeatureCache:
         """
         images = split.images
         count, drawn = max(1, views) * len(images), None
-        shapes = shapes_of(network, leaves, images.shape[1:])
+        shapes = output_shapes(network, leaves, images.shape[1:])
         shapes = {n: jax.ShapeDtypeStruct((count, *s.shape), s.dtype) for n, s in shapes.items()}
         size = inference_batch_size(network.preprocess.size, self.mesh)
         if views:
             drawn = {"count": views, "seed": self.config.seed, "batch": size, "augment": repr(self.config.augment)}
 
         def fill(out: Mapping[str, np.ndarray]) -> None:
-            self.log.work(what, count)
+            self.log.start_task(what, count)
             for view in range(max(1, views)):
                 part = {name: x[view * len(images) : (view + 1) * len(images)] for name, x in out.items()}
-                run = _observer(network, self.config.augment if views else None, self.task.located)
+                run = _observer(network, self.config.augment if views else None, self.task.spatial)
                 keys = self._keys(view)
-                over_rows(
+                map_batches(
                     lambda b, run=run, keys=keys: run(leaves, b["image"], next(keys)),
                     {"image": images},
                     size,
                     self.mesh,
                     part,
-                    self.log.worked,
+                    self.log.advance_task,
                 )
 
         key = {
             "network": hashlib.sha256(_without_addresses(repr(network)).encode()).hexdigest(),
-            "leaves": parameters_digest(leaves),
-            "pictures": split.fingerprint,
+            "leaves": params_hash(leaves),
+            "images": split.fingerprint,
             "views": drawn,
             "device": jax.devices()[0].device_kind,
             "products": [str(jax.config.jax_default_matmul_precision), bool(jax.config.jax_enable_x64)],
@@ -207,11 +206,11 @@ class FeatureCache:
         """What a step's batches have of a split besides pictures; of kept `views`, as it lies in each of them."""
         side, images = spec.preprocess.size, split.images
         targets = split.targets(side)
-        if "boundary_weights" in spec.needs:
+        if "boundary_weights" in spec.requires:
             targets["weight"] = boundary_weights(split.labels)
-        if not views or not self.task.located:
+        if not views or not self.task.spatial:
             return targets
-        change = jax.jit(make_views(spec.augment, side)["weak"])
+        change = jax.jit(make_augment(spec.augment, side)["weak"])
         size = inference_batch_size(side, self.mesh)
         of_row = jax.eval_shape(change, jax.random.key(0), {n: x[:1] for n, x in (targets | {"image": images}).items()})
         drawn = {n: np.empty((views * len(images), *of_row[n].shape[1:]), x.dtype) for n, x in targets.items()}
@@ -223,7 +222,7 @@ class FeatureCache:
                 changed = change(next(keys), batch)
                 return {name: changed[name] for name in targets}
 
-            over_rows(moved, {"image": images, **targets}, size, self.mesh, part)
+            map_batches(moved, {"image": images, **targets}, size, self.mesh, part)
         return drawn
 
     @property
@@ -236,24 +235,24 @@ class FeatureCache:
         key = jax.random.fold_in(jax.random.key(self.config.seed), view)
         return (jax.random.fold_in(key, i) for i in itertools.count())
 
-    def once(self) -> list[dict]:
+    def summary(self) -> list[dict]:
         """The record, without what was asked for again."""
         return list({row["what"]: row for row in reversed(self.record)}.values())[::-1]
 
-    def _tell(self, what: str, entry: Entry, pictures: int, passes: float) -> None:
+    def _tell(self, what: str, entry: CachedArrays, pictures: int, passes: float) -> None:
         size = sum(x.nbytes for x in entry.arrays.values())
         saved = entry.seconds * max(0.0, passes - (not entry.reused))
         self.record.append(
             {
                 "what": what,
-                "pictures": pictures,
+                "images": pictures,
                 "bytes": size,
-                "where": entry.where,
+                "storage": entry.storage,
                 "seconds": 0.0 if entry.reused else entry.seconds,
                 "saved": saved,
             }
         )
-        how = "were kept" if entry.reused else f"kept in {'memory' if entry.where == 'memory' else 'a file'} after"
+        how = "were kept" if entry.reused else f"kept in {'memory' if entry.storage == 'memory' else 'a file'} after"
         took = "" if entry.reused else f" {entry.seconds:.1f} s"
         self.log.note(
             f"{what}: features of {pictures:,} pictures, {size / 1e6:.3g} MB, {how}{took}; saves about {saved:.1f} s"
@@ -262,15 +261,17 @@ class FeatureCache:
 
 def inference_batch_size(side: int, mesh: DeviceMesh) -> int:
     """Pictures of a batch in inference mode, by the input's side: as if the first map had 64 channels a pixel."""
-    return mesh.multiple(max(8, min(512, MAX_BATCH_BYTES // (4 * 64 * side**2))))
+    return mesh.round_up(max(8, min(512, MAX_BATCH_BYTES // (4 * 64 * side**2))))
 
 
 @functools.lru_cache(maxsize=64)
 def _observer(network: FrozenNetwork, augment: AugmentConfig | None, located: bool):
-    change = make_views(augment, network.preprocess.size if located else None)["weak"] if augment else lambda key, x: x
+    change = (
+        make_augment(augment, network.preprocess.size if located else None)["weak"] if augment else lambda key, x: x
+    )
 
     def run(leaves: Variables, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        return observe(network, leaves, change(key, {"image": images})["image"])
+        return apply_frozen(network, leaves, change(key, {"image": images})["image"])
 
     return jax.jit(run, compiler_options=inference_options())
 

@@ -23,7 +23,7 @@ from tljax.models.params import Variables
 from tljax.weights import Preprocess, make_preprocess
 
 # The student's own frozen first stages, as one of the networks that a phase looks at.
-PREFIX = "prefix"
+FROZEN_STAGES = "prefix"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +47,18 @@ class FrozenNetwork:
     dtype: str
     logits: bool
     maps: tuple[tuple[str, str], ...]
-    grid: tuple[int, int] | None = None
+    pool_to: tuple[int, int] | None = None
     stages: tuple[str, ...] = ()
 
-    def leaves(self, observed: Mapping[str, Variables], student: Variables) -> Variables:
+    def variables(self, networks: Mapping[str, Variables], student: Variables) -> Variables:
         """Its leaves, among those of the networks by name, or of the student."""
-        if self.name != PREFIX:
-            return observed[self.name]
+        if self.name != FROZEN_STAGES:
+            return networks[self.name]
         ours = tuple(f"{stage}/" for stage in self.stages)
         return {path: leaf for path, leaf in student.items() if path.startswith(ours)}
 
 
-def frozen_stages(
+def frozen_backbone(
     model: Model, stages: Sequence[str], paired: Iterable[str], whole: bool, preprocess: Preprocess, dtype: str
 ) -> FrozenNetwork:
     """The first stages of a model as a network of its own, which gives the maps that anything behind it looks at.
@@ -71,58 +71,60 @@ def frozen_stages(
       preprocess: of the weights.
       dtype: of the computation.
     """
-    reads, grid = dict(model.head.reads), None
+    reads, grid = dict(model.head.required_features), None
     if len(stages) < len(model.stage_names):
         reads[stages[-1]] = None  # the next stage goes on from it
     wanted = set(stages) if whole else {*reads, *paired} & set(stages)
     if wanted == {stages[-1]} and not whole and stages[-1] not in paired:
         grid = reads[stages[-1]]
-    trunk = params_lib.split(model.trunk(stages)).graphdef
+    trunk = params_lib.flatten_model(model.first_stages(stages)).graphdef
     maps = tuple((stage, stage) for stage in stages if stage in wanted)
-    return FrozenNetwork(PREFIX, trunk, preprocess, dtype, False, maps, grid, tuple(stages))
+    return FrozenNetwork(FROZEN_STAGES, trunk, preprocess, dtype, False, maps, grid, tuple(stages))
 
 
-def observe(observed: FrozenNetwork, leaves: Variables, images: jax.Array) -> dict[str, jax.Array]:
+def apply_frozen(network: FrozenNetwork, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
     """Outputs in inference mode on uint8 pictures, by name: "teacher0/logits", "teacher0/maps/stage2"."""
-    prepared = make_preprocess(observed.preprocess, observed.preprocess.size, observed.dtype)(images)
-    model = params_lib.merge(observed.graphdef, leaves)
+    prepared = make_preprocess(network.preprocess, network.preprocess.size, network.dtype)(images)
+    model = params_lib.merge(network.graphdef, variables)
     maps = model.features(prepared)
-    taken = {f"{observed.name}/maps/{stage}": maps[theirs] for stage, theirs in observed.maps}
-    if observed.grid is not None:
-        taken = {name: average_pool_to(x, observed.grid) for name, x in taken.items()}
-    if observed.logits:
+    taken = {f"{network.name}/maps/{stage}": maps[theirs] for stage, theirs in network.maps}
+    if network.pool_to is not None:
+        taken = {name: average_pool_to(x, network.pool_to) for name, x in taken.items()}
+    if network.logits:
         made = model.head(maps)
-        taken[f"{observed.name}/logits"] = made["logits"] if isinstance(made, dict) else made
+        taken[f"{network.name}/logits"] = made["logits"] if isinstance(made, dict) else made
     return taken
 
 
-def nested(named: Mapping[str, jax.Array]) -> dict:
+def group_outputs(outputs: Mapping[str, jax.Array]) -> dict:
     """The outputs as objectives take them: `teachers`, a tuple, `source`, and `PREFIX`, with `logits` and `maps`."""
     networks: dict[str, dict] = {}
-    for name, value in named.items():
+    for name, value in outputs.items():
         network, kind, *stage = name.split("/", 2)
         outputs = networks.setdefault(network, {"maps": {}})
         if stage:
             outputs["maps"][stage[0]] = value
         else:
             outputs[kind] = value
-    single = {name: networks.pop(name) for name in ("source", PREFIX) if name in networks}
+    single = {name: networks.pop(name) for name in ("source", FROZEN_STAGES) if name in networks}
     teachers = tuple(networks[name] for name in sorted(networks, key=lambda n: int(n.removeprefix("teacher"))))
     return ({"teachers": teachers} if teachers else {}) | single
 
 
-def shapes_of(observed: FrozenNetwork, leaves: Mapping, picture: Sequence[int]) -> dict[str, jax.ShapeDtypeStruct]:
+def output_shapes(
+    network: FrozenNetwork, variables: Mapping, image_shape: Sequence[int]
+) -> dict[str, jax.ShapeDtypeStruct]:
     """The outputs for one picture [H, W, C], without its axis; `leaves` may be shapes."""
-    one = jax.ShapeDtypeStruct((1, *picture), jnp.uint8)
-    shapes = jax.eval_shape(lambda leaves, image: observe(observed, leaves, image), leaves, one)
+    one = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    shapes = jax.eval_shape(lambda leaves, image: apply_frozen(network, leaves, image), variables, one)
     return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in shapes.items()}
 
 
-def bytes_of(observed: FrozenNetwork, leaves: Mapping, picture: Sequence[int]) -> int:
+def output_bytes(network: FrozenNetwork, variables: Mapping, image_shape: Sequence[int]) -> int:
     """What the outputs for one picture take."""
     # The shapes of the leaves follow from the graph: runs of a sweep that observe alike ask once.
-    if (key := (observed, tuple(picture))) not in _bytes:
-        shapes = shapes_of(observed, leaves, picture).values()
+    if (key := (network, tuple(image_shape))) not in _bytes:
+        shapes = output_shapes(network, variables, image_shape).values()
         _bytes[key] = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)
     return _bytes[key]
 

@@ -21,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 
 from tljax.tasks import classification
 
-Predictor = Callable[[np.ndarray], np.ndarray]
-Rows = tuple[np.ndarray, np.ndarray]
+PredictFn = Callable[[np.ndarray], np.ndarray]
+FeatureRows = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +38,16 @@ class Probe:
 
     setting: str
     values: tuple[float, ...]
-    fit: Callable[[np.ndarray, np.ndarray, int, float], Predictor]
+    fit: Callable[[np.ndarray, np.ndarray, int, float], PredictFn]
     neighbours: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
+class FittedProbe:
     """A fitted probe: its setting's `value`, how to `predict`, and its `scores` on validation."""
 
     value: float
-    predict: Predictor
+    predict: PredictFn
     scores: dict[str, float | None]
 
     @property
@@ -56,7 +56,7 @@ class Chosen:
         return self.scores["accuracy"], -self.scores["loss"]
 
 
-def choose(probe: Probe, train: Rows, valid: Rows, classes: int) -> Chosen:
+def fit_best(probe: Probe, train: FeatureRows, valid: FeatureRows, classes: int) -> FittedProbe:
     """Fits every setting on `train` and takes the best on `valid`, both pairs of features and labels.
 
     Best is the highest accuracy, of equals the lowest loss, of equals the strongest regularisation.
@@ -66,13 +66,13 @@ def choose(probe: Probe, train: Rows, valid: Rows, classes: int) -> Chosen:
         if probe.neighbours and value > len(train[1]):
             continue
         predict = probe.fit(*train, classes, value)
-        found = Chosen(value, predict, classification.scores(valid[1], predict(valid[0])))
+        found = FittedProbe(value, predict, classification.compute_metrics(valid[1], predict(valid[0])))
         if best is None or found.rank > best.rank:
             best = found
     return best
 
 
-def logistic(features: np.ndarray, labels: np.ndarray, classes: int, c: float) -> Predictor:
+def logistic(features: np.ndarray, labels: np.ndarray, classes: int, c: float) -> PredictFn:
     """Multinomial logistic regression on standardised features; `c` is scikit-learn's C, the inverse of the L2 penalty.
 
     Raises:
@@ -86,7 +86,7 @@ def logistic(features: np.ndarray, labels: np.ndarray, classes: int, c: float) -
     return lambda x: _in_columns(model.predict_proba(x), model.classes_, classes)
 
 
-def ridge(features: np.ndarray, labels: np.ndarray, classes: int, alpha: float) -> Predictor:
+def ridge(features: np.ndarray, labels: np.ndarray, classes: int, alpha: float) -> PredictFn:
     """Least squares towards one-hot labels, in closed form, on standardised features; `alpha` is the L2 penalty.
 
     Solved in float64 over features or over pictures, whichever are fewer: with few labels, that is milliseconds however
@@ -124,7 +124,7 @@ def solve_ridge(x: np.ndarray, labels: np.ndarray, classes: int, alpha: float):
     return weights, mean, one_hot - residual
 
 
-def knn(features: np.ndarray, labels: np.ndarray, classes: int, k: float) -> Predictor:
+def knn(features: np.ndarray, labels: np.ndarray, classes: int, k: float) -> PredictFn:
     """The `k` nearest training pictures by cosine distance vote, each with the inverse of its distance.
 
     One vote more is spread evenly over the classes, so that none is held impossible for want of a neighbour.

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from tljax import plugins
-from tljax.errors import UserError, nearest
-from tljax.losses.base import NEEDS, Loss, objective
-from tljax.losses.detection import detection, detection_centre, detection_focal, detection_giou, source_detection
+from tljax.errors import UserError, did_you_mean
+from tljax.losses.base import REQUIREMENTS, Loss, loss
+from tljax.losses.detection import detection, detection_centerness, detection_focal, detection_giou, source_detection
 from tljax.losses.distillation import attention_transfer, delta, distillation, hints, lwf
 from tljax.losses.regularization import l2, l2_sp
 from tljax.losses.segmentation import boundary_cross_entropy, dice, focal, lovasz
 from tljax.losses.semi_supervised import fixmatch, mean_teacher, pseudo_label
 from tljax.losses.supervised import aux_cross_entropy, cross_entropy, source_cross_entropy
 
-__all__ = ["NEEDS", "OBJECTIVES", "Loss", "find", "objective"]
+__all__ = ["LOSSES", "REQUIREMENTS", "Loss", "get_loss", "loss"]
 
-OBJECTIVES: dict[str, Loss] = {
+LOSSES: dict[str, Loss] = {
     o.name: o
     for o in (
         *(cross_entropy, aux_cross_entropy, source_cross_entropy),
         *(dice, focal, lovasz, boundary_cross_entropy),
-        *(detection, detection_focal, detection_giou, detection_centre, source_detection),
+        *(detection, detection_focal, detection_giou, detection_centerness, source_detection),
         *(distillation, attention_transfer, hints, delta, lwf),
         *(l2, l2_sp),
         *(pseudo_label, fixmatch, mean_teacher),
@@ -27,17 +27,17 @@ OBJECTIVES: dict[str, Loss] = {
 }
 
 
-def find(name: str) -> Loss:
+def get_loss(name: str) -> Loss:
     """The objective of a name of `OBJECTIVES`, or of `FILE.py:NAME`, where a plain function needs nothing.
 
     Raises:
       UserError: no such objective, or a file that does not give one.
     """
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
+    if name in LOSSES:
+        return LOSSES[name]
     if not plugins.is_plugin(name):
-        raise UserError(f'There is no objective "{name}"{nearest(name, OBJECTIVES)}')
-    found = plugins.load(name, "objective")
+        raise UserError(f'There is no objective "{name}"{did_you_mean(name, LOSSES)}')
+    found = plugins.load_plugin(name, "objective")
     if isinstance(found, Loss):
         return found
     if not callable(found):

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 
-Outputs = Batch = Reference = Hyper = Mapping[str, Any]
+Outputs = Batch = References = HParams = Mapping[str, Any]
 
-NEEDS = {
+REQUIREMENTS = {
     "maps": "The student's maps of all stages are kept, those of its frozen first stages too.",
     "source_output": "The student has a second classifier on the same features, for the classes of its source.",
     "source_logits": "The untouched source network classifies each batch.",
@@ -74,7 +74,7 @@ class Loss:
       prior: [C], class frequencies of the labelled pictures.
       progress: share of the phase that is done, 0 to 1.
       ramp: share of the phase over which the weight of unlabelled pictures rises; 0: it is full at once.
-      and the user's own `strategy.numbers`.
+      and the user's own `strategy.hparams`.
 
     Attributes:
       name: in logs and errors.
@@ -83,42 +83,42 @@ class Loss:
     """
 
     name: str
-    function: Callable[[Outputs, Batch, Reference, Hyper], jax.Array]
-    needs: frozenset[str] = frozenset()
+    function: Callable[[Outputs, Batch, References, HParams], jax.Array]
+    requires: frozenset[str] = frozenset()
 
-    def __call__(self, outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+    def __call__(self, outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
         # Maps that nobody asked for may be there or not, as frozen stages are computed or read: none are seen.
-        sees = outputs if self.needs & MAPS else {name: x for name, x in outputs.items() if name != "maps"}
+        sees = outputs if self.requires & MAPS else {name: x for name, x in outputs.items() if name != "maps"}
         try:
             return self.function(sees, batch, jax.lax.stop_gradient(reference), hyper)
         except KeyError as error:
             if error.args != ("maps",):
                 raise
-            raise UserError(f'{self.name} looks at outputs["maps"]: it must say @objective("maps").') from error
+            raise UserError(f'{self.name} looks at outputs["maps"]: it must say @loss("maps").') from error
 
 
-def objective(*needs: str) -> Callable[[Callable], Loss]:
-    """Makes a function an `Loss` of its name, as in `@objective("teachers", "teacher_logits")`.
+def loss(*needs: str) -> Callable[[Callable], Loss]:
+    """Makes a function an `Loss` of its name, as in `@loss("teachers", "teacher_logits")`.
 
     Raises:
       UserError: a need that is not in `NEEDS`.
     """
     for need in needs:
-        if need not in NEEDS:
-            raise UserError(f'There is no need "{need}" of an objective{nearest(need, NEEDS)}')
+        if need not in REQUIREMENTS:
+            raise UserError(f'There is no need "{need}" of an objective{did_you_mean(need, REQUIREMENTS)}')
     return lambda function: Loss(function.__name__, function, frozenset(needs))
 
 
-def widen(x: jax.Array) -> jax.Array:
+def at_least_f32(x: jax.Array) -> jax.Array:
     """The array in float32, unless it is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def total(terms: Iterable[jax.Array]) -> jax.Array:
+def sum_or_zero(terms: Iterable[jax.Array]) -> jax.Array:
     """The sum of scalars, 0.0 of none."""
     return sum(terms, start=jnp.zeros((), jnp.float32))
 
 
-def half_square(x: jax.Array) -> jax.Array:
+def half_sq_norm(x: jax.Array) -> jax.Array:
     """Half the squared norm over all axes."""
-    return 0.5 * jnp.square(widen(x)).sum()
+    return 0.5 * jnp.square(at_least_f32(x)).sum()

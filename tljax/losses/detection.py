@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tljax.losses.base import Batch, Hyper, Outputs, Reference, objective, widen
+from tljax.losses.base import Batch, HParams, Outputs, References, at_least_f32, loss
 from tljax.ops import boxes as boxes_of
 
 # Of the focal loss (Lin et al. 2017, arXiv:1708.02002, section 4.1).
@@ -31,7 +31,7 @@ CROWD = -2
 MIN_SCORE = 0.05
 MAX_IOU = 0.6
 # Detections of a picture that are left, as COCO looks at.
-MOST = 100
+MAX_DETECTIONS = 100
 # Candidates of a picture before suppression, which compares each with each; FCOS has 1000.
 CANDIDATES = 400
 
@@ -55,7 +55,7 @@ class LossTerms(NamedTuple):
 
     focal: jax.Array
     giou: jax.Array
-    centre: jax.Array
+    centerness: jax.Array
     positives: jax.Array
 
 
@@ -73,49 +73,49 @@ class Detections(NamedTuple):
     classes: jax.Array
 
 
-@objective("boxes")
-def detection(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss("boxes")
+def detection(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """The sum of `detection_focal`, `detection_giou` and `detection_centre`."""
     sums = loss_terms(outputs, batch)
-    return _per_positive(sums.focal + sums.giou + sums.centre, sums)
+    return _per_positive(sums.focal + sums.giou + sums.centerness, sums)
 
 
-@objective("boxes", "source_output")
-def source_detection(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss("boxes", "source_output")
+def source_detection(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """`detection` of the second head; the labels are then of the source's classes."""
     sums = loss_terms(outputs["source"], batch)
-    return _per_positive(sums.focal + sums.giou + sums.centre, sums)
+    return _per_positive(sums.focal + sums.giou + sums.centerness, sums)
 
 
-@objective("boxes")
-def detection_focal(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss("boxes")
+def detection_focal(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """The focal loss of every class at every place against yes or no (Lin et al. 2017, arXiv:1708.02002)."""
     sums = loss_terms(outputs, batch)
     return _per_positive(sums.focal, sums)
 
 
-@objective("boxes")
-def detection_giou(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss("boxes")
+def detection_giou(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """One minus the generalized IoU at places that have a box (Rezatofighi et al. 2019, arXiv:1902.09630)."""
     sums = loss_terms(outputs, batch)
     return _per_positive(sums.giou, sums)
 
 
-@objective("boxes")
-def detection_centre(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss("boxes")
+def detection_centerness(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """The binary cross-entropy of the centre-ness at places that have a box, in nats (Tian et al. 2019, eq. 3)."""
     sums = loss_terms(outputs, batch)
-    return _per_positive(sums.centre, sums)
+    return _per_positive(sums.centerness, sums)
 
 
 def loss_terms(outputs: Outputs, batch: Batch, nearest: bool = True) -> LossTerms:
     """The losses of each picture, undivided; `nearest` as in `assign`."""
-    found = targets(outputs, batch, nearest)
+    found = make_targets(outputs, batch, nearest)
     unclear = jax.vmap(_in_crowd)(outputs["places"], batch["label"], batch["boxes"]) & ~found.positive
-    logits, centre = widen(outputs["logits"]), widen(outputs["centre"])
+    logits, centre = at_least_f32(outputs["logits"]), at_least_f32(outputs["centre"])
     wanted = jax.nn.one_hot(found.classes, logits.shape[-1], dtype=bool)
-    apart = 1 - boxes_of.giou(widen(outputs["boxes"]), found.boxes)
-    central = optax.sigmoid_binary_cross_entropy(centre, centreness(outputs["places"], found.boxes))
+    apart = 1 - boxes_of.giou(at_least_f32(outputs["boxes"]), found.boxes)
+    central = optax.sigmoid_binary_cross_entropy(centre, centerness(outputs["places"], found.boxes))
     return LossTerms(
         jnp.where(unclear[..., None], 0, focal(logits, wanted)).sum((1, 2)),
         *(jnp.where(found.positive, loss, 0).sum(1) for loss in (apart, central)),
@@ -123,9 +123,9 @@ def loss_terms(outputs: Outputs, batch: Batch, nearest: bool = True) -> LossTerm
     )
 
 
-def _in_crowd(places: jax.Array, label: jax.Array, boxes: jax.Array) -> jax.Array:
+def _in_crowd(locations: jax.Array, label: jax.Array, boxes: jax.Array) -> jax.Array:
     """Whether each place lies in a crowd: [P, 3], [M], [M, 4] → bool [P]."""
-    at = places[:, None, :2]
+    at = locations[:, None, :2]
     inside = ((at >= boxes[:, :2]) & (at < boxes[:, 2:])).all(-1)
     return (inside & (label == CROWD)).any(1)
 
@@ -140,27 +140,27 @@ def focal(logits: jax.Array, wanted: jax.Array) -> jax.Array:
     return -weight * jax.nn.sigmoid(-right) ** GAMMA * jax.nn.log_sigmoid(right)
 
 
-def centreness(places: jax.Array, boxes: jax.Array) -> jax.Array:
+def centerness(locations: jax.Array, boxes: jax.Array) -> jax.Array:
     """How central a place is in its box, [..., 3], [..., 4] → [...]: 1 in the middle, 0 on an edge (eq. 3).
 
     1 outside as well: such a place is the only one that its box has, and nothing better is there to be preferred to it.
     """
-    before, after = places[..., :2] - boxes[..., :2], boxes[..., 2:] - places[..., :2]
+    before, after = locations[..., :2] - boxes[..., :2], boxes[..., 2:] - locations[..., :2]
     inside = (jnp.minimum(before, after) > 0).all(-1)
     ratio = jnp.minimum(before, after) / jnp.where(inside[..., None], jnp.maximum(before, after), 1)
     return jnp.where(inside, jnp.sqrt(jnp.where(inside, ratio.prod(-1), 1)), 1)
 
 
-def targets(outputs: Outputs, batch: Batch, nearest: bool = True) -> Targets:
+def make_targets(outputs: Outputs, batch: Batch, nearest: bool = True) -> Targets:
     """The class and the box of every place; `nearest` as in `assign`."""
-    of_picture = functools.partial(assign, nearest=nearest)
+    of_picture = functools.partial(match_locations, nearest=nearest)
     index = jax.vmap(of_picture)(outputs["places"], batch["label"], batch["boxes"])
     positive, index = index >= 0, jnp.maximum(index, 0)
     classes = jnp.where(positive, jnp.take_along_axis(batch["label"], index, 1), -1)
     return Targets(positive, classes, jnp.take_along_axis(batch["boxes"], index[..., None], 1))
 
 
-def assign(places: jax.Array, label: jax.Array, boxes: jax.Array, nearest: bool = True) -> jax.Array:
+def match_locations(locations: jax.Array, label: jax.Array, boxes: jax.Array, nearest: bool = True) -> jax.Array:
     """Which box each place is responsible for.
 
     A place may have a box that it lies in, from whose centre it is less than `RADIUS` strides away along both axes, and
@@ -168,7 +168,7 @@ def assign(places: jax.Array, label: jax.Array, boxes: jax.Array, nearest: bool 
     no least distance and the coarsest no largest, so that a single level has boxes of every size.
 
     Args:
-      places: [P, 3], row, column and stride; levels are told apart by their stride, of which each is twice the next.
+      locations: [P, 3], row, column and stride; levels are told apart by their stride, of which each is twice the next.
       label: int32 [M], -1 where there is no box.
       boxes: [M, 4].
       nearest: a box that no place may have by these rules, such as a small one between the centres of a coarse grid,
@@ -178,7 +178,7 @@ def assign(places: jax.Array, label: jax.Array, boxes: jax.Array, nearest: bool 
     Returns:
       int32 [P], index of a box, -1 for none.
     """
-    at, stride = places[:, None, :2], places[:, None, 2]
+    at, stride = locations[:, None, :2], locations[:, None, 2]
     known = label >= 0
     low = jnp.where(stride == stride.min(), 0, NEAR * stride)
     high = jnp.where(stride == stride.max(), jnp.inf, FAR * stride)
@@ -192,7 +192,7 @@ def assign(places: jax.Array, label: jax.Array, boxes: jax.Array, nearest: bool 
         half = (boxes[:, 2:] - boxes[:, :2]).max(-1) / 2
         level = (half >= low) & (half < high)
         distance = jnp.where(level | ~level.any(0), jnp.square(offset).sum(-1), jnp.inf)
-        may |= left_out & (jnp.arange(len(places))[:, None] == distance.argmin(0))
+        may |= left_out & (jnp.arange(len(locations))[:, None] == distance.argmin(0))
     smallest = jnp.where(may, boxes_of.area(boxes), jnp.inf).argmin(1)
     return jnp.where(may.any(1), smallest, -1).astype(jnp.int32)
 
@@ -202,13 +202,13 @@ def decode(outputs: Outputs) -> Detections:
     return jax.vmap(_decode)(*(outputs[name] for name in ("logits", "boxes", "centre", "places")))
 
 
-def _decode(logits: jax.Array, boxes: jax.Array, centre: jax.Array, places: jax.Array) -> Detections:
+def _decode(logits: jax.Array, boxes: jax.Array, centre: jax.Array, locations: jax.Array) -> Detections:
     scores = jnp.sqrt(jax.nn.sigmoid(logits) * jax.nn.sigmoid(centre)[:, None])
     best, index = jax.lax.top_k(scores.ravel(), min(CANDIDATES, scores.size))
     place, kinds = jnp.divmod(index, logits.shape[-1])
-    side = (places[:, 0] + places[:, 2] / 2).max()  # the last cell ends where the input does
+    side = (locations[:, 0] + locations[:, 2] / 2).max()  # the last cell ends where the input does
     candidates = boxes_of.clip(boxes[place], side, side)
-    index, valid = boxes_of.nms(candidates, best, kinds, MAX_IOU, MIN_SCORE, MOST)
+    index, valid = boxes_of.nms(candidates, best, kinds, MAX_IOU, MIN_SCORE, MAX_DETECTIONS)
     return Detections(
         jnp.where(valid[:, None], candidates[index], 0),
         jnp.where(valid, best[index], 0),

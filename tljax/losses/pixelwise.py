@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import optax
 
 from tljax.data.dataset import IGNORED
-from tljax.losses.base import widen
+from tljax.losses.base import at_least_f32
 
 
-def on_grid(logits: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def resize_logits(logits: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Logits [B, h, w, C] resized to [B, *shape, C], in float32 at least; bilinear, with centres half a pixel in.
 
     On a finer grid, values beyond the outermost centres are those of the edge; on a coarser one, what a pixel covers
     is averaged.
     """
     batch, _, _, classes = logits.shape
-    return jax.image.resize(widen(logits), (batch, *shape, classes), "bilinear")
+    return jax.image.resize(at_least_f32(logits), (batch, *shape, classes), "bilinear")
 
 
 def cross_entropy(
@@ -34,24 +34,24 @@ def cross_entropy(
     """
     counted, targets = _targets(logits, labels)
     weights = jnp.ones(logits.shape[-1], targets.dtype) if weights is None else weights
-    losses = optax.softmax_cross_entropy(widen(logits), optax.smooth_labels(targets, smoothing) * weights)
+    losses = optax.softmax_cross_entropy(at_least_f32(logits), optax.smooth_labels(targets, smoothing) * weights)
     return _mean(jnp.where(counted, losses, 0), (targets * weights).sum(-1))
 
 
-def weighed_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean over the places of the cross-entropy times weights [B, H, W] of the places, in nats.
 
     By the number of places it is divided, not by their weights: where they are heavy, the loss is larger.
     """
     counted, targets = _targets(logits, labels)
-    losses = optax.softmax_cross_entropy(widen(logits), targets)
+    losses = optax.softmax_cross_entropy(at_least_f32(logits), targets)
     return _mean(jnp.where(counted, losses * weights, 0), counted)
 
 
 def focal(logits: jax.Array, labels: jax.Array, gamma: float | jax.Array = 2.0) -> jax.Array:
     """Mean of (1 - p)^gamma times the cross-entropy, p the label's probability (Lin et al. 2017, arXiv:1708.02002)."""
     counted, targets = _targets(logits, labels)
-    logs = (targets * jax.nn.log_softmax(widen(logits))).sum(-1)
+    logs = (targets * jax.nn.log_softmax(at_least_f32(logits))).sum(-1)
     # expm1 has a derivative where p is 1, and the base is never 0 for the power's.
     rest = jnp.maximum(-jnp.expm1(logs), jnp.finfo(logs.dtype).tiny)
     return _mean(jnp.where(counted, -(rest**gamma) * logs, 0), counted)
@@ -64,7 +64,7 @@ def dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
     loss of its own and counts in the mean, as in segmentation_models_pytorch.
     """
     counted, targets = _targets(logits, labels)
-    chances = jax.nn.softmax(widen(logits)) * counted[..., None]
+    chances = jax.nn.softmax(at_least_f32(logits)) * counted[..., None]
     shared, sizes = (chances * targets).sum((0, 1, 2)), (chances + targets).sum((0, 1, 2))
     present = targets.sum((0, 1, 2)) > 0
     return jnp.where(present, 1 - 2 * shared / jnp.where(present, sizes, 1), 0).mean()
@@ -76,7 +76,7 @@ def lovasz(logits: jax.Array, labels: jax.Array) -> jax.Array:
     arXiv:1705.08790: the Jaccard index as a function of the set of wrong places, extended to their probabilities.
     """
     counted, targets = _targets(logits, labels)
-    chances = jax.nn.softmax(widen(logits))
+    chances = jax.nn.softmax(at_least_f32(logits))
     of_class = (x.reshape(-1, x.shape[-1]).T for x in (chances, targets))
     losses, present = jax.vmap(_lovasz, (0, 0, None))(*of_class, counted.ravel())
     return _mean(losses, present)
@@ -101,7 +101,7 @@ def _targets(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array
     """Which places count, and one-hot labels, 0 where they do not."""
     # There are data sets with a class 255, but none with a mask of it.
     counted = labels != IGNORED if labels.ndim > 1 else jnp.ones(labels.shape, bool)
-    return counted, jax.nn.one_hot(jnp.where(counted, labels, -1), logits.shape[-1], dtype=widen(logits).dtype)
+    return counted, jax.nn.one_hot(jnp.where(counted, labels, -1), logits.shape[-1], dtype=at_least_f32(logits).dtype)
 
 
 def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:

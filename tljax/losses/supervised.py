@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 
 from tljax.losses import pixelwise
-from tljax.losses.base import Batch, Hyper, Outputs, Reference, objective, total
+from tljax.losses.base import Batch, HParams, Outputs, References, loss, sum_or_zero
 
 
-@objective()
-def cross_entropy(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss()
+def cross_entropy(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """Mean cross-entropy against smoothed labels, in nats (Szegedy et al. 2016, section 7, arXiv:1512.00567).
 
     Of pictures, or of the pixels that count; with `class_weights` a weighted mean.
@@ -17,20 +17,20 @@ def cross_entropy(outputs: Outputs, batch: Batch, reference: Reference, hyper: H
     return _smoothed(outputs["logits"], batch, hyper, hyper.get("class_weights"))
 
 
-@objective()
-def aux_cross_entropy(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss()
+def aux_cross_entropy(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """The sum of `cross_entropy` over the auxiliary classifiers `aux1`, ... (Szegedy et al. 2015, arXiv:1409.4842)."""
-    return total(_smoothed(logits, batch, hyper) for name, logits in outputs.items() if name.startswith("aux"))
+    return sum_or_zero(_smoothed(logits, batch, hyper) for name, logits in outputs.items() if name.startswith("aux"))
 
 
-@objective("source_output")
-def source_cross_entropy(outputs: Outputs, batch: Batch, reference: Reference, hyper: Hyper) -> jax.Array:
+@loss("source_output")
+def source_cross_entropy(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
     """`cross_entropy` of the second classifier; the labels are then of the source's classes."""
     return _smoothed(outputs["source"], batch, hyper)
 
 
-def _smoothed(logits: jax.Array, batch: Batch, hyper: Hyper, weights: jax.Array | None = None) -> jax.Array:
+def _smoothed(logits: jax.Array, batch: Batch, hyper: HParams, weights: jax.Array | None = None) -> jax.Array:
     labels, smoothing = batch["label"], hyper["label_smoothing"]
     if labels.ndim > 1:
-        return pixelwise.cross_entropy(pixelwise.on_grid(logits, labels.shape[1:]), labels, weights, smoothing)
+        return pixelwise.cross_entropy(pixelwise.resize_logits(logits, labels.shape[1:]), labels, weights, smoothing)
     return pixelwise.cross_entropy(logits, labels, weights, smoothing)

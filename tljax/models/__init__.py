@@ -1,5 +1,5 @@
 """Backbones in stage form, heads, and the flat view of their leaves."""
 
-from tljax.models.factory import Model, build, find, init_missing, names
+from tljax.models.factory import Model, create_model, get_variant, init_missing, list_backbones
 
-__all__ = ["Model", "build", "find", "init_missing", "names"]
+__all__ = ["Model", "create_model", "get_variant", "init_missing", "list_backbones"]

@@ -34,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _show(name: str, console: Console) -> None:
-    family, variant = models.find(name)
-    model = models.build(name, num_classes=0, rngs=None)
-    count = sum(leaf.size for leaf in params_lib.split(model).params.values())
+    family, variant = models.get_variant(name)
+    model = models.create_model(name, num_classes=0, rngs=None)
+    count = sum(leaf.size for leaf in params_lib.flatten_model(model).params.values())
     console.print(f"{name}, of the family {family}: {count:,} parameters without its classifier")
-    console.print("\nstages, as model.tap takes them, with pixels to a place and channels:")
-    for stage, level in model.pyramid().items():
+    console.print("\nstages, as model.out_stage takes them, with pixels to a place and channels:")
+    for stage, level in model.feature_info().items():
         console.print(f"  {stage:<8} {level.stride:>3} {level.channels:>6}")
     console.print("\nfields that model.options can change:")
     for field in dataclasses.fields(variant):

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tljax.config.fields import convert
-from tljax.errors import UserError, nearest
+from tljax.config.fields import coerce
+from tljax.errors import UserError, did_you_mean
 from tljax.models import initializers
 from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
 from tljax.models.heads import HEADS, Head
@@ -34,7 +34,7 @@ FAMILIES = {
 HEAD_NORM_AFTER = ((r"(head/.*)/conv", r"\1/bn"), (r"(head/neck)/up", r"\1/bn"))
 
 
-class Level(NamedTuple):
+class FeatureInfo(NamedTuple):
     """A stage's map beside the input: `stride` input pixels to a place, and its channels."""
 
     stride: int
@@ -66,7 +66,7 @@ class Model(nnx.Module):
         images: jax.Array | None,
         train: bool = False,
         rngs: nnx.Rngs | None = None,
-        known: Mapping[str, jax.Array] = MappingProxyType({}),
+        cached_features: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> dict[str, jax.Array]:
         """Maps of the stages by name: preprocessed images [B, H, W, in_channels] → {stage: [B, h, w, c]}.
 
@@ -77,27 +77,27 @@ class Model(nnx.Module):
         def run(stage: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
             return stage(x, train=train, rngs=rngs)
 
-        run, maps, x = nnx.remat(run) if self.remat else run, dict(known), images
-        done = max((self.stage_names.index(name) + 1 for name in known), default=0)
+        run, maps, x = nnx.remat(run) if self.remat else run, dict(cached_features), images
+        done = max((self.stage_names.index(name) + 1 for name in cached_features), default=0)
         if done:
-            x = known[self.stage_names[done - 1]]
+            x = cached_features[self.stage_names[done - 1]]
         for name in self.stage_names[done:]:
             x = maps[name] = run(getattr(self, name), x, rngs)
         return maps
 
-    def outputs(
+    def forward_all(
         self,
         images: jax.Array | None,
         train: bool = False,
         rngs: nnx.Rngs | None = None,
-        known: Mapping[str, jax.Array] = MappingProxyType({}),
+        cached_features: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> dict[str, jax.Array]:
         """All that objectives ask for: the head's outputs, `maps` by stage, and in training the further outputs.
 
         What a head returns as an array is `logits`. Further outputs are those of auxiliary classifiers, and what
         `tljax.models.heads.auxiliary` adds; `known` is as in `features`.
         """
-        maps = self.features(images, train, rngs, known)
+        maps = self.features(images, train, rngs, cached_features)
         made = self.head(maps, train=train, rngs=rngs)
         outputs = (made if isinstance(made, dict) else {"logits": made}) | {"maps": maps}
         return outputs | (self.head.auxiliary(maps, train, rngs) if train else {})
@@ -106,29 +106,29 @@ class Model(nnx.Module):
         """What the head makes of preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
         return self.head(self.features(images, train, rngs), train=train, rngs=rngs)
 
-    def trunk(self, stages: Sequence[str]) -> Model:
+    def first_stages(self, stages: Sequence[str]) -> Model:
         """The first stages alone, without a head: these modules themselves, under the same paths."""
         parts = {name: getattr(self, name) for name in stages}
         return Model(self.family, self.config, parts, (), self.in_channels, remat=False)
 
     @property
-    def norm_after(self) -> tuple[tuple[str, str], ...]:
+    def norm_of_conv(self) -> tuple[tuple[str, str], ...]:
         """(pattern, replacement) pairs from a convolution's path to that of the BatchNorm of its outputs."""
         return (*HEAD_NORM_AFTER, *getattr(FAMILIES[self.family], "NORM_AFTER", NORM_AFTER))
 
-    def pyramid(self) -> dict[str, Level]:
+    def feature_info(self) -> dict[str, FeatureInfo]:
         """Stride and channels of every stage's map; strides that unpadded convolutions blur are rounded to 2^n."""
         side = 512
-        maps = map_shapes(self, side)
-        return {n: Level(2 ** round(math.log2(side / maps[n][0])), maps[n][2]) for n in self.stage_names}
+        maps = feature_shapes(self, side)
+        return {n: FeatureInfo(2 ** round(math.log2(side / maps[n][0])), maps[n][2]) for n in self.stage_names}
 
 
-def names() -> list[str]:
+def list_backbones() -> list[str]:
     """Every backbone."""
     return [name for family in FAMILIES.values() for name in family.VARIANTS]
 
 
-def find(backbone: str | Any, options: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, Any]:
+def get_variant(backbone: str | Any, options: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, Any]:
     """The family of a backbone, and its variant with `options` in place."""
     for family, module in FAMILIES.items():
         known = isinstance(backbone, str) and backbone in module.VARIANTS
@@ -138,18 +138,18 @@ def find(backbone: str | Any, options: Mapping[str, Any] = MappingProxyType({}))
         hints = typing.get_type_hints(type(variant))
         for name in options:
             if name not in hints:
-                raise UserError(f'model.options: {family} has no "{name}"{nearest(name, hints)}')
-        given = {name: convert(value, hints[name], f"model.options.{name}") for name, value in options.items()}
+                raise UserError(f'model.options: {family} has no "{name}"{did_you_mean(name, hints)}')
+        given = {name: coerce(value, hints[name], f"model.options.{name}") for name, value in options.items()}
         return family, dataclasses.replace(variant, **given)
-    raise UserError(f'There is no model.backbone "{backbone}"{nearest(backbone, names())}')
+    raise UserError(f'There is no model.backbone "{backbone}"{did_you_mean(backbone, list_backbones())}')
 
 
-def build(
+def create_model(
     backbone: str | Any,
     *,
     num_classes: int,
     head: str = "classifier",
-    tap: str | None = None,
+    out_stage: str | None = None,
     image_size: int = 224,
     in_channels: int = 3,
     options: Mapping[str, Any] = MappingProxyType({}),
@@ -165,7 +165,7 @@ def build(
       backbone: name, e.g. "vgg16", or a family's config such as `vgg.Variant(blocks=((8,), (16, 16)))`.
       num_classes: outputs of the head; 0: the features that the classifier would stand on.
       head: key of `HEADS`.
-      tap: the stage whose map feeds the head; later ones are not built. None: the last.
+      out_stage: the stage whose map feeds the head; later ones are not built. None: the last.
       image_size: side of the input in pixels; only heads that flatten or return to that side depend on it.
       in_channels: of the input.
       options: fields of the variant that differ, e.g. {"drop_path": 0.1}.
@@ -178,20 +178,22 @@ def build(
     Raises:
       UserError: no such backbone, option, head, or stage.
     """
-    family, config = find(backbone, options)
+    family, config = get_variant(backbone, options)
     if head not in HEADS:
-        raise UserError(f'There is no model.head "{head}"{nearest(head, HEADS)}')
+        raise UserError(f'There is no model.head "{head}"{did_you_mean(head, HEADS)}')
     head_options = _converted(head, head_options)
 
     def construct() -> Model:
-        given = {"dtype": dtype, "rngs": _Keyless()}
+        given = {"dtype": dtype, "rngs": _AbstractRngs()}
         stages = FAMILIES[family].stages(config, inputs=in_channels, **given)
-        if tap is not None and tap not in stages:
-            raise UserError(f'model.tap: there is no stage "{tap}" in {backbone}{nearest(tap, stages)}')
+        if out_stage is not None and out_stage not in stages:
+            raise UserError(
+                f'model.out_stage: there is no stage "{out_stage}" in {backbone}{did_you_mean(out_stage, stages)}'
+            )
         order = list(stages)
-        last = order.index(tap) + 1 if tap else len(order)
+        last = order.index(out_stage) + 1 if out_stage else len(order)
         model = Model(family, config, {n: stages[n] for n in order[:last]}, tuple(order[last:]), in_channels, remat)
-        shapes = map_shapes(model, image_size)
+        shapes = feature_shapes(model, image_size)
         if any(0 in shape for shape in shapes.values()):
             raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last map is empty.")
         own = {}
@@ -227,11 +229,11 @@ def make_head(
     own = getattr(FAMILIES[model.family], "HEAD", {}) if head == "classifier" else {}
     if "side" in inspect.signature(HEADS[head].__init__).parameters:
         own = own | {"side": side}
-    shapes = shapes or map_shapes(model, side)
+    shapes = shapes or feature_shapes(model, side)
     return HEADS[head](shapes, num_classes, **own | dict(options), dtype=dtype, rngs=rngs)
 
 
-def options_of(head: str) -> dict[str, Any]:
+def head_option_types(head: str) -> dict[str, Any]:
     """The options of a head of `HEADS`, and their types."""
     hints = typing.get_type_hints(HEADS[head].__init__)
     parameters = inspect.signature(HEADS[head].__init__).parameters.values()
@@ -240,20 +242,20 @@ def options_of(head: str) -> dict[str, Any]:
 
 
 def _converted(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    hints = options_of(head)
+    hints = head_option_types(head)
     for name in options:
         if name not in hints:
-            raise UserError(f'model.head_options: {head} has no "{name}"{nearest(name, hints)}')
-    return {name: convert(value, hints[name], f"model.head_options.{name}") for name, value in options.items()}
+            raise UserError(f'model.head_options: {head} has no "{name}"{did_you_mean(name, hints)}')
+    return {name: coerce(value, hints[name], f"model.head_options.{name}") for name, value in options.items()}
 
 
 def init_missing(model: Model, rngs: nnx.Rngs) -> None:
     """Draws the leaves that have no value yet, in place; stream `params`."""
     own = getattr(FAMILIES[model.family], "INITIALISERS", {})
-    initializers.fill(model, rngs.params(), own, getattr(model.head, "initialisers", {}))
+    initializers.init_missing_params(model, rngs.params(), own, getattr(model.head, "initialisers", {}))
 
 
-class _Keyless:
+class _AbstractRngs:
     """Stands in for nnx.Rngs: layers are made without values, and counting keys is slow under tracing."""
 
     def __getattr__(self, stream: str):
@@ -271,7 +273,7 @@ def _auxiliary(backbone, family: str, config, num_classes: int, shapes, given) -
     return made
 
 
-def map_shapes(model: Model, side: int) -> dict[str, tuple[int, int, int]]:
+def feature_shapes(model: Model, side: int) -> dict[str, tuple[int, int, int]]:
     """[H, W, C] of every stage's map, in the order of the stages."""
     picture = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
     maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tljax.models.params import flat
+from tljax.models.params import flatten_state
 
 
 def he_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -70,7 +70,7 @@ INITIALISERS: dict[tuple[str, int | None], Callable] = {
 }
 
 
-def fill(
+def init_missing_params(
     model: nnx.Module,
     key: jax.Array,
     own: Mapping[tuple[str, int | None], Callable] = MappingProxyType({}),
@@ -85,7 +85,7 @@ def fill(
       by_path: pattern of whole paths → initialiser; these come before any table.
     """
     words, table = np.asarray(jax.random.key_data(key)).ravel().tolist(), INITIALISERS | own
-    for path, variable in flat(nnx.state(model)).items():
+    for path, variable in flatten_state(nnx.state(model)).items():
         if not isinstance(variable.get_value(), jax.ShapeDtypeStruct):
             continue
         name, shape = path.split("/")[-1], variable.shape

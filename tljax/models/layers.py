@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tljax.models.partial_training import Layer
+from tljax.models.partial_training import PartiallyTrainable
 from tljax.ops import batch_norm
 from tljax.ops.convolution import ConvSpec, convolve, linear_in_kernel
 
 Side = int | tuple[int, int]
 
 
-class Norm(NamedTuple):
+class BatchNormConfig(NamedTuple):
     """The constants of a BatchNorm, which differ between libraries and networks.
 
     Attributes:
@@ -39,12 +39,12 @@ class Norm(NamedTuple):
     scale: bool = True
 
 
-TORCH = Norm()
+TORCH_BN = BatchNormConfig()
 # Keras' own ResNet and DenseNet; momentum is Keras' default.
-KERAS = Norm(epsilon=1.001e-5, momentum=0.99, unbiased=False)
+KERAS_BN = BatchNormConfig(epsilon=1.001e-5, momentum=0.99, unbiased=False)
 
 
-class Conv(Layer, nnx.Conv):
+class Conv(PartiallyTrainable, nnx.Conv):
     """Convolution, NHWC, kernel [kh, kw, in / groups, out], padded alike on both sides as in PyTorch.
 
     Args:
@@ -91,7 +91,7 @@ class Conv(Layer, nnx.Conv):
             rngs=rngs,
         )
 
-    def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def apply_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[B, H, W, in], [kh, kw, in, any] → [B, H / stride, W / stride, any]; for one group."""
         window = ConvSpec((self.strides,) * 2, self.padding, (self.kernel_dilation,) * 2, precision=self.precision)
         return linear_in_kernel(*self.promote_dtype((x, kernel), dtype=self.dtype), window)
@@ -102,13 +102,13 @@ def _convolve(x, kernel, strides, padding, *, rhs_dilation, feature_group_count,
     return convolve(x, kernel, ConvSpec(strides, tuple(padding), rhs_dilation, feature_group_count, precision))
 
 
-class Linear(Layer, nnx.Linear):
+class Linear(PartiallyTrainable, nnx.Linear):
     """Dense layer, kernel [in, out]."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype=None, rngs):
         super().__init__(inputs, outputs, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
-    def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def apply_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[B, ..., in], [in, any] → [B, ..., any]."""
         return jnp.matmul(*self.promote_dtype((x, kernel), dtype=self.dtype), precision=self.precision)
 
@@ -116,7 +116,7 @@ class Linear(Layer, nnx.Linear):
 class BatchNorm(nnx.BatchNorm):
     """BatchNorm (Ioffe & Szegedy 2015, arXiv:1502.03167) with the constants of `norm`."""
 
-    def __init__(self, features: int, *, norm: Norm = TORCH, affine=True, dtype=None, rngs):
+    def __init__(self, features: int, *, norm: BatchNormConfig = TORCH_BN, affine=True, dtype=None, rngs):
         super().__init__(
             features,
             momentum=norm.momentum,
@@ -154,7 +154,16 @@ class ConvNorm(nnx.Module):
     """A convolution and its BatchNorm; options as in `Conv`."""
 
     def __init__(
-        self, inputs: int, outputs: int, size: Side = 3, *, norm: Norm = TORCH, bias=False, dtype=None, rngs, **options
+        self,
+        inputs: int,
+        outputs: int,
+        size: Side = 3,
+        *,
+        norm: BatchNormConfig = TORCH_BN,
+        bias=False,
+        dtype=None,
+        rngs,
+        **options,
     ):
         self.conv = Conv(inputs, outputs, size, bias=bias, dtype=dtype, rngs=rngs, **options)
         self.bn = BatchNorm(outputs, norm=norm, dtype=dtype, rngs=rngs)
@@ -183,7 +192,7 @@ class Dropout(nnx.Module):
       asked: a rate above 0 that takes its place, a number of the step that the program does not depend on.
     """
 
-    asked: jax.Array | None = None
+    rate_override: jax.Array | None = None
 
     def __init__(self, rate: float):
         self.rate = rate
@@ -195,7 +204,7 @@ class Dropout(nnx.Module):
             return x
         if rngs is None:
             raise ValueError("dropout in training needs rngs")
-        kept = 1 - (self.rate if self.asked is None else self.asked)
+        kept = 1 - (self.rate if self.rate_override is None else self.rate_override)
         keep = jax.random.bernoulli(rngs.dropout(), kept, self.units(x.shape))
         return jnp.where(keep, x / kept, 0).astype(x.dtype)
 

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 
-class Neurons(NamedTuple):
+class TrainableChannels(NamedTuple):
     """The output channels of a layer that learn while the others stand still.
 
     Attributes:
@@ -22,7 +22,7 @@ class Neurons(NamedTuple):
     index: jax.Array
 
 
-class Layer:
+class PartiallyTrainable:
     """Stands in front of flax's layer, and leaves what it computes as it is.
 
     Attributes:
@@ -30,45 +30,45 @@ class Layer:
       watch: called with every output; None: nobody is.
     """
 
-    neurons: Neurons | None = None
-    watch: Callable[[jax.Array], None] | None = None
+    channels: TrainableChannels | None = None
+    on_output: Callable[[jax.Array], None] | None = None
 
-    def learn(self, neurons: Neurons) -> None:
+    def train_channels(self, neurons: TrainableChannels) -> None:
         """Gives the kernel's gradient to `neurons` alone, at k / out of its cost; it already holds their part."""
         # Single channels of a grouped convolution are no convolution in as many groups. There nothing changes: the
         # whole kernel's gradient is computed, and flows on to what the kernel was put together from.
         if getattr(self, "feature_group_count", 1) == 1:
             self.kernel.set_value(jax.lax.stop_gradient(self.kernel.get_value()))
-            self.neurons = nnx.data(neurons)
+            self.channels = nnx.data(neurons)
 
-    def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def apply_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """The layer without its bias and with another kernel, [..., any]."""
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ..., in] → [B, ..., out]."""
         y = super().__call__(x)
-        if self.neurons is not None:
-            y = _credit(self.linear, y, x, self.neurons)
-        if self.watch is not None:
-            self.watch(y)
+        if self.channels is not None:
+            y = _route_gradient(self.apply_kernel, y, x, self.channels)
+        if self.on_output is not None:
+            self.on_output(y)
         return y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _credit(linear, y: jax.Array, x: jax.Array, neurons: Neurons) -> jax.Array:
+def _route_gradient(linear, y: jax.Array, x: jax.Array, neurons: TrainableChannels) -> jax.Array:
     """Returns `y`; its gradient at `neurons.index` goes to `neurons.kernel` too, as that of `linear(x, kernel)`."""
     return y
 
 
-def _credit_forward(linear, y: jax.Array, x: jax.Array, neurons: Neurons):
+def _route_gradient_forward(linear, y: jax.Array, x: jax.Array, neurons: TrainableChannels):
     return y, (x, neurons)
 
 
-def _credit_backward(linear, saved, dy: jax.Array):
+def _route_gradient_backward(linear, saved, dy: jax.Array):
     x, neurons = saved
     (kernel,) = jax.linear_transpose(lambda k: linear(x, k), neurons.kernel)(dy[..., neurons.index])
-    return dy, None, Neurons(kernel, None)
+    return dy, None, TrainableChannels(kernel, None)
 
 
-_credit.defvjp(_credit_forward, _credit_backward)
+_route_gradient.defvjp(_route_gradient_forward, _route_gradient_backward)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tljax.models.partial_training import Layer
+from tljax.models.partial_training import PartiallyTrainable
 from tljax.ops.convolution import ConvSpec, convolve, linear_in_kernel
 
 
@@ -37,7 +37,7 @@ class _Transposed(nnx.Module):
         return y.reshape(len(y), height * s, width * s, outputs)
 
 
-class ConvTranspose(Layer, _Transposed):
+class ConvTranspose(PartiallyTrainable, _Transposed):
     """Transposed convolution, NHWC, kernel [size, size, in, out]: each place adds its own copy of the kernel.
 
     It is a convolution to stride² · out channels, which are then laid out over the places that they are for; with a
@@ -56,12 +56,12 @@ class ConvTranspose(Layer, _Transposed):
     def __init__(self, inputs: int, outputs: int, size: int = 2, *, stride: int = 2, bias=True, dtype=None, rngs):
         super().__init__(inputs, outputs, size, stride=stride, bias=bias, dtype=dtype, rngs=rngs)
 
-    def linear(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def apply_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[B, H, W, in], [size, size, in, any] → [B, (H - 1) · stride + size, (W - 1) · stride + size, any]."""
         return self.spread(linear_in_kernel, x, kernel)
 
 
-def repeat(x: jax.Array, times: int = 2) -> jax.Array:
+def nearest_upsample(x: jax.Array, times: int = 2) -> jax.Array:
     """[B, H, W, C] → [B, times · H, times · W, C], each place `times` × `times` times."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, times, width, times, channels))
@@ -95,7 +95,7 @@ def _weights(inputs: int, outputs: int, corners: bool) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(where - np.arange(inputs)[:, None]))
 
 
-def fit(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def pad_or_crop(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Pads with zeros or crops [B, H, W, C] to [B, *size, C], alike on both sides, by an odd pixel more at the end."""
     # int rounds towards zero, so that of one row too many the last one goes.
     starts = [int((wanted - have) / 2) for wanted, have in zip(size, x.shape[1:3], strict=True)]

@@ -60,7 +60,7 @@ def giou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def nms(
-    boxes: jax.Array, scores: jax.Array, classes: jax.Array, threshold: float, least: float, most: int
+    boxes: jax.Array, scores: jax.Array, classes: jax.Array, threshold: float, min_score: float, max_boxes: int
 ) -> NmsResult:
     """Greedy non-maximum suppression within each class.
 
@@ -69,8 +69,8 @@ def nms(
       scores: [N]; of equal ones the first comes first.
       classes: int [N]; boxes of different classes do not suppress each other.
       threshold: a box that overlaps a better one that is kept by more than this IoU goes.
-      least: boxes whose score is not above this go.
-      most: K, how many are kept.
+      min_score: boxes whose score is not above this go.
+      max_boxes: K, how many are kept.
     """
     order = jnp.argsort(-scores, stable=True)
     ranked, kinds = boxes[order], classes[order]
@@ -78,12 +78,12 @@ def nms(
 
     def judge(i: jax.Array, kept: jax.Array) -> jax.Array:
         # Those behind i have not been judged, and are false.
-        return kept.at[i].set((scores[order[i]] > least) & ~(kept & hides[i]).any())
+        return kept.at[i].set((scores[order[i]] > min_score) & ~(kept & hides[i]).any())
 
     kept = jax.lax.fori_loop(0, len(order), judge, jnp.zeros(len(order), bool))
-    first = jnp.argsort(~kept, stable=True)[:most]
+    first = jnp.argsort(~kept, stable=True)[:max_boxes]
     index, valid = order[first].astype(jnp.int32), kept[first]
-    missing = max(0, most - len(order))
+    missing = max(0, max_boxes - len(order))
     return NmsResult(jnp.pad(index, (0, missing)), jnp.pad(valid, (0, missing)))
 
 

@@ -6,18 +6,18 @@ a product of large matrices reached 150 to 190 (`benchmarks/convolutions.py` mea
 
 - 1×1 kernels are products. On [16, 16, 16, 64] → 256 channels: 87 → 159; the kernel's gradient 48 → 109, and by
   `columns`, where XLA's form is a convolution over the batch, 26 → 65 and 53 → 129 ([16, 8, 8, 512] → 128).
-- Maps of at most 4 × 4 places are `patches` and a product. XLA has no fast path for a kernel larger than the map:
-  3×3, 512 → 512 channels on 2 × 2 places: 1 → 105, its input's gradient by the transpose of `patches` 1 → 116; at
+- Maps of at most 4 × 4 places are `im2col` and a product. XLA has no fast path for a kernel larger than the map:
+  3×3, 512 → 512 channels on 2 × 2 places: 1 → 105, its input's gradient by the transpose of `im2col` 1 → 116; at
   stride 2 from 4 × 4 places 1 → 63 to 119. Larger patches outgrow the caches: 98 → 17 on [8, 56, 56, 64] float32.
-- The input's gradient at stride 2 on a result of 8 × 8 places and less: `patches`, 69 → 82, 97 → 136.
+- The input's gradient at stride 2 on a result of 8 × 8 places and less: `im2col`, 69 → 82, 97 → 136.
 - Products of bfloat16 are up to 2.2 times as fast as those of float32, XLA's convolutions of bfloat16 are not. Results
   of up to 16 × 16 places are `rows`: 181 → 284 on [32, 16, 16, 256], 176 → 310 on [32, 8, 8, 512], 173 → 287 on
-  [32, 4, 4, 512]; of up to 32 × 32 places a `sheet`: 146 → 221 on [32, 32, 32, 128], where `rows` reach 162.
-- Depthwise kernels are sums of shifted maps, `taps`: 8 to 29 times as fast for ConvNeXt's 7×7.
+  [32, 4, 4, 512]; of up to 32 × 32 places a `wide_matmul`: 146 → 221 on [32, 32, 32, 128], where `rows` reach 162.
+- Depthwise kernels are sums of shifted maps, `depthwise_shift`: 8 to 29 times as fast for ConvNeXt's 7×7.
 
 No faster on the shapes of ResNet-50, or slower: one product for each place of a kernel, patches picture by picture,
 gradients by stride-phases, three-dimensional convolutions of unit depth; and for the 7×7 stem at stride 2 on 224×224
-pictures, space-to-depth (89 → 20, the kernel's gradient 34 → 18) and `patches` (26, 24). BatchNorm folded into the
+pictures, space-to-depth (89 → 20, the kernel's gradient 34 → 18) and `im2col` (26, 24). BatchNorm folded into the
 kernels of a network in inference mode gains nothing, 0.96 to 1.02 times the speed on ResNet-50, DenseNet-121 and
 Inception v3: it stands in one loop with the ReLU, which has to go over the map anyway.
 """
@@ -53,7 +53,7 @@ class ConvSpec(NamedTuple):
     precision: jax.lax.PrecisionLike = None
 
 
-class Forms(NamedTuple):
+class ConvAlgorithms(NamedTuple):
     """Names in `FORMS`: what computes the value, and whose transposes compute the gradients."""
 
     value: str
@@ -61,40 +61,44 @@ class Forms(NamedTuple):
     to_kernel: str
 
 
-NATIVE = Forms("native", "native", "native")
+NATIVE = ConvAlgorithms("xla_conv", "xla_conv", "xla_conv")
 # How many places of the result one step of `rows` computes, about: what it reads and writes then stays in the caches.
 PLACES = 1024
 
 
 def convolve(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """[B, H, W, in], [kh, kw, in / groups, out] → [B, H', W', out]."""
-    forms = rule(x.shape, kernel.shape, window, x.dtype)
+    forms = select_algorithms(x.shape, kernel.shape, window, x.dtype)
     return (
-        native(x, kernel, window) if forms == NATIVE else _convolve((forms, window, x.shape, kernel.shape), x, kernel)
+        xla_conv(x, kernel, window) if forms == NATIVE else _convolve((forms, window, x.shape, kernel.shape), x, kernel)
     )
 
 
 def linear_in_kernel(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """The same, for `jax.linear_transpose` with respect to the kernel."""
-    return FORMS[rule(x.shape, kernel.shape, window, x.dtype).to_kernel](x, kernel, window)
+    return ALGORITHMS[select_algorithms(x.shape, kernel.shape, window, x.dtype).to_kernel](x, kernel, window)
 
 
-def rule(x: Shape, kernel: Shape, window: ConvSpec, dtype) -> Forms:
+def select_algorithms(x: Shape, kernel: Shape, window: ConvSpec, dtype) -> ConvAlgorithms:
     """The forms for arrays of these shapes and of this dtype."""
     side = max(_lengths(x, kernel, window))
     if jax.default_backend() != "cpu" or min(_lengths(x, kernel, window)) < 1:
         return NATIVE
     if window.groups > 1:
-        return Forms("taps", "taps", "taps") if window.groups == x[-1] == kernel[-1] else NATIVE
+        return (
+            ConvAlgorithms("depthwise_shift", "depthwise_shift", "depthwise_shift")
+            if window.groups == x[-1] == kernel[-1]
+            else NATIVE
+        )
     if kernel[:2] == (1, 1):
-        return Forms("patches", "patches", "columns")
+        return ConvAlgorithms("im2col", "im2col", "columns")
     strided, wide = max(window.strides) > 1, min(x[-1], kernel[-1]) >= 64
     if dtype == jnp.bfloat16 and side <= 32 and wide:
-        value = "sheet" if side > 16 and not strided else "rows"
-        return Forms(value, "patches" if strided else "rows", "columns" if side <= 4 else "native")
+        value = "wide_matmul" if side > 16 and not strided else "rows"
+        return ConvAlgorithms(value, "im2col" if strided else "rows", "columns" if side <= 4 else "xla_conv")
     if side <= 4:
-        return Forms("patches", "patches", "columns")
-    return Forms("native", "patches" if strided and side <= 8 else "native", "native")
+        return ConvAlgorithms("im2col", "im2col", "columns")
+    return ConvAlgorithms("xla_conv", "im2col" if strided and side <= 8 else "xla_conv", "xla_conv")
 
 
 @functools.cache
@@ -115,7 +119,7 @@ def inference_options() -> dict[str, str]:
     return options
 
 
-def native(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
+def xla_conv(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """XLA's convolution."""
     return jax.lax.conv_general_dilated(
         x,
@@ -129,9 +133,9 @@ def native(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     )
 
 
-def patches(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
+def im2col(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """All that the window sees, [B, H', W', kh · kw · in], times the kernel as a matrix."""
-    seen = jnp.concatenate(list(_seen(_padded(x, window), kernel.shape, window)), -1)
+    seen = jnp.concatenate(list(_receptive(_padded(x, window), kernel.shape, window)), -1)
     return _product(seen, kernel.reshape(-1, kernel.shape[-1]), window).astype(x.dtype)
 
 
@@ -143,7 +147,7 @@ def columns(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     # The barriers keep the compiler from making x again for it, across its order in memory, and from putting the
     # transposition back into the product.
     x = jax.lax.optimization_barrier(x)
-    seen = jnp.concatenate(list(_seen(_padded(x, window), kernel.shape, window)), -1)
+    seen = jnp.concatenate(list(_receptive(_padded(x, window), kernel.shape, window)), -1)
     matrix = jax.lax.optimization_barrier(seen.reshape(-1, seen.shape[-1]).T)
     y = _product(matrix, kernel.reshape(-1, kernel.shape[-1]), window, axis=0)
     return y.reshape(*seen.shape[:-1], -1).astype(x.dtype)
@@ -159,7 +163,7 @@ def rows(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     return _by_row(convolved, x, kernel, window, PLACES)
 
 
-def sheet(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
+def wide_matmul(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """One product of what a row of the kernel sees and all rows side by side, of which the right parts are summed."""
     side_by_side = jnp.moveaxis(kernel.reshape(kernel.shape[0], -1, kernel.shape[-1]), 0, 1)
 
@@ -171,21 +175,21 @@ def sheet(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     return _by_row(convolved, x, kernel, window, 4 * PLACES)
 
 
-def taps(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
+def depthwise_shift(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
     """Depthwise: the sum over the kernel's places of shifted maps times a number for each channel."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     numbers = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
-    maps = _seen(_padded(x, window).astype(wide), kernel.shape, window)
+    maps = _receptive(_padded(x, window).astype(wide), kernel.shape, window)
     return sum(m * n for m, n in zip(maps, numbers, strict=True)).astype(x.dtype)
 
 
-FORMS = {form.__name__: form for form in (native, patches, columns, rows, sheet, taps)}
+ALGORITHMS = {form.__name__: form for form in (xla_conv, im2col, columns, rows, wide_matmul, depthwise_shift)}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(static, x: jax.Array, kernel: jax.Array) -> jax.Array:
     forms, window, *_ = static
-    return FORMS[forms.value](x, kernel, window)
+    return ALGORITHMS[forms.value](x, kernel, window)
 
 
 def _forward(static, x, kernel):
@@ -204,9 +208,9 @@ def _backward(static, saved, dy: jax.Array):
         padding = tuple((d * (k - 1) - before, d * (k - 1) - after) for d, k, (before, after) in ends)
         dx = rows(dy, kernel[::-1, ::-1].swapaxes(2, 3), window._replace(padding=padding))
     elif kernel is not None:
-        (dx,) = jax.linear_transpose(lambda x: FORMS[forms.to_input](x, kernel, window), x_like)(dy)
+        (dx,) = jax.linear_transpose(lambda x: ALGORITHMS[forms.to_input](x, kernel, window), x_like)(dy)
     if x is not None:
-        (dkernel,) = jax.linear_transpose(lambda k: FORMS[forms.to_kernel](x, k, window), kernel_like)(dy)
+        (dkernel,) = jax.linear_transpose(lambda k: ALGORITHMS[forms.to_kernel](x, k, window), kernel_like)(dy)
     return dx, dkernel
 
 
@@ -217,7 +221,7 @@ def _padded(x: jax.Array, window: ConvSpec) -> jax.Array:
     return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in window.padding), (0, 0, 0)))
 
 
-def _seen(x: jax.Array, kernel: Shape, window: ConvSpec) -> Iterator[jax.Array]:
+def _receptive(x: jax.Array, kernel: Shape, window: ConvSpec) -> Iterator[jax.Array]:
     """For each place of the kernel, row by row, what it meets on a padded map: [B, H', W', in]."""
     height, width = _lengths(x.shape, kernel, window._replace(padding=NO_PADDING))
     (down, right), (i_step, j_step) = window.strides, window.dilation
@@ -238,7 +242,7 @@ def _by_row(convolved, x: jax.Array, kernel: jax.Array, window: ConvSpec, places
     meets = [slice(start, start + (height - 1) * down + 1, down) for start in starts]
 
     def of(x: jax.Array) -> jax.Array:
-        seen = _seen(x, (1, *kernel.shape[1:]), window._replace(strides=(1, right)))
+        seen = _receptive(x, (1, *kernel.shape[1:]), window._replace(strides=(1, right)))
         return convolved(jnp.concatenate(list(seen), -1), meets).astype(x.dtype)
 
     pictures = max(1, places // (height * width))

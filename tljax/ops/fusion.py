@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 
-def once(x: jax.Array) -> jax.Array:
+def fusion_barrier(x: jax.Array) -> jax.Array:
     """`x` [...], which a processor then computes once, and its gradient too, instead of anew for each reader.
 
     XLA gives a cheap elementwise operation to each of its readers, with all that leads to it. A residual stream is
@@ -15,12 +15,12 @@ def once(x: jax.Array) -> jax.Array:
     64×64 (two cores, jaxlib 0.10.2); an `optimization_barrier` is gone before operations are put together, and changes
     nothing. Infinity becomes NaN.
     """
-    return _once(x) if jax.default_backend() == "cpu" else x
+    return _barrier(x) if jax.default_backend() == "cpu" else x
 
 
 @jax.custom_vjp
-def _once(x: jax.Array) -> jax.Array:
+def _barrier(x: jax.Array) -> jax.Array:
     return x / (x * 0 + 1)
 
 
-_once.defvjp(lambda x: (_once(x), None), lambda _, dy: (_once(dy),))
+_barrier.defvjp(lambda x: (_barrier(x), None), lambda _, dy: (_barrier(dy),))

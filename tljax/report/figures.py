@@ -9,11 +9,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tljax.report import tables
-from tljax.report.style import BLUE, COLOURS, DPI, GREY, ORANGE, WIDTH, blank, message, save, short
+from tljax.report.style import BLUE, COLORS, DPI, GREY, ORANGE, WIDTH, draw_message, new_figure, save, short
 
 
-def curves(
-    history: list[dict], path: str | Path, score: tuple[str, str] = ("accuracy", "accuracy"), seen: str = "accuracy"
+def draw_curves(
+    history: list[dict],
+    path: str | Path,
+    score: tuple[str, str] = ("accuracy", "accuracy"),
+    train_metric: str = "accuracy",
 ) -> Path:
     """Loss and score of training and validation against epochs, phases and best epoch marked.
 
@@ -23,17 +26,19 @@ def curves(
     """
     if not history:
         raise ValueError("history holds no rows")
-    figure = blank(3.8)
+    figure = new_figure(3.8)
     panels = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     best = next((row for row in reversed(history) if row.get("best")), None)
     marker = "o" if len(history) <= 30 else None
     key, name = score
     # Training may show another thing than what validation judges by.
-    training = "training" if seen == key else f"training ({seen.replace('_', ' ').replace('iou', 'IoU')})"
-    shown = (("loss", "loss", "loss", "training"), (key, seen, name, training))
-    for axes, (key, seen, name, training) in zip(panels, shown, strict=True):
-        for split, of, label, colour in (("train", seen, training, BLUE), ("valid", key, "validation", ORANGE)):
+    training = (
+        "training" if train_metric == key else f"training ({train_metric.replace('_', ' ').replace('iou', 'IoU')})"
+    )
+    shown = (("loss", "loss", "loss", "training"), (key, train_metric, name, training))
+    for axes, (key, train_metric, name, training) in zip(panels, shown, strict=True):
+        for split, of, label, colour in (("train", train_metric, training, BLUE), ("valid", key, "validation", ORANGE)):
             values = [_number(row, split, of) for row in history]
             axes.plot(epochs, values, color=colour, marker=marker, markersize=4, label=label)
         if best:
@@ -69,7 +74,7 @@ def _mark_phases(axes, history: list[dict]) -> None:
         axes.text(place, 1.02, short(name, 20), transform=axes.get_xaxis_transform(), **look)
 
 
-def confusion(matrix, classes: list[str], path: str | Path) -> Path:
+def draw_confusion(matrix, classes: list[str], path: str | Path) -> Path:
     """Confusion matrix [K, K] of counts (rows true, columns predicted), coloured by share of row.
 
     Counts stand in the cells up to 25 classes. Raises ValueError when the shape is not [K, K].
@@ -90,7 +95,7 @@ def confusion(matrix, classes: list[str], path: str | Path) -> Path:
     rotation = 0 if longest < step * cell else 45 if few else 90
     below = longest * math.sin(math.radians(rotation)) + 40  # names and title under the matrix
 
-    figure = blank(width + below / 72, "compressed")
+    figure = new_figure(width + below / 72, "compressed")
     axes = figure.subplots()
     # Without numbers the rare confusions must show in colour alone, so small shares are lifted.
     norm = PowerNorm(1.0 if few else 0.5, vmin=0, vmax=1)
@@ -110,7 +115,7 @@ def confusion(matrix, classes: list[str], path: str | Path) -> Path:
     return save(figure, path)
 
 
-def roc(labels, probabilities, classes: list[str], path: str | Path) -> Path:
+def draw_roc(labels, probabilities, classes: list[str], path: str | Path) -> Path:
     """One-against-rest ROC curves, their upper left corner enlarged when they reach it.
 
     `labels` is [N] of class indices, `probabilities` [N, K]. Up to 10 classes each have a colour
@@ -126,12 +131,12 @@ def roc(labels, probabilities, classes: list[str], path: str | Path) -> Path:
         if positive.any() and not positive.all():
             found[index] = roc_curve(positive, probabilities[:, index])[:2]
     if not found:
-        return message("No ROC curve: the labels hold fewer than two classes.", path)
+        return draw_message("No ROC curve: the labels hold fewer than two classes.", path)
 
     many = len(classes) > 10
     areas = {index: auc(*curve) for index, curve in found.items()}
     average = np.mean(list(areas.values()))
-    figure = blank(4.2, "compressed")
+    figure = new_figure(4.2, "compressed")
     # Curves of a weak model never reach the corner: enlarging it would show an empty panel.
     panels = figure.subplots(1, 2 if average > 0.9 else 1, squeeze=False)[0]
     grid = np.linspace(0, 1, 1001)
@@ -141,7 +146,7 @@ def roc(labels, probabilities, classes: list[str], path: str | Path) -> Path:
             if many:
                 axes.plot(*curve, color="#BBBBBB", linewidth=0.6)
                 continue
-            colour, style = COLOURS[index % len(COLOURS)], ("-", "--")[index // len(COLOURS)]
+            colour, style = COLORS[index % len(COLORS)], ("-", "--")[index // len(COLORS)]
             label = f"{short(classes[index], 16)}  {areas[index]:.3f}"
             axes.plot(*curve, color=colour, linestyle=style, label=label)
         if many:
@@ -162,7 +167,7 @@ def roc(labels, probabilities, classes: list[str], path: str | Path) -> Path:
     return save(figure, path)
 
 
-def most_wrong(images, labels, probabilities, classes, path: str | Path, count: int = 24) -> Path:
+def draw_worst(images, labels, probabilities, classes, path: str | Path, count: int = 24) -> Path:
     """Sheet of the `count` wrongly classified pictures whose true class got least probability.
 
     `images` is uint8 [N, H, W, C] with C 1 or 3, `labels` [N], `probabilities` [N, K]. Raises
@@ -176,7 +181,7 @@ def most_wrong(images, labels, probabilities, classes, path: str | Path, count: 
     predicted = probabilities.argmax(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     if not wrong.size:
-        return message(f"Nothing is wrong: all {len(labels):,} pictures are correct.", path)
+        return draw_message(f"Nothing is wrong: all {len(labels):,} pictures are correct.", path)
     order = np.argsort(probabilities[wrong, labels[wrong]], kind="stable")
     worst = wrong[order][:count]
 
@@ -188,7 +193,7 @@ def most_wrong(images, labels, probabilities, classes, path: str | Path, count: 
     # Placed by hand: laying out two dozen titled panels takes matplotlib the better part of a second.
     cell, title = 0.94 * WIDTH / columns, 0.22 if gap == " " else 0.36  # inches
     height = rows * (cell + title) + 0.05
-    figure = blank(height, layout="none")
+    figure = new_figure(height, layout="none")
     place = {"left": 0.01, "right": 0.99, "bottom": 0.05 / height, "top": 1 - title / height}
     grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw=place | {"wspace": 0.04, "hspace": title / cell})
     grid = grid.ravel()
@@ -203,16 +208,16 @@ def most_wrong(images, labels, probabilities, classes, path: str | Path, count: 
     return save(figure, path)
 
 
-def sweep_bars(rows: list[dict], path: str | Path) -> Path:
+def draw_sweep(rows: list[dict], path: str | Path) -> Path:
     """Validation and test accuracy of each row of `tables.summarise`, 95 % intervals as error bars.
 
     Raises ValueError when there are no rows.
     """
     if not rows:
         raise ValueError("the comparison holds no rows")
-    columns = tables.varying(rows)
+    columns = tables.varying_fields(rows)
     labels = [", ".join(str(row["settings"].get(name)) for name in columns) for row in rows]
-    figure = blank(1.2 + 0.55 * len(rows))
+    figure = new_figure(1.2 + 0.55 * len(rows))
     axes = figure.subplots()
     bars = (("valid", "validation", "#9ECAE9", -0.2), ("test", "test", BLUE, 0.2))
     for split, name, colour, shift in bars:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from tljax.report import tables
-from tljax.report.style import blank, save, short
+from tljax.report.style import new_figure, save, short
 
 COLUMNS = 2
 
 
-def heat_map(cells: Sequence[Mapping], tuned: Sequence[str], path: str | Path) -> Path | None:
+def draw_heat_map(cells: Sequence[Mapping], tuned: Sequence[str], path: str | Path) -> Path | None:
     """Draws the mean validation accuracy over seeds, the best over further tuned fields, as one PNG.
 
     Args:
@@ -37,7 +37,7 @@ def heat_map(cells: Sequence[Mapping], tuned: Sequence[str], path: str | Path) -
     grids = {name: _grid(panel, values) for name, panel in panels.items()}
     low, high = np.nanmin(list(grids.values())), np.nanmax(list(grids.values()))
     rows = math.ceil(len(grids) / COLUMNS)
-    figure = blank(rows * (1.1 + 0.42 * len(values[0])))
+    figure = new_figure(rows * (1.1 + 0.42 * len(values[0])))
     places = figure.subplots(rows, min(COLUMNS, len(grids)), squeeze=False).ravel()
     for (name, grid), place in zip(grids.items(), places, strict=False):
         image = place.imshow(grid, cmap="viridis", vmin=low, vmax=high, aspect="auto")

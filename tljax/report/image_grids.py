@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from tljax.losses.pixelwise import IGNORED
-from tljax.report.overlays import VOID, coloured, rgb
-from tljax.report.style import BLUE, COLOURS, DPI, GREY, WIDTH, blank, message, save, short
+from tljax.report.overlays import VOID, colorize, rgb
+from tljax.report.style import BLUE, COLORS, DPI, GREY, WIDTH, draw_message, new_figure, save, short
 
 COLUMNS = 4
 LEFT, TOP, GAP = 0.26, 0.28, 0.05  # inches: row labels, column titles, between panels
@@ -23,7 +23,7 @@ MIN_SCORE = 0.3
 WRONG = (213, 94, 0)
 
 
-def mask_sheet(
+def mask_grid(
     images: np.ndarray,
     truth: np.ndarray,
     predicted: np.ndarray,
@@ -54,7 +54,7 @@ def mask_sheet(
         raise ValueError(f"truth {truth.shape} and predicted {predicted.shape} are not masks of images {images.shape}")
     rows = _rows(images, order, numbers, count)
     if not len(rows):
-        return message("No pictures to show.", path)
+        return draw_message("No pictures to show.", path)
     handles = _legend(np.concatenate([truth[rows].ravel(), predicted[rows].ravel()]), classes)
     figure, panels = _panels(len(rows), images.shape[1:3], handles, groups=1)
     for axes, title in zip(panels[0], ("input", "truth", "prediction", "wrong pixels"), strict=True):
@@ -65,14 +65,14 @@ def mask_sheet(
         # A pale grey picture, on which the mistakes stand out.
         pale = 160 + image.mean(-1, keepdims=True) * 0.35
         differ = np.where(wrong[..., None], WRONG, np.where(known[..., None], pale, VOID)).astype(np.uint8)
-        shown = (image, coloured(truth[index]), coloured(predicted[index]), differ)
+        shown = (image, colorize(truth[index]), colorize(predicted[index]), differ)
         for axes, picture in zip(line, shown, strict=True):
             _show(axes, picture)
         _label(line[0], name, numbers[index])
     return save(figure, path)
 
 
-def box_sheet(
+def box_grid(
     images: np.ndarray,
     truth_boxes: np.ndarray,
     truth_labels: np.ndarray,
@@ -110,7 +110,7 @@ def box_sheet(
         raise ValueError(f"boxes {truth_boxes.shape} and {boxes.shape} with their labels and scores do not fit")
     rows = _rows(images, order, numbers, count)
     if not len(rows):
-        return message("No pictures to show.", path)
+        return draw_message("No pictures to show.", path)
     drawn = np.where(scores >= MIN_SCORE, labels, -1)
     handles = _legend(np.concatenate([truth_labels[rows].ravel(), drawn[rows].ravel()]), classes)
     figure, panels = _panels(math.ceil(len(rows) / 2), images.shape[1:3], handles, groups=2)
@@ -127,7 +127,7 @@ def box_sheet(
     return save(figure, path)
 
 
-def precision_recall(
+def draw_precision_recall(
     recall: Sequence[float], precision: Mapping[str, Sequence[float]], classes: Sequence[str], path: str | Path
 ) -> Path:
     """Precision against recall of every class at an IoU of 0.5, with the mean precision, which is the AP50.
@@ -147,15 +147,15 @@ def precision_recall(
         raise ValueError(f"the curve of {unfit[0]} fits neither {len(recall)} places nor the classes")
     found = {kind: np.asarray(precision[kind], float) for kind in classes if kind in precision}
     if not found:
-        return message("No precision-recall curve: no class has boxes.", path)
+        return draw_message("No precision-recall curve: no class has boxes.", path)
     many = len(found) > 10
-    figure = blank(4.2)
+    figure = new_figure(4.2)
     axes = figure.subplots()
     for index, (kind, curve) in enumerate(found.items()):
         if many:
             axes.plot(recall, curve, color="#BBBBBB", linewidth=0.6)
             continue
-        look = {"color": COLOURS[index % len(COLOURS)], "linestyle": ("-", "--")[index // len(COLOURS)]}
+        look = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--")[index // len(COLORS)]}
         axes.plot(recall, curve, label=f"{short(kind, 24)}  {curve.mean():.3f}", **look)
     if many:
         mean = np.mean(list(found.values()), axis=0)
@@ -183,7 +183,7 @@ def _legend(kinds: np.ndarray, classes: Sequence[str]) -> list[Patch]:
     sizes = np.bincount(kinds[(kinds >= 0) & (kinds != IGNORED)], minlength=1)
     there = np.flatnonzero(sizes)
     named = np.sort(there[np.argsort(-sizes[there], kind="stable")][:MOST_NAMED])
-    handles = [_patch(coloured(kind), short(classes[kind], 24)) for kind in named]
+    handles = [_patch(colorize(kind), short(classes[kind], 24)) for kind in named]
     if (kinds == IGNORED).any():
         handles.append(_patch(VOID, "does not count"))
     if len(named) < len(there):
@@ -206,7 +206,7 @@ def _panels(rows: int, shape: tuple[int, int], handles: list[Patch], groups: int
     columns = max(1, min(len(handles), int((WIDTH - 0.4) / (0.065 * longest + 0.5))))
     below = LINE * math.ceil(len(handles) / columns) + 0.15
     height = TOP + rows * (tall + GAP) + below
-    figure, panels = blank(height, layout="none"), np.empty((rows, COLUMNS), object)
+    figure, panels = new_figure(height, layout="none"), np.empty((rows, COLUMNS), object)
     # Placed by hand: laying out dozens of panels takes matplotlib the better part of a second.
     for row, column in np.ndindex(*panels.shape):
         left = LEFT * (1 + column * groups // COLUMNS) + column * (cell + GAP)
@@ -240,7 +240,7 @@ def _draw_boxes(axes, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray 
         if labels[i] < 0:
             continue
         y0, x0, y1, x1 = boxes[i]
-        colour = coloured(labels[i]) / 255
+        colour = colorize(labels[i]) / 255
         # The pale line underneath shows dark boxes on dark pictures.
         for edge, wide in (("white", 2.4), (colour, 1.2)):
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=wide))

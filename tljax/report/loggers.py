@@ -24,7 +24,7 @@ class MetricLogger:
     """
 
     def __init__(self, workdir: Path, console: Console, task: Task, *, tensorboard: bool = True, lines: bool = True):
-        self._shown = task.progress, task.metrics[0][0]
+        self._shown = task.train_metric_name, task.metrics[0][0]
         self._path, self._console, self._lines = workdir / "metrics.jsonl", console, lines
         self._events = None
         if tensorboard:
@@ -39,7 +39,7 @@ class MetricLogger:
         if self._events is not None:
             self._events.close()
 
-    def row(self, row: dict) -> None:
+    def write(self, row: dict) -> None:
         """Appends a validation to metrics.jsonl and to the events."""
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -59,9 +59,9 @@ class MetricLogger:
                 highlight=False,
             )
 
-    def rewind(self, rows: int) -> None:
+    def truncate(self, rows: int) -> None:
         """Drops lines of metrics.jsonl that were written after the checkpoint that the run goes on from."""
-        kept = read_rows(self._path)[:rows]
+        kept = read_metrics(self._path)[:rows]
         partial = self._path.with_suffix(".part")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         partial.replace(self._path)
@@ -97,19 +97,19 @@ class ProgressBar:
     def __exit__(self, *_):
         self._bar.stop()
 
-    def phase(self, name: str, steps: int, done: int) -> None:
+    def start_phase(self, name: str, steps: int, done: int) -> None:
         """Shows a bar for the phase; `done` steps of it lie behind."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=steps, completed=done, metrics="compiling …")
         self._pictures, self._since = 0, None
 
-    def work(self, what: str, pictures: int) -> None:
+    def start_task(self, what: str, pictures: int) -> None:
         """Shows a bar for what goes before the steps of a phase, over so many pictures."""
-        self.phase(what, pictures, 0)
+        self.start_phase(what, pictures, 0)
         self._bar.update(self._task, metrics="pictures")
 
-    def worked(self, pictures: int) -> None:
+    def advance_task(self, pictures: int) -> None:
         """So many of them are done."""
         self._bar.update(self._task, advance=pictures)
 
@@ -130,7 +130,7 @@ class ProgressBar:
             self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict]:
     """The rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:

@@ -10,8 +10,9 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tljax.report.loggers import read_rows
+from tljax.report.loggers import read_metrics
 from tljax.report.tables import MISSING, escape
+from tljax.storage.run_files import read_json
 from tljax.tasks import TASKS, Task
 
 # What the columns of a table of classes are called, where their keys are not it.
@@ -33,8 +34,9 @@ def write(workdir: str | Path) -> Path:
       jinja2.UndefinedError: result.json lacks a key.
     """
     workdir = Path(workdir)
-    config, result = (json.loads((workdir / name).read_text()) for name in ("config.json", "result.json"))
-    history, task = read_rows(workdir / "metrics.jsonl"), TASKS[result["task"]]
+    config = json.loads((workdir / "config.json").read_text())
+    result = read_json(workdir / "result.json")
+    history, task = read_metrics(workdir / "metrics.jsonl"), TASKS[result["task"]]
     figures = draw(workdir, result, history, task) if config["report"]["figures"] else {}
     path = workdir / "report.md"
     path.write_text(render(workdir, result, config, history, figures, task), encoding="utf-8")
@@ -46,9 +48,11 @@ def draw(workdir: Path, result: Mapping, history: list[dict], task: Task) -> dic
     from tljax.report import figures, phase_diagram  # Matplotlib takes a second to import
 
     folder, data = workdir / "figures", workdir / "figure_data.npz"
-    drawn = {"curves": figures.curves(history, folder / "curves.png", task.metrics[0], task.progress)}
+    drawn = {"curves": figures.draw_curves(history, folder / "curves.png", task.metrics[0], task.train_metric_name)}
     if "phase_rows" in result:
-        drawn["blocks"] = phase_diagram.blocks(phase_diagram.from_dicts(result["phase_rows"]), folder / "blocks.png")
+        drawn["blocks"] = phase_diagram.draw_phase_diagram(
+            phase_diagram.from_dicts(result["phase_rows"]), folder / "blocks.png"
+        )
     if data.is_file():
         with np.load(data) as arrays:
             drawn |= task.figures(dict(arrays), result["test"], result["data"]["classes"], folder)

@@ -24,7 +24,7 @@ FONT = 15  # pixels
 
 
 @functools.cache
-def _colours() -> np.ndarray:
+def _colors() -> np.ndarray:
     """Of classes 0 to 254 and `IGNORED`, uint8 [256, 3]."""
     voc, index = np.zeros((256, 3), int), np.arange(256)
     for place in range(8):
@@ -42,12 +42,12 @@ def palette(n: int) -> np.ndarray:
     Okabe and Ito's eight come first, then those of PASCAL VOC's colour map, which spreads the bits of an index over
     red, green and blue, the dark ones last.
     """
-    return _colours()[:n]
+    return _colors()[:n]
 
 
-def coloured(classes: np.ndarray) -> np.ndarray:
+def colorize(classes: np.ndarray) -> np.ndarray:
     """The colours of classes [...], uint8 [..., 3]; `IGNORED` is pale."""
-    return _colours()[classes]
+    return _colors()[classes]
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def mask_overlay(image: np.ndarray, classes: np.ndarray, names: Sequence[str]) -
     """
     k = _factor(image)
     picture, kinds = _enlarge(rgb(image), k), _enlarge(classes, k)
-    colours = coloured(kinds)
+    colours = colorize(kinds)
     share = np.where(contours(kinds), 1.0, BLEND) * (kinds != IGNORED)
     tinted = np.round(picture + share[..., None] * (colours - picture.astype(float))).astype(np.uint8)
     seen = [int(kind) for kind in np.unique(classes) if kind != IGNORED]
@@ -86,7 +86,7 @@ def mask_png(classes: np.ndarray, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(np.ascontiguousarray(classes))
-    picture.putpalette(_colours().tobytes())
+    picture.putpalette(_colors().tobytes())
     picture.save(path, format="PNG")
     return path
 
@@ -112,7 +112,7 @@ def box_overlay(
     # The best are drawn last, on top, and all text above all lines.
     order = np.arange(len(labels))[::-1] if scores is None else np.argsort(scores, kind="stable")
     order = [i for i in order if labels[i] >= 0]
-    places, colours = np.asarray(boxes, float) * k, coloured(np.maximum(labels, 0))
+    places, colours = np.asarray(boxes, float) * k, colorize(np.maximum(labels, 0))
     for i in order:
         y0, x0, y1, x1 = places[i]
         # Lines lie inside of the box, white outside so that dark ones show; the far corner is the last pixel covered.
@@ -155,7 +155,7 @@ def _legend(seen: Sequence[int], names: Sequence[str], width: int) -> np.ndarray
     strip = Image.new("RGB", (width, y + line if seen else 0), "white")
     draw = ImageDraw.Draw(strip)
     for kind, (x, y) in zip(seen, places, strict=True):
-        draw.rectangle((x, y + 4, x + FONT, y + 4 + FONT), fill=tuple(coloured(kind).tolist()))
+        draw.rectangle((x, y + 4, x + FONT, y + 4 + FONT), fill=tuple(colorize(kind).tolist()))
         draw.text((x + FONT + 6, y + 3), _cut(names[kind]), fill="black", font=font)
     return np.asarray(strip).reshape(-1, width, 3)
 

@@ -12,72 +12,72 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
-from tljax.report.style import BLUE, DPI, GREY, WIDTH, blank, save, short
+from tljax.report.style import BLUE, DPI, GREY, WIDTH, new_figure, save, short
 
 # In inches: the columns of names and of marks, a row, what separates rows and blocks, and the line of headers.
 LEFT, RIGHT, ROW, GAP, HEADER = 1.62, 1.68, 0.42, 0.08, 0.28
 STILL, PALE, INK = "#E4E4E4", "#CFE3F2", "#222222"
 # Colours of what a phase uses besides the labelled pictures.
-CHIPS = {"teacher": "#F6D5BD", "source": "#EBD3E2", "weak": "#BFE5D8", "strong": "#BFE5D8", "average": "#FBE7BF"}
+BADGES = {"teacher": "#F6D5BD", "source": "#EBD3E2", "weak": "#BFE5D8", "strong": "#BFE5D8", "average": "#FBE7BF"}
 STRIPES = 20  # of a block of which single neurons learn
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class StageCell:
     """A stage, the head, or a further output of it, in one phase.
 
     Attributes:
       share: of its parameters, or with `single` of its neurons, that learn; 0 is frozen.
       single: whether single neurons learn.
-      multiples: of the run's learning rate, ascending; more than one where rules differ.
+      lr_multipliers: of the run's learning rate, ascending; more than one where rules differ.
       moves: whether its BatchNorm statistics follow the batches; None: it has none.
     """
 
     share: float
-    single: bool = False
-    multiples: tuple[float, ...] = (1.0,)
-    moves: bool | None = None
+    partial: bool = False
+    lr_multipliers: tuple[float, ...] = (1.0,)
+    batch_stats: bool | None = None
 
     @property
     def caption(self) -> str:
         """The share and the multiple, where they are not one."""
-        parts = [_percent(self.share)] if self.single or 0 < self.share < 1 else []
-        if self.share and set(self.multiples) != {1.0}:
-            parts.append("×" + "–".join(dict.fromkeys(f"{self.multiples[i]:.3g}" for i in (0, -1))))
+        parts = [_percent(self.share)] if self.partial or 0 < self.share < 1 else []
+        if self.share and set(self.lr_multipliers) != {1.0}:
+            parts.append("×" + "–".join(dict.fromkeys(f"{self.lr_multipliers[i]:.3g}" for i in (0, -1))))
         return "  ".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PhaseRow:
     """A phase: its name, its share of the epochs, its blocks by name, and what else it uses, as keys of `CHIPS`."""
 
     name: str
     share: float
-    blocks: Mapping[str, Block]
+    cells: Mapping[str, StageCell]
     marks: tuple[str, ...] = ()
 
 
-def from_dicts(phases: Sequence[Mapping]) -> list[Row]:
+def from_dicts(phases: Sequence[Mapping]) -> list[PhaseRow]:
     """Reads what result.json holds of the phases, as `tljax.run.phase_rows.phase_rows` wrote it."""
 
-    def read(block: Mapping) -> Block:
-        return Block(**block | {"multiples": tuple(block["multiples"])})
+    def read(block: Mapping) -> StageCell:
+        return StageCell(**block | {"lr_multipliers": tuple(block["lr_multipliers"])})
 
     return [
-        Row(p["name"], p["share"], {name: read(block) for name, block in p["blocks"].items()}, tuple(p["marks"]))
+        PhaseRow(p["name"], p["share"], {name: read(block) for name, block in p["cells"].items()}, tuple(p["marks"]))
         for p in phases
     ]
 
 
-def blocks(phases: Sequence[Row], path: str | Path) -> Path:
+def draw_phase_diagram(phases: Sequence[PhaseRow], path: str | Path) -> Path:
     """Draw one row a phase, one column a block; `key` draws what the marks mean.
 
     Raises ValueError when there are no phases, or their blocks differ.
     """
     if not phases:
         raise ValueError("there are no phases to draw")
-    names = list(phases[0].blocks)
-    if any(list(phase.blocks) != names for phase in phases):
+    names = list(phases[0].cells)
+    if any(list(phase.cells) != names for phase in phases):
         raise ValueError("the phases have different blocks")
     axes = _paper(HEADER + len(phases) * (ROW + GAP))
     width = (WIDTH - LEFT - RIGHT) / len(names)
@@ -90,7 +90,7 @@ def blocks(phases: Sequence[Row], path: str | Path) -> Path:
         size, lower = _fitting(9, max(name, key=len), LEFT - 0.1), 0.12 * (len(name) - 1)
         _write(axes, 0.06, top + (0.3 + lower / 2) * ROW, "\n".join(name), size=size - 8 * lower, weight="bold")
         _write(axes, 0.06, top + (0.75 + lower) * ROW, f"{share} epochs", size=7.5, color="#666666")
-        for column, block in enumerate(phase.blocks.values()):
+        for column, block in enumerate(phase.cells.values()):
             _draw(axes, block, LEFT + column * width + 0.5 * GAP, top, width - GAP)
         left = WIDTH - RIGHT + 0.12
         for mark in phase.marks:
@@ -98,16 +98,16 @@ def blocks(phases: Sequence[Row], path: str | Path) -> Path:
     return _saved(axes, path)
 
 
-def key(path: str | Path) -> Path:
+def draw_legend(path: str | Path) -> Path:
     """Draw what the marks of `blocks` mean."""
     specimens = {
-        "learns": Block(1.0),
-        "a tenth of\nthe rate": Block(1.0, multiples=(0.1,)),
-        "single\nneurons": Block(0.1, single=True),
-        "some\nleaves": Block(0.3),
-        "frozen": Block(0.0),
-        "statistics\nmove": Block(1.0, moves=True),
-        "statistics\nstand still": Block(1.0, moves=False),
+        "learns": StageCell(1.0),
+        "a tenth of\nthe rate": StageCell(1.0, lr_multipliers=(0.1,)),
+        "single\nneurons": StageCell(0.1, partial=True),
+        "some\nleaves": StageCell(0.3),
+        "frozen": StageCell(0.0),
+        "statistics\nmove": StageCell(1.0, batch_stats=True),
+        "statistics\nstand still": StageCell(1.0, batch_stats=False),
     }
     marks = {
         "teacher": "is looked at",
@@ -129,19 +129,19 @@ def key(path: str | Path) -> Path:
 
 def _paper(height: float) -> Axes:
     """Axes over a whole figure, in inches from its upper left corner."""
-    axes = blank(height, layout="none").add_axes((0, 0, 1, 1))
+    axes = new_figure(height, layout="none").add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
-def _draw(axes: Axes, block: Block, left: float, top: float, width: float) -> None:
+def _draw(axes: Axes, block: StageCell, left: float, top: float, width: float) -> None:
     def fill(x: float, y: float, w: float, h: float, colour: str) -> None:
         axes.add_patch(Rectangle((x, y), w, h, color=colour, linewidth=0))
 
-    full = block.share == 1 and not block.single
+    full = block.share == 1 and not block.partial
     fill(left, top, width, ROW, BLUE if full else PALE if block.share else STILL)
-    if block.single:
+    if block.partial:
         count = max(1, round(block.share * STRIPES))
         for stripe in (np.arange(count) + 0.5) * STRIPES // count:
             fill(left + stripe * width / STRIPES, top, 0.8 * width / STRIPES, 0.35 * ROW, BLUE)
@@ -152,9 +152,9 @@ def _draw(axes: Axes, block: Block, left: float, top: float, width: float) -> No
     place = top + ROW * (0.57 if block.share and not full else 0.45)
     size = _fitting(7.5, block.caption, width - 0.04)
     _write(axes, left + width / 2, place, block.caption, size=size, ha="center", color=ink)
-    if block.moves is not None:
+    if block.batch_stats is not None:
         x = np.linspace(0, 1, 33)
-        height = 0.028 * np.sin(4 * np.pi * x) if block.moves else 0 * x
+        height = 0.028 * np.sin(4 * np.pi * x) if block.batch_stats else 0 * x
         axes.plot(left + width - 0.27 + 0.22 * x, top + ROW - 0.06 + height, color=ink, linewidth=1.1)
 
 
@@ -162,7 +162,7 @@ def _chip(axes: Axes, mark: str, left: float, middle: float) -> float:
     """Draw a mark and return its width."""
     width = 0.062 * len(mark) + 0.1
     shape = "round,pad=0,rounding_size=0.06"
-    axes.add_patch(FancyBboxPatch((left, middle - 0.09), width, 0.18, boxstyle=shape, color=CHIPS[mark], linewidth=0))
+    axes.add_patch(FancyBboxPatch((left, middle - 0.09), width, 0.18, boxstyle=shape, color=BADGES[mark], linewidth=0))
     _write(axes, left + width / 2, middle, mark, size=7.5, ha="center")
     return width
 

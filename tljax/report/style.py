@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 WIDTH, DPI = 8.0, 150  # inches and dots per inch: sharp when shown 800 pixels wide
 # Okabe and Ito's colours without yellow, which is too pale for lines on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-BLUE, ORANGE, GREY = COLOURS[0], COLOURS[1], "#888888"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+BLUE, ORANGE, GREY = COLORS[0], COLORS[1], "#888888"
 
 
-def blank(height: float, layout: str = "constrained") -> Figure:
+def new_figure(height: float, layout: str = "constrained") -> Figure:
     """An empty figure, `WIDTH` by `height` inches; `layout` "compressed" suits square panels."""
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
 
@@ -26,9 +26,9 @@ def save(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-def message(text: str, path: str | Path) -> Path:
+def draw_message(text: str, path: str | Path) -> Path:
     """Write a PNG that only says `text`, for a figure with nothing to draw; returns `path`."""
-    figure = blank(1.5)
+    figure = new_figure(1.5)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13)
     return save(figure, path)
 

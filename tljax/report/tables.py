@@ -38,7 +38,7 @@ def summarise(cells: list[dict]) -> list[dict]:
 
     A cell is {"settings": {dotted name: value}, "result": result}. A row holds `settings` (without
     seed), `seeds` (how many), `valid` and `test` (mean score as a fraction, half-width of its
-    95 % interval or None), `learned_parameters` (largest over phases), `seconds` (mean per cell).
+    95 % interval or None), `trainable_parameters` (largest over phases), `seconds` (mean per cell).
 
     Raises ValueError when a seed stands twice under the same settings, as a repeated cell would
     make the interval look narrower than it is.
@@ -61,8 +61,8 @@ def _row(group: list[dict]) -> dict:
         "seeds": len(seeds),
         "valid": mean_interval([score(result, "valid") for result in results]),
         "test": mean_interval([score(result, "test") for result in results]),
-        "learned_parameters": max(
-            (phase["learned_parameters"] for result in results for phase in result["phases"]),
+        "trainable_parameters": max(
+            (phase["trainable_parameters"] for result in results for phase in result["phases"]),
             default=0,
         ),
         "seconds": sum(result["seconds"] for result in results) / len(results),
@@ -78,7 +78,7 @@ def _without_seed(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name != "seed"}
 
 
-def varying(rows: list[dict]) -> list[str]:
+def varying_fields(rows: list[dict]) -> list[str]:
     """Dotted names of the settings that do not hold one same value in every row."""
     names = dict.fromkeys(name for row in rows for name in row["settings"])
     return [name for name in names if len({str(row["settings"].get(name)) for row in rows}) > 1]
@@ -107,7 +107,7 @@ def comparison(rows: list[dict], columns: list[str] | None = None):
 
     `columns` are dotted names of settings; by default those that vary.
     """
-    columns = varying(rows) if columns is None else columns
+    columns = varying_fields(rows) if columns is None else columns
     body = []
     for row in rows:
         values = (row["settings"].get(name) for name in columns)
@@ -116,7 +116,7 @@ def comparison(rows: list[dict], columns: list[str] | None = None):
                 *(MISSING if value is None else str(value) for value in values),
                 percent(row["valid"]),
                 percent(row["test"]),
-                f"{row['learned_parameters']:,}",
+                f"{row['trainable_parameters']:,}",
                 f"{row['seconds']:,.1f}",
             ]
         )

@@ -11,9 +11,10 @@ from ml_collections import config_flags
 
 from tljax import config as schema
 from tljax.config import Config
-from tljax.errors import TljaxError, UserError, nearest
-from tljax.run.config_files import CONFIG_ERRORS, run_name, sentence
-from tljax.storage.cache_dir import keep_compiled_programs
+from tljax.config.renamed import renamed_hint
+from tljax.errors import TljaxError, UserError, did_you_mean
+from tljax.run.config_files import CONFIG_ERRORS, one_line, run_name
+from tljax.storage.cache_dir import enable_compilation_cache
 
 MODES = ("train", "plan", "evaluate", "predict", "features", "probe", "report")
 USAGE = """Transfer learning in JAX.
@@ -67,7 +68,7 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
     if rest:
         raise UserError(f'What is "{rest[0]}"? Flags look like --config=configs/NAME.py; --help shows them.')
     if values.mode not in MODES:
-        raise UserError(f'There is no --mode "{values.mode}"{nearest(values.mode, MODES)}')
+        raise UserError(f'There is no --mode "{values.mode}"{did_you_mean(values.mode, MODES)}')
     if (values.input is not None) != (values.mode == "predict"):
         raise UserError("--mode=predict and --input=PICTURE_OR_FOLDER go together.")
     from rich.console import Console
@@ -83,7 +84,7 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         from tljax.run import evaluate, predict
 
         config = _config_of_run(values)
-        keep_compiled_programs()
+        enable_compilation_cache()
         if values.mode == "evaluate":
             evaluate.evaluate(config, console)
         else:
@@ -93,7 +94,7 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
         from tljax.run import features, probe
 
         config = _config_of_run(values) if values.config is None and values.workdir else _config(values)
-        keep_compiled_programs()
+        enable_compilation_cache()
         root, configs = Path(config.workdir).parent, features.runs(config, values.mode)
         configs = _with_weights(configs, root, console, features.check)
         if values.mode == "probe":
@@ -103,7 +104,7 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
                 features.write(single, console)
         return 0
     config = _config(values)
-    keep_compiled_programs()
+    enable_compilation_cache()
     if values.mode == "plan":
         from tljax.run import plan
 
@@ -128,25 +129,28 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
 
 def _with_weights(configs: list[Config], root: Path, console, check) -> list[Config]:
     """Makes the weights that recipes stand for; what is wrong behind a recipe, `check` says before it runs."""
-    from tljax.run.recipes import named, with_made_weights
+    from tljax.run.recipes import recipes_of, run_recipes
 
-    for config in with_made_weights([c for c in configs if named(c)], root, None):
+    for config in run_recipes([c for c in configs if recipes_of(c)], root, None):
         check(config)
-    return with_made_weights(configs, root, console)
+    return run_recipes(configs, root, console)
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     for given in argv[1:]:
         name = given.lstrip("-").partition("=")[0]
         if name.startswith("config.") and name.removeprefix("config.") not in schema.field_names():
-            raise UserError(f"There is no field --{name}{nearest(name.removeprefix('config.'), schema.field_names())}")
+            field = name.removeprefix("config.")
+            raise UserError(
+                f"There is no field --{name}{renamed_hint(field) or did_you_mean(field, schema.field_names())}"
+            )
     try:
         return values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         known = ("config", "workdir", "mode", "input", "help")
-        raise UserError(f"There is no flag --{error.flagname}{nearest(error.flagname, known)}") from error
+        raise UserError(f"There is no flag --{error.flagname}{did_you_mean(error.flagname, known)}") from error
     except (flags.Error, *CONFIG_ERRORS) as error:
-        raise UserError(sentence(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def _config(values: flags.FlagValues) -> Config:
@@ -156,11 +160,11 @@ def _config(values: flags.FlagValues) -> Config:
     file = values["config"].config_filename
     path = file.partition(":")[0]
     if not Path(path).is_file():
-        raise UserError(f"There is no config file {path}{nearest(path, map(str, Path('configs').glob('*.py')))}")
+        raise UserError(f"There is no config file {path}{did_you_mean(path, map(str, Path('configs').glob('*.py')))}")
     try:
         config = schema.parse(values.config.copy_and_resolve_references())
     except CONFIG_ERRORS as error:
-        raise UserError(f"{path}: {sentence(error)}") from error
+        raise UserError(f"{path}: {one_line(error)}") from error
     return dataclasses.replace(config, workdir=values.workdir or config.workdir or f"runs/{run_name(file)}")
 
 
@@ -178,7 +182,7 @@ def _config_of_run(values: flags.FlagValues) -> Config:
         raise UserError(
             f"{workdir} holds a sweep: take one of its runs, such as {workdir}/{result['cells'][0]['workdir']}."
         )
-    return dataclasses.replace(schema.parse(folder.read("config.json")), workdir=workdir)
+    return dataclasses.replace(folder.read_config(), workdir=workdir)
 
 
 def _say_next(config: Config, console) -> None:

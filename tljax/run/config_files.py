@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from tljax import config as schema
 from tljax.config import Config
+from tljax.config.renamed import renamed_hint
 from tljax.errors import UserError
 
 # What a config file can raise; a misspelt key is an AttributeError of the locked ConfigDict, which names the nearest.
@@ -25,7 +27,7 @@ def load_config_file(name: str | Path) -> Config:
         spec.loader.exec_module(module)
         made = module.get_config(*([argument] if argument else []))
     except CONFIG_ERRORS as error:
-        raise UserError(f"{path}: {sentence(error)}") from error
+        raise UserError(f"{path}: {one_line(error)}") from error
     return schema.parse(made)
 
 
@@ -35,7 +37,7 @@ def run_name(file: str) -> str:
     return Path(path).stem + (f"-{argument}" if argument else "")
 
 
-def sentence(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An exception's message as one line."""
     text = str(error.args[0]) if error.args else str(error)
     # Some of these messages come as the repr of a message, some with a whole traceback, of which the end counts.
@@ -44,4 +46,7 @@ def sentence(error: Exception) -> str:
     if any(line.startswith("Traceback") for line in lines):
         return lines[-1].partition(": ")[2] or lines[-1]
     hint = next((line for line in lines if line.startswith("Did you mean")), None)
+    key = re.match(r"Key \"(\w+)\" does not exist", lines[0]) if lines else None
+    if key and renamed_hint(key[1]):
+        return f'There is no field "{key[1]}"{renamed_hint(key[1])}'
     return f"{lines[0].split('. Other fields')[0]}; {hint[0].lower()}{hint[1:]}" if hint else " ".join(lines)

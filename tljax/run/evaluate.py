@@ -8,16 +8,16 @@ from rich.console import Console
 from rich.table import Table
 
 from tljax import data as data_of
-from tljax.config import Config, differences
+from tljax.config import Config
 from tljax.errors import UserError
-from tljax.inference.predictor import Network
+from tljax.inference.predictor import Predictor
 from tljax.models.params import Variables
 from tljax.report.markdown import number
-from tljax.run.workdir import WorkDir
-from tljax.storage.checkpoints import Checkpoints
+from tljax.run.workdir import WorkDir, diff_configs
+from tljax.storage.checkpoints import CheckpointManager
 from tljax.strategies import with_preset_head
 from tljax.tasks import Task
-from tljax.weights import Preprocess, parameters_digest
+from tljax.weights import Preprocess, params_hash
 
 
 def evaluate(config: Config, console: Console) -> dict:
@@ -26,13 +26,13 @@ def evaluate(config: Config, console: Console) -> dict:
     This opens the test split once more; it chooses nothing.
     """
     network, best, recorded = finished(config)
-    data = data_of.load(config.data, config.seed, network.task.name, config.train.on_bad_file)
-    if changed := differences(recorded["data"], data.describe()):
+    data = data_of.load(config.data, config.seed, network.task.name)
+    if changed := diff_configs(recorded["data"], data.describe()):
         raise UserError(f"The data are not those of the run: {'; '.join(changed)}.")
     again = dict(recorded)
-    again["valid"], _ = network.judge(best, data.valid)
-    again["test"], _ = network.judge(best, data.test.open())
-    again["parameters_digest"] = parameters_digest(best)
+    again["valid"], _ = network.evaluate(best, data.valid)
+    again["test"], _ = network.evaluate(best, data.test.open())
+    again["parameters_digest"] = params_hash(best)
     show(again, network.task, config.workdir, console)
     worst = max(
         (
@@ -64,10 +64,10 @@ def show(result: dict, task: Task, workdir: str, console: Console) -> None:
     console.print(f"Report: {workdir}/report.md", highlight=False, markup=False)
 
 
-def finished(config: Config) -> tuple[Network, Variables, dict]:
+def finished(config: Config) -> tuple[Predictor, Variables, dict]:
     """The network of a finished run, its best leaves, and its result; neither data nor source weights are needed."""
     config, result = with_preset_head(config), WorkDir(config.workdir).read("result.json")
-    network = Network.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
-    with Checkpoints(Path(config.workdir)) as checkpoints:
-        leaves = checkpoints.read_params(checkpoints.best)
-        return network, network.mesh.put({path: leaves[path] for path in network.leaves()}), result
+    network = Predictor.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
+    with CheckpointManager(Path(config.workdir)) as checkpoints:
+        leaves = checkpoints.load_variables(checkpoints.best)
+        return network, network.mesh.put({path: leaves[path] for path in network.variables()}), result

@@ -11,9 +11,9 @@ from flax import nnx
 from tljax import data as data_of
 from tljax import models, plugins, weights
 from tljax.config import Config
-from tljax.data import Data
+from tljax.data import DataSplits
 from tljax.errors import UserError
-from tljax.inference.predictor import Network, head_options
+from tljax.inference.predictor import Predictor, head_options
 from tljax.losses.pixelwise import IGNORED
 from tljax.models import Model
 from tljax.models import params as params_lib
@@ -22,10 +22,10 @@ from tljax.models.params import Variables
 from tljax.run import teachers as teachers_of
 from tljax.run.config_files import load_config_file
 from tljax.run.teachers import Teacher
-from tljax.strategies import Strategy, hint_stage, resolve, with_preset_head
+from tljax.strategies import Strategy, build_phases, hint_stage, with_preset_head
 from tljax.tasks import task_of
-from tljax.train.plan import PhasePlan, Pictures, plan_phase, terms_of
-from tljax.weights import PRESETS, Preprocess, Weights
+from tljax.train.plan import PhasePlan, SplitSizes, losses_of, plan_phase
+from tljax.weights import PRESETS, Preprocess, WeightSource
 
 # Where the source's own classifier goes on living.
 SOURCE = "head/source/"
@@ -46,11 +46,11 @@ class Experiment:
     """
 
     config: Config
-    data: Data
-    network: Network
-    source: Weights | None
+    data: DataSplits
+    predictor: Predictor
+    source: WeightSource | None
     strategy: Strategy
-    observed: dict[str, Teacher]
+    networks: dict[str, Teacher]
     plans: list[PhasePlan]
 
     @property
@@ -58,33 +58,33 @@ class Experiment:
         """What the run is made of besides its config."""
         source = self.source.describe() if self.source else None
         inputs = {"data": self.data.describe(), "weights": source}
-        teachers = {name: teacher.describe() for name, teacher in self.observed.items()}
+        teachers = {name: teacher.describe() for name, teacher in self.networks.items()}
         return inputs | ({"teachers": teachers} if teachers else {}) | ({"files": self.files} if self.files else {})
 
     @property
     def files(self) -> dict[str, str]:
         """SHA-256 of the file of each strategy and objective of the user's own, by its name in the config."""
-        objectives = (name for phase in self.strategy.phases for name, _ in phase.objectives)
+        objectives = (name for phase in self.strategy.phases for name, _ in phase.losses)
         names = dict.fromkeys((self.config.strategy.name, *objectives))
-        return {name: plugins.digest(name) for name in names if plugins.is_plugin(name)}
+        return {name: plugins.plugin_digest(name) for name in names if plugins.is_plugin(name)}
 
-    def load_weights(self) -> Variables:
+    def load_variables(self) -> Variables:
         """The leaves that training starts from."""
-        model = self.network.model
+        model = self.predictor.model
         if self.strategy.pretrained:
             # A published norm in front of the classifier is worth having; the classifier itself is for other classes.
-            worth = model.head.transfers
+            worth = model.head.reusable_params
             weights.load(model, self.source, keep=f"head/(?!{worth}).*", optional=f"head/({worth})")
         if "source_logits" in _needs(self.strategy):
-            theirs = self.observed["source"].read()
-            own = [path for path in self.network.leaves() if path.startswith(SOURCE)]
-            params_lib.update(model, {path: theirs[path.replace(SOURCE, "head/", 1)] for path in own})
+            theirs = self.networks["source"].load()
+            own = [path for path in self.predictor.variables() if path.startswith(SOURCE)]
+            params_lib.set_variables(model, {path: theirs[path.replace(SOURCE, "head/", 1)] for path in own})
         models.init_missing(model, nnx.Rngs(self.config.seed))
-        return self.network.leaves()
+        return self.predictor.variables()
 
-    def source_leaves(self, leaves: Variables) -> Variables:
+    def source_params(self, leaves: Variables) -> Variables:
         """Those of some of the model's loaded leaves that are the source's, and not new."""
-        params = params_lib.split(self.network.model).params if self.strategy.pretrained else {}
+        params = params_lib.flatten_model(self.predictor.model).params if self.strategy.pretrained else {}
         return {path: leaves[path] for path in params if path in leaves and not path.startswith("head/")}
 
 
@@ -96,7 +96,7 @@ def prepare(config: Config) -> Experiment:
     """
     config = with_preset_head(config)
     task = task_of(config)
-    data = data_of.load(config.data, config.seed, task.name, config.train.on_bad_file)
+    data = data_of.load(config.data, config.seed, task.name)
     if config.model.num_classes not in (None, len(data.classes)):
         raise UserError(f"model.num_classes={config.model.num_classes}, but the data has {len(data.classes)} classes.")
     if not all(map(len, (data.train, data.valid))) or not data.test.size:
@@ -109,9 +109,9 @@ def prepare(config: Config) -> Experiment:
     channels, here = config.model.in_channels, data.train.images.shape[-1]
     if here not in (1, channels) and (here, channels) != (3, 1):
         raise UserError(f"model.in_channels={channels}, but the pictures have {here}.")
-    network = Network.build(config, data.classes, dataclasses.replace(preprocess, size=size, channels=channels))
+    network = Predictor.build(config, data.classes, dataclasses.replace(preprocess, size=size, channels=channels))
     stages = _stages(network.model)
-    strategy = resolve(config, stages)
+    strategy = build_phases(config, stages)
     observed = _observed(config, network, strategy, data)
     _add_outputs(network, strategy, observed, stages)
     plans = _plans(config, strategy, network, observed, data)
@@ -121,46 +121,46 @@ def prepare(config: Config) -> Experiment:
 def with_hparams(prepared: Experiment, config: Config) -> Experiment:
     """A run that differs from a prepared one in numbers alone; nothing is read or built again."""
     config = with_preset_head(config)
-    network = dataclasses.replace(prepared.network, config=config)
-    strategy = resolve(config, _stages(network.model))
+    network = dataclasses.replace(prepared.predictor, config=config)
+    strategy = build_phases(config, _stages(network.model))
     data = dataclasses.replace(prepared.data, test=prepared.data.test.fresh())
-    plans = _plans(config, strategy, network, prepared.observed, data)
-    return dataclasses.replace(prepared, config=config, data=data, network=network, strategy=strategy, plans=plans)
+    plans = _plans(config, strategy, network, prepared.networks, data)
+    return dataclasses.replace(prepared, config=config, data=data, predictor=network, strategy=strategy, plans=plans)
 
 
 def _stages(model: Model) -> list[str]:
     """The stages that have leaves."""
-    params = params_lib.split(model).params
+    params = params_lib.flatten_model(model).params
     return [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
 
 
 def _plans(
-    config: Config, strategy: Strategy, network: Network, observed: dict[str, Teacher], data: Data
+    config: Config, strategy: Strategy, network: Predictor, observed: dict[str, Teacher], data: DataSplits
 ) -> list[PhasePlan]:
     prior = _prior(data)
-    pictures = Pictures(len(data.train), len(data.valid), data.train.images.shape[1:])
-    theirs, plans = {name: params_lib.values(teacher.model) for name, teacher in observed.items()}, []
+    pictures = SplitSizes(len(data.train), len(data.valid), data.train.images.shape[1:])
+    theirs, plans = {name: params_lib.variables(teacher.model) for name, teacher in observed.items()}, []
     for phase in strategy.phases:
-        seen = teachers_of.seen(observed, _needs_of(phase), network.model, config.strategy.pairs)
+        seen = teachers_of.networks_for_phase(observed, _needs_of(phase), network.model, config.strategy.stage_pairs)
         plans.append(plan_phase(config, phase, network.model, pictures, network.preprocess, seen, theirs, prior))
     return plans
 
 
-def _prior(data: Data) -> np.ndarray:
+def _prior(data: DataSplits) -> np.ndarray:
     """Frequencies of the classes among what is labelled: pictures, pixels or boxes."""
     labels = data.train.labels.ravel()
     counted = np.bincount(labels[(labels >= 0) & (labels < len(data.classes))], minlength=len(data.classes))
     return counted / max(1, counted.sum())
 
 
-def _source(config: Config) -> Weights | None:
+def _source(config: Config) -> WeightSource | None:
     if (name := config.model.weights) is None:
         return None
     if name.startswith("recipe:"):  # not made yet: enough to plan with
         teacher = _to_be_made(name)
-        source = Weights(name, Path(name), teacher.digest, teacher.preprocess)
+        source = WeightSource(name, Path(name), teacher.digest, teacher.preprocess)
     else:
-        source = weights.find(name, config.model.preprocess)
+        source = weights.resolve_weights(name, config.model.preprocess)
     if source.backbone not in (None, config.model.backbone):
         raise UserError(f"{source.name} fits model.backbone={source.backbone!r}, not {config.model.backbone!r}.")
     if source.preprocess is None:
@@ -173,22 +173,22 @@ def _source(config: Config) -> Weights | None:
 def _to_be_made(source: str) -> Teacher:
     """A recipe's network before it is trained: enough to plan with."""
     prepared = prepare(load_config_file(source.removeprefix("recipe:")))
-    made, config = prepared.network, prepared.config
+    made, config = prepared.predictor, prepared.config
 
     def read() -> Variables:
         raise UserError(f"{source} is not trained yet.")
 
-    dtype, classes = config.train.precision, len(made.classes)
+    dtype, classes = config.train.compute_dtype, len(made.classes)
     head = head_options(config.model) | {"head": config.model.head}
     return Teacher(source, made.model, made.preprocess, dtype, classes, made.classes, head, made.task, "", read)
 
 
 def _find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
     made = not source.startswith("recipe:")
-    return teachers_of.find(source, preprocess, like) if made else _to_be_made(source)
+    return teachers_of.find_teacher(source, preprocess, like) if made else _to_be_made(source)
 
 
-def _observed(config: Config, network: Network, strategy: Strategy, data: Data) -> dict[str, Teacher]:
+def _observed(config: Config, network: Predictor, strategy: Strategy, data: DataSplits) -> dict[str, Teacher]:
     """The networks that the strategy's phases look at; raises where they, or unlabelled pictures, are missing."""
     needs, name = _needs(strategy), config.strategy.name
     if needs & {"weak", "strong"} and data.unlabelled is None:
@@ -223,38 +223,40 @@ def _observed(config: Config, network: Network, strategy: Strategy, data: Data) 
     return found
 
 
-def _add_outputs(network: Network, strategy: Strategy, observed: dict[str, Teacher], stages: list[str]) -> None:
+def _add_outputs(network: Predictor, strategy: Strategy, observed: dict[str, Teacher], stages: list[str]) -> None:
     """The further outputs that the strategy's objectives ask for, added to the model."""
     needs, model, size = _needs(strategy), network.model, network.preprocess.size
-    dtype = np.dtype(network.config.train.precision)
+    dtype = np.dtype(network.config.train.compute_dtype)
     if "source_output" in needs:
         source, head = observed.get("source") if "source_logits" in needs else None, network.config.model.head
         classes, options = len(network.classes), {}
         if source is not None:
             classes, options = source.classes, dict(source.head)
             head = options.pop("head")
-        auxiliary.add_source_output(model, classes, size, options, dtype, head)
+        auxiliary.add_source_head(model, classes, size, options, dtype, head)
         if source is not None:
             _check_classifier(model, source)
     if "hints" in needs:
         if len(network.config.strategy.teachers) > 1:
             raise UserError("Hints come from one teacher: give one in strategy.teachers.")
         teacher, stage = observed["teacher0"].model, hint_stage(network.config.strategy, stages)
-        theirs = dict(teachers_of.pairs(model, teacher, network.config.strategy.pairs)).get(stage)
+        theirs = dict(teachers_of.match_stages(model, teacher, network.config.strategy.stage_pairs)).get(stage)
         if theirs is None:
-            raise UserError(f"No stage of {network.config.strategy.teachers[0]} goes with {stage}: set strategy.pairs.")
-        auxiliary.add_hint(model, stage, teacher.pyramid()[theirs].channels, dtype)
+            raise UserError(
+                f"No stage of {network.config.strategy.teachers[0]} goes with {stage}: set strategy.stage_pairs."
+            )
+        auxiliary.add_hint(model, stage, teacher.feature_info()[theirs].channels, dtype)
 
 
 def _check_classifier(model: Model, source: Teacher) -> None:
     """Raises where the source's classifier does not fit the student's last map."""
-    theirs = params_lib.values(source.model)
-    for path, leaf in params_lib.values(model).items():
+    theirs = params_lib.variables(source.model)
+    for path, leaf in params_lib.variables(model).items():
         was = theirs.get(path.replace(SOURCE, "head/", 1), leaf)
         if path.startswith(SOURCE) and was.shape != leaf.shape:
             raise UserError(
                 f"The classifier of {source.name} does not fit the run's last map: its {path.removeprefix(SOURCE)} is "
-                f"{was.shape}, not {leaf.shape}; leave model.tap and data.image_size as the source has them."
+                f"{was.shape}, not {leaf.shape}; leave model.out_stage and data.image_size as the source has them."
             )
 
 
@@ -263,4 +265,4 @@ def _needs(strategy: Strategy) -> frozenset[str]:
 
 
 def _needs_of(phase) -> frozenset[str]:
-    return frozenset().union(*(term.needs for term in terms_of(phase)))
+    return frozenset().union(*(term.requires for term in losses_of(phase)))

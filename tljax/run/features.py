@@ -17,26 +17,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tljax import __version__
 from tljax import config as schema
 from tljax.config import Config
-from tljax.data import Data, Split
-from tljax.errors import UserError, nearest
-from tljax.features.extract import extract, make_features, shapes_of
+from tljax.data import DataSplits, Split
+from tljax.errors import UserError, did_you_mean
+from tljax.features.extract import extract, feature_shapes, make_feature_fn
 from tljax.features.probes import PROBES
-from tljax.inference.predictor import Network
+from tljax.inference.predictor import Predictor
 from tljax.models import params as params_lib
 from tljax.models.params import Variables
 from tljax.report.markdown import humanise_bytes
 from tljax.run.evaluate import finished
 from tljax.run.experiment import Experiment, prepare
-from tljax.run.sweep import cells
-from tljax.run.workdir import WorkDir
+from tljax.run.sweep import expand_grid
+from tljax.run.workdir import WorkDir, config_hash, diff_configs
 from tljax.strategies import with_preset_head
-from tljax.weights import parameters_digest
+from tljax.weights import params_hash
 
 SPLITS = ("train", "valid", "unlabelled", "test")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Trunk:
+class FeatureExtractor:
     """A frozen network and the data that it looks at.
 
     Attributes:
@@ -49,46 +49,46 @@ class Trunk:
     """
 
     config: Config
-    data: Data
-    network: Network
-    leaves: Variables
+    data: DataSplits
+    predictor: Predictor
+    variables: Variables
     weights: dict | None
     stages: tuple[str, ...]
 
     @functools.cached_property
     def features(self) -> Callable:
         """The compiled forward pass, uint8 pictures to maps."""
-        graphdef = params_lib.split(self.network.model).graphdef
+        graphdef = params_lib.flatten_model(self.predictor.model).graphdef
         config = self.config
-        return make_features(
-            graphdef, self.network.preprocess, config.train.precision, self.stages, config.features.pool
+        return make_feature_fn(
+            graphdef, self.predictor.preprocess, config.train.compute_dtype, self.stages, config.features.pool
         )
 
     def maps(self, split: Split, name: str, console: Console) -> dict[str, np.ndarray]:
         """The maps of a split by stage, float32 [N, c] or [N, h, w, c], under a progress bar called `name`."""
         with _bar(console, name, len(split)) as advance:
-            batch_size, mesh = self.config.train.batch_size, self.network.mesh
-            maps = extract(self.features, self.leaves, split, batch_size, mesh, advance)
+            batch_size, mesh = self.config.train.batch_size, self.predictor.mesh
+            maps = extract(self.features, self.variables, split, batch_size, mesh, advance)
         # What comes out of jit is sorted by name.
         return {stage: maps[stage] for stage in self.stages}
 
-    def bytes_of(self, split: Split) -> int:
+    def feature_bytes(self, split: Split) -> int:
         """Size of a split's maps."""
-        return 4 * len(split) * sum(map(math.prod, shapes_of(self.features, self.leaves, split).values()))
+        return 4 * len(split) * sum(map(math.prod, feature_shapes(self.features, self.variables, split).values()))
 
     @functools.cached_property
-    def about(self) -> dict:
+    def describe(self) -> dict:
         """Where the maps come from. `backbone_digest` is that of all leaves but the head's, which no map depends on."""
         config = self.config
         return {
             "backbone": config.model.backbone,
             "weights": self.weights,
-            "backbone_digest": parameters_digest({p: x for p, x in self.leaves.items() if not p.startswith("head/")}),
-            "preprocess": schema.to_dict(self.network.preprocess),
+            "backbone_digest": params_hash({p: x for p, x in self.variables.items() if not p.startswith("head/")}),
+            "preprocess": schema.to_dict(self.predictor.preprocess),
             "stages": list(self.stages),
             "pool": config.features.pool,
-            "precision": config.train.precision,
-            "config_digest": schema.digest(config),
+            "precision": config.train.compute_dtype,
+            "config_digest": config_hash(config),
             "tljax": __version__,
         }
 
@@ -96,7 +96,7 @@ class Trunk:
 def runs(config: Config, mode: str) -> list[Config]:
     """The config itself, or of a sweep over `seed` alone one per seed, each with its own workdir."""
     if set(config.sweep) <= {"seed"}:
-        return [cell.config for cell in cells(config)] if config.sweep else [config]
+        return [cell.config for cell in expand_grid(config)] if config.sweep else [config]
     raise UserError(
         f"--mode={mode} sweeps over seed alone, and this config over {', '.join(config.sweep)}: take one of its runs "
         f"with --workdir={config.workdir}/cells/NAME, or a config without the sweep."
@@ -112,23 +112,27 @@ def check(config: Config) -> Experiment:
     wanted = config.features
     for field, names, known in (("splits", wanted.splits, SPLITS), ("probes", wanted.probes, PROBES)):
         if not names:
-            raise UserError(f"features.{field} is empty{nearest('', known)}")
+            raise UserError(f"features.{field} is empty{did_you_mean('', known)}")
         for name in names:
             if name not in known:
-                raise UserError(f'features.{field}: there is no "{name}"{nearest(name, known)}')
+                raise UserError(f'features.{field}: there is no "{name}"{did_you_mean(name, known)}')
     prepared = prepare(config)
-    model = prepared.network.model
-    if prepared.network.task.located:
+    model = prepared.predictor.model
+    if prepared.predictor.task.spatial:
         raise UserError(f"Features and probes are of classes of pictures; model.head={config.model.head!r} is not.")
     for stage in wanted.stages:
         if stage in model.cut:
-            raise UserError(f"features.stages: {stage} is not built, because model.tap is {config.model.tap!r}.")
+            raise UserError(
+                f"features.stages: {stage} is not built, because model.out_stage is {config.model.out_stage!r}."
+            )
         if stage not in model.stage_names:
-            raise UserError(f'features.stages: there is no stage "{stage}"{nearest(stage, model.stage_names)}')
+            raise UserError(f'features.stages: there is no stage "{stage}"{did_you_mean(stage, model.stage_names)}')
     return prepared
 
 
-def open_trunk(config: Config, console: Console, default: Callable[[Sequence[str]], Sequence[str]]) -> Trunk:
+def load_extractor(
+    config: Config, console: Console, default: Callable[[Sequence[str]], Sequence[str]]
+) -> FeatureExtractor:
     """The network with the best weights of the finished run in the config's workdir, else with its source weights.
 
     Args:
@@ -140,19 +144,19 @@ def open_trunk(config: Config, console: Console, default: Callable[[Sequence[str
       UserError: what `check` finds, or a workdir that holds another run.
     """
     prepared, folder = check(config), WorkDir(config.workdir)
-    config, network, source = prepared.config, prepared.network, prepared.source
+    config, network, source = prepared.config, prepared.predictor, prepared.source
     if folder.read("result.json") is not None:
-        if schema.digest(with_preset_head(schema.parse(folder.read("config.json")))) != schema.digest(config):
+        if config_hash(with_preset_head(folder.read_config())) != config_hash(config):
             raise UserError(
                 f"{folder.path} holds a run of another config: take another --workdir, or leave --config out."
             )
         network, leaves, result = finished(config)
-        if changed := schema.differences(result["data"], prepared.data.describe()):
+        if changed := diff_configs(result["data"], prepared.data.describe()):
             raise UserError(f"The data are not those of the run: {'; '.join(changed)}.")
         weights = {"name": f"workdir:{folder.path}", "sha256": result["parameters_digest"]}
         whose = f"the best model of {folder.path}"
     else:
-        leaves = network.mesh.put(prepared.load_weights())
+        leaves = network.mesh.put(prepared.load_variables())
         weights = source.describe() if prepared.strategy.pretrained else None
         whose = weights["name"] if weights else "random weights"
     stages = tuple(dict.fromkeys(config.features.stages or default(network.model.stage_names)))
@@ -165,7 +169,7 @@ def open_trunk(config: Config, console: Console, default: Callable[[Sequence[str
     )
     if weights is None:
         console.print("Warning: no weights were loaded; these are features of a random network.", style="yellow")
-    return Trunk(config, prepared.data, network, leaves, weights, stages)
+    return FeatureExtractor(config, prepared.data, network, leaves, weights, stages)
 
 
 def write(config: Config, console: Console) -> list[Path]:
@@ -175,7 +179,7 @@ def write(config: Config, console: Console) -> list[Path]:
     not of unlabelled pictures), `picture` (a hash of each picture's content, 32 hexadecimal digits), `classes` (names),
     and `about`, a JSON object with what the maps were made of. It is there whole or not at all.
     """
-    trunk = open_trunk(config, console, default=tuple)
+    trunk = load_extractor(config, console, default=tuple)
     folder = Path(config.workdir) / "features"
     if "unlabelled" in config.features.splits and trunk.data.unlabelled is None:
         raise UserError("features.splits names unlabelled, but data.unlabelled keeps no pictures without labels.")
@@ -183,18 +187,18 @@ def write(config: Config, console: Console) -> list[Path]:
     for name in dict.fromkeys(config.features.splits):
         split, fingerprint = _open(trunk.data, name)
         if config.features.pool == "none":
-            size = humanise_bytes(trunk.bytes_of(split))
+            size = humanise_bytes(trunk.feature_bytes(split))
             console.print(f"{name}: {size} will be written", highlight=False, soft_wrap=True)
         maps = trunk.maps(split, name, console)
-        about = trunk.about | {"split": {"name": name, "fingerprint": fingerprint, "size": len(split)}}
+        about = trunk.describe | {"split": {"name": name, "fingerprint": fingerprint, "size": len(split)}}
         label = {} if name == "unlabelled" else {"label": split.labels}
         path = folder / f"{name}.npz"
         _save(
             path,
             **maps,
             **label,
-            picture=np.array([digest.hex() for digest in split.picture_hashes]),
-            classes=np.array(trunk.network.classes),
+            picture=np.array([digest.hex() for digest in split.image_hashes]),
+            classes=np.array(trunk.predictor.classes),
             about=np.array(json.dumps(about)),
         )
         shapes = ", ".join(f"{stage} {'×'.join(map(str, x.shape[1:]))}" for stage, x in maps.items())
@@ -205,7 +209,7 @@ def write(config: Config, console: Console) -> list[Path]:
     return written
 
 
-def _open(data: Data, name: str) -> tuple[Split, str]:
+def _open(data: DataSplits, name: str) -> tuple[Split, str]:
     """A split by its name, and its fingerprint; unlabelled pictures have labels that mean nothing."""
     if name == "unlabelled":
         images = data.unlabelled.images

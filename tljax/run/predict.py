@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from tljax.config import Config
-from tljax.data.sources.images import ENDINGS, read_picture, resize
+from tljax.data.sources.images import ENDINGS, read_image, resize
 from tljax.errors import UserError
 from tljax.run.evaluate import finished
 from tljax.tasks import PredictionSet
@@ -30,14 +30,14 @@ def predict(config: Config, source: Path, console: Console) -> list[dict]:
     """
     files = _files(source)
     network, best, recorded = finished(config)
-    pictures = [read_picture(path) for path in files.values()]
-    images = np.stack([_like_data(picture, recorded["data"]["picture"]) for picture in pictures])
+    pictures = [read_image(path) for path in files.values()]
+    images = np.stack([_like_data(picture, recorded["data"]["image_shape"]) for picture in pictures])
     workdir = Path(config.workdir)
     outputs, side = network.predict(best, {"image": images}), network.preprocess.size
     found = PredictionSet(files, pictures, network.classes, side, outputs, workdir / "predictions")
     rows = []
     for path, (row, text) in zip(files.values(), network.task.write_predictions(found), strict=True):
-        rows.append({"picture": str(path), **row})
+        rows.append({"image": str(path), **row})
         console.print(f"{path}: {text}", highlight=False, markup=False, soft_wrap=True)
     out = workdir / "predictions.jsonl"
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from tljax.config import Config
 from tljax.data import Split
-from tljax.features.probes import PROBES, Rows, choose
+from tljax.features.probes import PROBES, FeatureRows, fit_best
 from tljax.report.tables import footnote, mean_interval, percent
-from tljax.run.features import Trunk, open_trunk
+from tljax.run.features import FeatureExtractor, load_extractor
 from tljax.run.workdir import WorkDir
 from tljax.tasks import classification
 
@@ -41,13 +41,13 @@ def run(configs: Sequence[Config], workdir: str, console: Console) -> dict:
 
 def probe(config: Config, console: Console) -> dict:
     """Fits `features.probes` on train, chooses their settings on validation, then opens the test split once for all."""
-    trunk = open_trunk(config, console, default=lambda stages: stages[-1:])
+    trunk = load_extractor(config, console, default=lambda stages: stages[-1:])
     train, valid = (_rows(trunk, getattr(trunk.data, name), name, console) for name in ("train", "valid"))
-    classes, chosen, seconds = len(trunk.network.classes), {}, {}
+    classes, chosen, seconds = len(trunk.predictor.classes), {}, {}
     for name in dict.fromkeys(config.features.probes):
         started = time.monotonic()
         with console.status(f"fitting {name}"):
-            chosen[name] = choose(PROBES[name], train, valid, classes)
+            chosen[name] = fit_best(PROBES[name], train, valid, classes)
         seconds[name] = time.monotonic() - started
     features, labels = _rows(trunk, trunk.data.test.open(), "test", console)
     result = {
@@ -56,13 +56,13 @@ def probe(config: Config, console: Console) -> dict:
             name: {
                 "setting": {PROBES[name].setting: found.value},
                 "valid": found.scores,
-                "test": classification.scores(labels, found.predict(features)),
+                "test": classification.compute_metrics(labels, found.predict(features)),
                 "seconds": seconds[name],
             }
             for name, found in chosen.items()
         },
         "features": features.shape[1],
-        "about": trunk.about | {"data": trunk.data.describe()},
+        "about": trunk.describe | {"data": trunk.data.describe()},
     }
     folder = WorkDir(config.workdir)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def probe(config: Config, console: Console) -> dict:
     return result
 
 
-def _rows(trunk: Trunk, split: Split, name: str, console: Console) -> Rows:
+def _rows(trunk: FeatureExtractor, split: Split, name: str, console: Console) -> FeatureRows:
     """Features of all stages side by side, [N, D], and labels [N]."""
     maps = trunk.maps(split, name, console)
     return np.concatenate([x.reshape(len(x), -1) for x in maps.values()], axis=1), split.labels

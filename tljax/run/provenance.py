@@ -12,31 +12,32 @@ from tljax import __version__
 from tljax import config as schema
 from tljax.run.experiment import Experiment
 from tljax.run.phase_rows import phase_rows
-from tljax.train.callbacks import Progress
+from tljax.run.workdir import config_hash
+from tljax.train.callbacks import TrainProgress
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
-def provenance(run: Experiment, progress: Progress) -> dict:
+def provenance(run: Experiment, progress: TrainProgress) -> dict:
     """Return the entries of result.json that are known when training ends."""
     config, source = run.config, run.source
     versions = {"python": platform.python_version(), "tljax": __version__}
     return {
-        "task": run.network.task.name,
-        "metric": run.network.task.metrics[0][0],
+        "task": run.predictor.task.name,
+        "metric": run.predictor.task.metrics[0][0],
         "strategy": config.strategy.name,
         "phases": progress.phases,
-        "phase_rows": phase_rows(run.plans, run.network.model, config.optim.lr),
+        "phase_rows": phase_rows(run.plans, run.predictor.model, config.optim.lr),
         "best": progress.best,
         "seed": config.seed,
         "versions": versions | {package: importlib.metadata.version(package) for package in PACKAGES},
         "devices": [str(d) for d in jax.devices()],
         "weights": source.describe() if run.strategy.pretrained else None,
-        "teachers": {name: teacher.describe() for name, teacher in run.observed.items()},
+        "teachers": {name: teacher.describe() for name, teacher in run.networks.items()},
         "files": run.files,
-        "preprocess": schema.to_dict(run.network.preprocess),
+        "preprocess": schema.to_dict(run.predictor.preprocess),
         "data": run.data.describe(),
-        "config_digest": schema.digest(config),
+        "config_digest": config_hash(config),
     }
 
 

@@ -13,13 +13,13 @@ from tljax.run.config_files import load_config_file, run_name
 from tljax.run.train import train
 
 
-def named(config: Config) -> list[str]:
+def recipes_of(config: Config) -> list[str]:
     """The recipes that a config starts from: those of `model.weights` and `strategy.teachers`."""
     names = (config.model.weights, *config.strategy.teachers)
     return list(dict.fromkeys(name for name in names if name and name.startswith("recipe:")))
 
 
-def with_made_weights(configs: Sequence[Config], root: Path, console: Console | None) -> list[Config]:
+def run_recipes(configs: Sequence[Config], root: Path, console: Console | None) -> list[Config]:
     """Runs the recipes that configs start from, unless that is done, and points to their runs.
 
     Args:
@@ -27,7 +27,7 @@ def with_made_weights(configs: Sequence[Config], root: Path, console: Console | 
       root: folder in which a recipe's run lies, under the name of its file, unless its config says where.
       console: for the recipes' logs; None runs nothing, and leaves what does not exist yet as it is.
     """
-    names = dict.fromkeys(name for config in configs for name in named(config))
+    names = dict.fromkeys(name for config in configs for name in recipes_of(config))
     made = {name: _make(name, root, console) for name in names}
 
     def settled(config: Config) -> Config:
@@ -47,7 +47,7 @@ def _make(name: str, root: Path, console: Console | None) -> str:
     file = name.removeprefix("recipe:")
     recipe = load_config_file(file)
     workdir = recipe.workdir or str(root / run_name(file))
-    (recipe,) = with_made_weights([dataclasses.replace(recipe, workdir=workdir)], root, console)
+    (recipe,) = run_recipes([dataclasses.replace(recipe, workdir=workdir)], root, console)
     finished = (Path(workdir) / "result.json").is_file()
     if console is not None:
         if not finished:

@@ -12,8 +12,9 @@ import numpy as np
 
 from tljax import config as schema
 from tljax.config import Config, StrategyConfig
-from tljax.models.factory import map_shapes
+from tljax.models.factory import feature_shapes
 from tljax.run.experiment import Experiment, prepare, with_hparams
+from tljax.run.workdir import result_fields
 
 # Of a device's memory, what the states and maps of runs that train together may take.
 SHARE = 0.3
@@ -23,14 +24,14 @@ NUMBERS = ("numbers", *(f.name for f in dataclasses.fields(StrategyConfig) if f.
 
 def group_key(config: Config) -> str:
     """What runs that may train together have in common; runs of another seed see other pictures in another order."""
-    tree = schema.decisive(schema.to_dict(config))
+    tree = result_fields(schema.to_dict(config))
     del tree["optim"]
     tree["model"]["dropout"] = tree["model"]["dropout"] > 0
     tree["strategy"] = {name: value for name, value in tree["strategy"].items() if name not in NUMBERS}
     return json.dumps(tree, sort_keys=True)
 
 
-def batches(configs: Sequence[Config]) -> Iterator[list[tuple[int, Experiment]]]:
+def plan_groups(configs: Sequence[Config]) -> Iterator[list[tuple[int, Experiment]]]:
     """Prepares runs that are alike, and divides them into those that are one program and fit into memory.
 
     Yields:
@@ -40,7 +41,7 @@ def batches(configs: Sequence[Config]) -> Iterator[list[tuple[int, Experiment]]]
     groups: dict[tuple, list[tuple[int, Experiment]]] = {}
     for place, config in enumerate(configs):
         run = first if place == 0 else with_hparams(first, config)
-        program = tuple((p.spec, p.steps, p.evaluations, p.checkpoints, p.prefix) for p in run.plans)
+        program = tuple((p.spec, p.steps, p.evaluations, p.checkpoints, p.frozen_stages) for p in run.plans)
         groups.setdefault(program, []).append((place, run))
     for group in groups.values():
         most = _most(group[0][1])
@@ -58,13 +59,13 @@ def _most(run: Experiment) -> int:
         return 1
     changed: set[str] = set()
     for plan in run.plans:
-        if plan.layers or any(path.startswith(tuple(f"{stage}/" for stage in plan.prefix)) for path in changed):
+        if plan.layers or any(path.startswith(tuple(f"{stage}/" for stage in plan.frozen_stages)) for path in changed):
             return 1
         changed.update(plan.changing)
-    return max(1, int(SHARE * run.network.mesh.memory() / max(_bytes(run, plan) for plan in run.plans)))
+    return max(1, int(SHARE * run.predictor.mesh.memory() / max(_bytes(run, plan) for plan in run.plans)))
 
 
-def how(run: Experiment) -> str:
+def batching_mode(run: Experiment) -> str:
     """Whether runs like this are computed all at once, or one after another within a step.
 
     Products with small dense layers become one product for all: 32 heads on VGG-16's features take 0.6 ms a step, one
@@ -89,9 +90,9 @@ def _dense(run: Experiment) -> bool:
 
 def _bytes(run: Experiment, plan) -> int:
     """What one run's state, gradients and maps take in a step, roughly."""
-    leaves, model = run.network.leaves(), run.network.model
+    leaves, model = run.predictor.variables(), run.predictor.model
     state = 6 * sum(math.prod(leaves[path].shape) * np.dtype(leaves[path].dtype).itemsize for path in plan.changing)
-    maps = map_shapes(model, run.network.preprocess.size)
+    maps = feature_shapes(model, run.predictor.preprocess.size)
     # A stage has about ten inner maps of the size of its own.
-    places = sum(math.prod(shape) for name, shape in maps.items() if name not in plan.prefix)
+    places = sum(math.prod(shape) for name, shape in maps.items() if name not in plan.frozen_stages)
     return state + 4 * 10 * places * run.config.train.batch_size + (1 << 20)

@@ -20,9 +20,9 @@ from tljax.config import Config
 from tljax.errors import TrainingStopped
 from tljax.report import tables
 from tljax.run import replica_groups
-from tljax.run.recipes import with_made_weights
-from tljax.run.train import train_together
-from tljax.run.workdir import WorkDir
+from tljax.run.recipes import run_recipes
+from tljax.run.train import train_replicas
+from tljax.run.workdir import WorkDir, config_hash
 
 TUNED = ("optim", "train", "augment")
 
@@ -39,7 +39,7 @@ class Trial:
         return ",".join(f"{field}={self.settings[field]}" for field in fields)
 
 
-def cells(config: Config) -> list[Trial]:
+def expand_grid(config: Config) -> list[Trial]:
     """Every combination, checked, each with a workdir of its own under `config.workdir`."""
     found, names = [], tables.headers(list(config.sweep))
     for values in itertools.product(*config.sweep.values()):
@@ -56,11 +56,11 @@ def run(config: Config, console: Console) -> dict:
     Raises:
       UserError: before anything is written.
     """
-    root, made = Path(config.workdir), cells(config)
+    root, made = Path(config.workdir), expand_grid(config)
     # What is wrong with any of them is said before the first one starts.
-    planned = with_made_weights([c.config for c in one_per_setting(made).values()], root.parent, None)
+    planned = run_recipes([c.config for c in drop_seeds(made).values()], root.parent, None)
     for group in _alike(planned).values():
-        for _ in replica_groups.batches([planned[i] for i in group]):
+        for _ in replica_groups.plan_groups([planned[i] for i in group]):
             pass
     with WorkDir.create(config, {}) as workdir:
         return _run(config, made, workdir, console)
@@ -68,13 +68,13 @@ def run(config: Config, console: Console) -> dict:
 
 def _run(config: Config, made: list[Trial], workdir: WorkDir, console: Console) -> dict:
     root = workdir.path
-    configs = with_made_weights([c.config for c in made], root.parent, console)
+    configs = run_recipes([c.config for c in made], root.parent, console)
     made = [dataclasses.replace(c, config=config) for c, config in zip(made, configs, strict=True)]
     tuning = [name for name in config.sweep if name.split(".")[0] in TUNED]
     results = _run_cells(made, console, open_test=not tuning)
     chosen = range(len(made))
     if tuning:
-        chosen = choose(made, results, tuning)
+        chosen = choose_settings(made, results, tuning)
         for i, result in zip(chosen, _run_cells([made[i] for i in chosen], console, open_test=True), strict=True):
             results[i] = result
     if failed := [result for i, result in enumerate(results) if i in chosen and isinstance(result, TrainingStopped)]:
@@ -92,21 +92,21 @@ def _run(config: Config, made: list[Trial], workdir: WorkDir, console: Console) 
             }
             for cell, result in zip(made, results, strict=True)
         ],
-        "config_digest": schema.digest(config),
+        "config_digest": config_hash(config),
     }
     workdir.write("result.json", summary)
     if config.report.figures:
         from tljax.report import figures, heat_map  # Matplotlib takes its time to import
 
-        figures.sweep_bars(rows, root / "figures" / "sweep.png")
-        heat_map.heat_map(summary["cells"], tuning, root / "figures" / "heat_map.png")
+        figures.draw_sweep(rows, root / "figures" / "sweep.png")
+        heat_map.draw_heat_map(summary["cells"], tuning, root / "figures" / "heat_map.png")
     _write_report(root, rows, summary, config)
     console.print(tables.rich_table(rows))
     console.print(f"Report: {root / 'report.md'}", highlight=False, markup=False, soft_wrap=True)
     return summary
 
 
-def one_per_setting(made: list[Trial]) -> dict[str, Trial]:
+def drop_seeds(made: list[Trial]) -> dict[str, Trial]:
     """The first cell of every setting but the seed, by the name of the setting."""
     kept: dict[str, Trial] = {}
     for cell in made:
@@ -114,7 +114,7 @@ def one_per_setting(made: list[Trial]) -> dict[str, Trial]:
     return kept
 
 
-def choose(made: list[Trial], results: list[dict], tuning: list[str]) -> list[int]:
+def choose_settings(made: list[Trial], results: list[dict], tuning: list[str]) -> list[int]:
     """Indices of the cells whose tuned settings have the best mean validation score over seeds.
 
     One set of tuned settings per compared setting; of equals, the first.
@@ -136,8 +136,8 @@ def _run_cells(made: list[Trial], console: Console, *, open_test: bool) -> list[
     """Runs cells, those that differ in numbers alone together; the results in the order of the cells."""
     results, done = [None] * len(made), 0
     for group in _alike([cell.config for cell in made]).values():
-        for batch in replica_groups.batches([made[i].config for i in group]):
-            outcomes = train_together([run for _, run in batch], console, open_test=open_test, lines=False)
+        for batch in replica_groups.plan_groups([made[i].config for i in group]):
+            outcomes = train_replicas([run for _, run in batch], console, open_test=open_test, lines=False)
             for (place, _), result in zip(batch, outcomes, strict=True):
                 results[group[place]], done = result, done + 1
                 _tell(made[group[place]], result, f"[{done}/{len(made)}]", console)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-from tljax import config as schema
 from tljax import models, weights
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 from tljax.features.frozen_network import FrozenNetwork
 from tljax.inference.predictor import build_model
 from tljax.inference.predictor import head_options as asked_head
 from tljax.models import Model
 from tljax.models import params as params_lib
-from tljax.models.heads.auxiliary import FURTHER
+from tljax.models.heads.auxiliary import TRAIN_ONLY_OUTPUTS
 from tljax.models.params import Variables
+from tljax.storage.run_files import read_config, read_json
 from tljax.tasks import Task, default_task, task_of
 from tljax.weights import Preprocess
-from tljax.weights.detect import guess, head_options
-from tljax.weights.layouts import detect, layouts
+from tljax.weights.detect import detect_backbone, head_options
+from tljax.weights.layouts import detect_layout, layouts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,14 +49,14 @@ class Teacher:
     head: Mapping[str, Any]
     task: Task
     digest: str
-    read: Callable[[], Variables]
+    load: Callable[[], Variables]
 
     def describe(self) -> dict[str, str]:
         """Name and digest, for result.json."""
         return {"name": self.name, "sha256": self.digest}
 
 
-def find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
+def find_teacher(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
     """Finds a network by what `model.weights` takes.
 
     Args:
@@ -68,31 +67,37 @@ def find(source: str, preprocess: str | None, like: Preprocess) -> Teacher:
     Raises:
       UserError: not there, or nobody knows what it wants to be fed.
     """
-    found = weights.find(source, preprocess)
+    found = weights.resolve_weights(source, preprocess)
     if found.path.is_dir():
         return _run(source, found)
     if found.preprocess is None:
         raise UserError(f"Nobody knows what {source} was trained on: only weights of which that is known can teach.")
     with weights.open_weights(found) as tensors:
-        backbone = found.backbone or guess(tensors).backbone
-        family, variant = models.find(backbone)
-        told = head_options(tensors, layouts(family, variant)[detect(tensors, family, variant)])
+        backbone = found.backbone or detect_backbone(tensors).backbone
+        family, variant = models.get_variant(backbone)
+        told = head_options(tensors, layouts(family, variant)[detect_layout(tensors, family, variant)])
     classes, told["head"] = told.pop("num_classes"), told.get("head", "classifier")
     head = {k: v for k, v in told.items() if k != "auxiliary"}
     fed = dataclasses.replace(found.preprocess, size=found.preprocess.size or like.size, channels=like.channels)
     make = functools.partial(
-        models.build, backbone, num_classes=classes, image_size=fed.size, in_channels=fed.channels, rngs=None, **head
+        models.create_model,
+        backbone,
+        num_classes=classes,
+        image_size=fed.size,
+        in_channels=fed.channels,
+        rngs=None,
+        **head,
     )
     task = default_task(head["head"])
     return _teacher(source, found, make, fed, "float32", classes, (), head, task)
 
 
-def _run(source: str, found: weights.Weights) -> Teacher:
-    config = schema.parse(json.loads((found.path / "config.json").read_text()))
-    names = tuple(json.loads((found.path / "result.json").read_text())["data"]["classes"])
+def _run(source: str, found: weights.WeightSource) -> Teacher:
+    config = read_config(found.path / "config.json")
+    names = tuple(read_json(found.path / "result.json")["data"]["classes"])
     make = functools.partial(build_model, config, len(names), found.preprocess)
     options = asked_head(config.model) | {"head": config.model.head}
-    precision, task = config.train.precision, task_of(config)
+    precision, task = config.train.compute_dtype, task_of(config)
     return _teacher(source, found, make, found.preprocess, precision, len(names), names, options, task)
 
 
@@ -100,13 +105,13 @@ def _teacher(source, found, make: Callable[[], Model], preprocess, dtype, classe
     def read() -> Variables:
         filled = make()
         # Further outputs, for its own training, teach nothing.
-        weights.load(filled, found, optional=("head/aux.*", FURTHER))
-        return params_lib.values(filled)
+        weights.load(filled, found, optional=("head/aux.*", TRAIN_ONLY_OUTPUTS))
+        return params_lib.variables(filled)
 
     return Teacher(source, make(), preprocess, dtype, classes, names, head, task, found.sha256, read)
 
 
-def seen(
+def networks_for_phase(
     found: Mapping[str, Teacher], needs: Set[str], student: Model, chosen: Sequence[tuple[str, str]]
 ) -> list[FrozenNetwork]:
     """What a phase looks at.
@@ -124,14 +129,14 @@ def seen(
         if f"{kind}_maps" in needs:
             # The source has the student's own stages, in the student's own sizes.
             own = [(stage, stage) for stage in student.stage_names]
-            maps = own if kind == "source" else pairs(student, teacher.model, chosen)
+            maps = own if kind == "source" else match_stages(student, teacher.model, chosen)
         if logits or maps:
-            graphdef = params_lib.split(teacher.model).graphdef
+            graphdef = params_lib.flatten_model(teacher.model).graphdef
             observed.append(FrozenNetwork(name, graphdef, teacher.preprocess, teacher.dtype, logits, tuple(maps)))
     return observed
 
 
-def pairs(student: Model, teacher: Model, chosen: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def match_stages(student: Model, teacher: Model, chosen: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """Stages of student and teacher whose maps are compared: the last of each stride that both have, or `chosen`.
 
     Raises:
@@ -140,10 +145,12 @@ def pairs(student: Model, teacher: Model, chosen: Sequence[tuple[str, str]]) -> 
     for ours, theirs in chosen:
         for stage, model in ((ours, student), (theirs, teacher)):
             if stage not in model.stage_names:
-                raise UserError(f'strategy.pairs: there is no stage "{stage}"{nearest(stage, model.stage_names)}')
+                raise UserError(
+                    f'strategy.stage_pairs: there is no stage "{stage}"{did_you_mean(stage, model.stage_names)}'
+                )
     if chosen:
         return list(chosen)
-    ours, theirs = ({level.stride: name for name, level in m.pyramid().items()} for m in (student, teacher))
+    ours, theirs = ({level.stride: name for name, level in m.feature_info().items()} for m in (student, teacher))
     if not (found := [(ours[stride], theirs[stride]) for stride in ours if stride in theirs]):
-        raise UserError("Student and teacher have no stride in common: set strategy.pairs.")
+        raise UserError("Student and teacher have no stride in common: set strategy.stage_pairs.")
     return found

@@ -25,11 +25,11 @@ from tljax.run import replica_groups
 from tljax.run.experiment import Experiment, prepare
 from tljax.run.provenance import peak_memory, provenance
 from tljax.run.workdir import WorkDir
-from tljax.storage.checkpoints import Checkpoints
+from tljax.storage.checkpoints import CheckpointManager
 from tljax.tasks import Task
 from tljax.train.loop import Trainer
 from tljax.train.run_state import RunState
-from tljax.weights import parameters_digest
+from tljax.weights import params_hash
 
 
 def train(config: Config, console: Console, *, open_test: bool = True, lines: bool = True) -> dict:
@@ -47,25 +47,25 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
       TrainingStopped: loss or update is not finite.
       Interrupted: a signal asked to stop; the state is saved.
     """
-    (result,) = train_together([prepare(config)], console, open_test=open_test, lines=lines)
+    (result,) = train_replicas([prepare(config)], console, open_test=open_test, lines=lines)
     if isinstance(result, TrainingStopped):
         raise result
     return result
 
 
-def train_together(
-    runs: Sequence[Experiment], console: Console, *, open_test: bool = True, lines: bool = True
+def train_replicas(
+    experiments: Sequence[Experiment], console: Console, *, open_test: bool = True, lines: bool = True
 ) -> list[dict | TrainingStopped]:
     """`train` of runs that differ in nothing but numbers: their results in order, or why one has none.
 
     They are one compiled program, and those that stand at the same step go on together; what each writes is what it
     would have written alone.
     """
-    unfinished = [run for run in runs if WorkDir(run.config.workdir).read("result.json") is None]
+    unfinished = [run for run in experiments if WorkDir(run.config.workdir).read("result.json") is None]
     # Before anything is written: weights that do not fit are an error.
-    leaves = unfinished[0].load_weights() if unfinished else {}
+    leaves = unfinished[0].load_variables() if unfinished else {}
     with contextlib.ExitStack() as stack:
-        workdirs = [stack.enter_context(WorkDir.create(run.config, run.inputs)) for run in runs]
+        workdirs = [stack.enter_context(WorkDir.create(run.config, run.inputs)) for run in experiments]
         results = [workdir.read("result.json") for workdir in workdirs]
         for workdir, result in zip(workdirs, results, strict=True):
             if result is not None and not (workdir.path / "report.md").exists():
@@ -73,7 +73,7 @@ def train_together(
             if result is not None and lines:
                 console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
         if todo := [i for i, result in enumerate(results) if result is None]:
-            new = _train([runs[i] for i in todo], [workdirs[i] for i in todo], leaves, console, open_test, lines)
+            new = _train([experiments[i] for i in todo], [workdirs[i] for i in todo], leaves, console, open_test, lines)
             results = [result or new.pop(0) for result in results]
     return results
 
@@ -82,15 +82,15 @@ def _train(
     runs: list[Experiment], workdirs: list[WorkDir], leaves: Variables, console: Console, open_test: bool, lines: bool
 ) -> list[dict | TrainingStopped]:
     started, first = time.monotonic(), runs[0]
-    if shared := {pair: n for pair, n in first.data.shared_pictures.items() if n}:
+    if shared := {pair: n for pair, n in first.data.duplicates.items() if n}:
         console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
-    network = first.network
-    leaves = network.mesh.put_leaves(leaves)
-    observed = {name: network.mesh.put_leaves(teacher.read()) for name, teacher in first.observed.items()}
+    network = first.predictor
+    leaves = network.mesh.put_variables(leaves)
+    observed = {name: network.mesh.put_variables(teacher.load()) for name, teacher in first.networks.items()}
     with contextlib.ExitStack() as stack:
-        log, members = stack.enter_context(ProgressBar(console, network.task.progress, notes=lines)), []
+        log, members = stack.enter_context(ProgressBar(console, network.task.train_metric_name, notes=lines)), []
         for run, workdir in zip(runs, workdirs, strict=True):
-            checkpoints = stack.enter_context(Checkpoints(workdir.path))
+            checkpoints = stack.enter_context(CheckpointManager(workdir.path))
             events = run.config.report.tensorboard
             rows = stack.enter_context(
                 MetricLogger(workdir.path, console, network.task, tensorboard=events, lines=lines)
@@ -103,13 +103,13 @@ def _train(
                 members=group,
                 data=first.data,
                 mesh=network.mesh,
-                predict=network.predictor(),
-                source=first.source_leaves(leaves),
+                predict=network.predict_fn(),
+                source=first.source_params(leaves),
                 observed=observed,
                 keeper=keeper,
                 log=log,
                 stop_asked=stop_asked,
-                how=replica_groups.how(first),
+                how=replica_groups.batching_mode(first),
             )
             try:
                 fit.run(leaves)
@@ -144,30 +144,32 @@ def _finish(
     open_test: bool,
 ) -> dict:
     """Evaluates the best validation model, on the test split too if that is to be opened, and writes what is known."""
-    checkpoints, network = member.checkpoints, run.network
+    checkpoints, network = member.checkpoints, run.predictor
     checkpoints.wait()
-    best = leaves | checkpoints.changed(checkpoints.best, leaves)
+    best = leaves | checkpoints.restore_params(checkpoints.best, leaves)
     phase = next(plan for plan in run.plans if plan.phase.name == member.progress.best["phase"])
 
     def judge(split: Split, what: str) -> tuple[dict, dict[str, np.ndarray]]:
         maps = None
-        if (prefix := phase.keeping.valid) is not None:  # frozen in this phase, so the best has it as the phase had
-            maps = keeper.get(prefix, prefix.leaves({}, best), split, f"{phase.phase.name}: {prefix.name}, {what}")
-        return network.judge(best, split, maps)
+        if (
+            prefix := phase.cache_plan.cached_valid
+        ) is not None:  # frozen in this phase, so the best has it as the phase had
+            maps = keeper.get(prefix, prefix.variables({}, best), split, f"{phase.phase.name}: {prefix.name}, {what}")
+        return network.evaluate(best, split, maps)
 
-    result = provenance(run, member.progress) | {"parameters_digest": parameters_digest(best)}
+    result = provenance(run, member.progress) | {"parameters_digest": params_hash(best)}
     result["valid"], on_valid = judge(run.data.valid, "validation")
     if open_test:
         test = run.data.test.open()
         result["test"], answers = judge(test, "test")
-        if (tuned := network.task.tuned) is not None:
+        if (tuned := network.task.tune_on_validation) is not None:
             result |= tuned(answers, test, on_valid, run.data.valid, network.classes)
         result["gap"] = _gap(network.task, result["valid"], result["test"])
-    result |= {"features": keeper.once(), "seconds": seconds, "peak_memory_bytes": peak_memory()}
+    result |= {"features": keeper.summary(), "seconds": seconds, "peak_memory_bytes": peak_memory()}
     if open_test:
-        checkpoints.write_frozen(best)
+        checkpoints.save_frozen(best)
         if run.config.report.figures:
-            count, side = run.config.report.most_wrong, network.preprocess.size
+            count, side = run.config.report.num_worst, network.preprocess.size
             workdir.write_arrays("figure_data.npz", network.task.figure_data(answers, test, side, count))
         # Its presence says that the run is finished; the report is drawn from the files, and can be drawn again.
         workdir.write("result.json", result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,32 @@ import numpy as np
 
 from tljax import config as schema
 from tljax.config import Config
+from tljax.config.validate import OUTPUT_ONLY
 from tljax.errors import UserError
+from tljax.storage.run_files import read_config, read_json
+
+
+def result_fields(tree: Mapping) -> dict:
+    """Return those fields of a config's tree that decide the result: not where and how it is written and cached."""
+    fields = {name: value for name, value in tree.items() if name not in OUTPUT_ONLY}
+    return fields | ({"cache": {"num_views": tree["cache"]["num_views"]}} if "cache" in tree else {})
+
+
+def config_hash(config: Config) -> str:
+    """Return the SHA-256 of the fields that decide the result."""
+    return hashlib.sha256(json.dumps(result_fields(schema.to_dict(config)), sort_keys=True).encode()).hexdigest()
+
+
+def diff_configs(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """Return the dotted fields in which two config trees differ, as `optim.lr: 0.1 → 0.2`."""
+    differences = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            differences += diff_configs(a, b, f"{prefix}{key}.")
+        elif a != b:
+            differences.append(f"{prefix}{key}: {a!r} → {b!r}")
+    return differences
 
 
 class WorkDir:
@@ -50,24 +76,27 @@ class WorkDir:
 
     def check(self, config: Config, inputs: dict) -> None:
         """Refuses a folder that holds another run: another config, other data, or other weights."""
-        for name, mine in (("config.json", schema.to_dict(config)), ("inputs.json", inputs)):
-            theirs = self.read(name)
-            if theirs is not None and name == "config.json":
-                theirs = schema.to_dict(schema.parse(theirs))  # fields that are newer than the run have their defaults
-            if theirs is not None and (differ := schema.differences(schema.decisive(theirs), schema.decisive(mine))):
-                raise UserError(
-                    f"{self.path} holds another run; it differs in {'; '.join(differ)}. Take another --workdir."
-                )
+        differences = []
+        if (self.path / "config.json").is_file():
+            old, new = schema.to_dict(self.read_config()), schema.to_dict(config)
+            differences += diff_configs(result_fields(old), result_fields(new))
+        if (recorded := self.read("inputs.json")) is not None:
+            differences += diff_configs(recorded, json.loads(json.dumps(inputs)))
+        if differences:
+            raise UserError(
+                f"{self.path} holds another run; it differs in {'; '.join(differences)}. Take another --workdir."
+            )
 
     def read(self, name: str) -> dict | None:
         """A JSON file of the folder, or None."""
         path = self.path / name
         if not path.is_file():
             return None
-        try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged: {error}.") from error
+        return read_json(path)
+
+    def read_config(self) -> Config:
+        """Return the config that the folder was made with."""
+        return read_config(self.path / "config.json")
 
     def write(self, name: str, value: dict) -> None:
         """Writes a JSON file that is there whole or not at all."""

@@ -27,7 +27,7 @@ Fill = Callable[[Mapping[str, np.ndarray]], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Entry:
+class CachedArrays:
     """Kept arrays.
 
     Attributes:
@@ -40,10 +40,10 @@ class Entry:
     arrays: dict[str, np.ndarray]
     seconds: float
     reused: bool
-    where: str
+    storage: str
 
 
-_memory: dict[str, Entry] = {}
+_memory: dict[str, CachedArrays] = {}
 
 
 class ArrayCache:
@@ -55,9 +55,9 @@ class ArrayCache:
     """
 
     def __init__(self, config: CacheConfig, folder: Path):
-        self.where, self.limit, self.folder = config.where, int(config.gigabytes * 1e9), folder
+        self.where, self.limit, self.folder = config.storage, int(config.max_gb * 1e9), folder
 
-    def get(self, key: Mapping, shapes: Shapes, fill: Fill) -> Entry:
+    def get(self, key: Mapping, shapes: Shapes, fill: Fill) -> CachedArrays:
         """The arrays of a key, computed if they are not there.
 
         Args:
@@ -65,7 +65,7 @@ class ArrayCache:
           shapes: of the arrays, by name.
           fill: writes them into arrays of these shapes.
         """
-        name = digest(key)
+        name = key_digest(key)
         if self.where == "disk":
             try:
                 return self._on_disk(name, key, shapes, fill)
@@ -83,7 +83,7 @@ class ArrayCache:
             del _memory[next(iter(_memory))]
         return found
 
-    def _on_disk(self, name: str, key: Mapping, shapes: Shapes, fill: Fill) -> Entry:
+    def _on_disk(self, name: str, key: Mapping, shapes: Shapes, fill: Fill) -> CachedArrays:
         place = self.folder / name
         if (entry := _read(place, shapes)) is not None:
             return entry
@@ -119,21 +119,21 @@ class ArrayCache:
                 del sizes[oldest]
 
 
-def digest(key: Mapping) -> str:
+def key_digest(key: Mapping) -> str:
     """The name of a key's entry."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _computed(arrays: dict[str, np.ndarray], fill: Fill, where: str) -> Entry:
+def _computed(arrays: dict[str, np.ndarray], fill: Fill, where: str) -> CachedArrays:
     start = time.monotonic()
     fill(arrays)
     seconds = time.monotonic() - start
     for array in arrays.values():
         array.flags.writeable = False
-    return Entry(arrays, seconds, reused=False, where=where)
+    return CachedArrays(arrays, seconds, reused=False, storage=where)
 
 
-def _read(place: Path, shapes: Shapes) -> Entry | None:
+def _read(place: Path, shapes: Shapes) -> CachedArrays | None:
     """An entry on disk; None where it is not there, or not whole."""
     try:
         seconds = json.loads((place / "about.json").read_text())["seconds"]
@@ -142,7 +142,7 @@ def _read(place: Path, shapes: Shapes) -> Entry | None:
         os.utime(place)
     except (OSError, ValueError, KeyError):
         return None
-    return Entry(arrays, seconds, reused=True, where="disk")
+    return CachedArrays(arrays, seconds, reused=True, storage="disk")
 
 
 def _new_file(path: Path, shape: jax.ShapeDtypeStruct) -> np.memmap:
@@ -153,5 +153,5 @@ def _new_file(path: Path, shape: jax.ShapeDtypeStruct) -> np.memmap:
     return array
 
 
-def _bytes(entry: Entry) -> int:
+def _bytes(entry: CachedArrays) -> int:
     return sum(array.nbytes for array in entry.arrays.values())

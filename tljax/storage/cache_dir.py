@@ -10,12 +10,12 @@ from pathlib import Path
 import jax
 
 
-def folder(name: str) -> Path:
+def cache_dir(name: str) -> Path:
     """A folder of the cache, which may not exist yet."""
     return Path(os.environ.get("TLJAX_CACHE") or Path.home() / ".cache" / "tljax") / name
 
 
-def keep_compiled_programs() -> None:
+def enable_compilation_cache() -> None:
     """Keeps what XLA compiles on disk, so that a program is compiled once on a machine.
 
     `JAX_COMPILATION_CACHE_DIR`, when set, says where instead. A home may be shared by machines: programs for one
@@ -23,7 +23,7 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder("xla") / f"{platform.machine()}-{_processor():08x}"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir("xla") / f"{platform.machine()}-{_processor():08x}"))
     jax.config.update("jax_compilation_cache_max_size", 4 * 2**30)
     # Small programs add up: the first second of a run is full of them.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

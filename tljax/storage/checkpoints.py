@@ -26,7 +26,7 @@ def ranking_key(metrics: dict[str, float]) -> tuple[float, float, float]:
     return score, -metrics["loss"], -metrics["epoch"]
 
 
-class Checkpoints:
+class CheckpointManager:
     """The checkpoints of one work directory."""
 
     def __init__(self, workdir: Path):
@@ -68,7 +68,7 @@ class Checkpoints:
 
     def progress(self, step: int) -> dict:
         """The host's side of a checkpoint."""
-        return self._told(step)["loop"]
+        return self._metadata(step)["loop"]
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Restores the parts of the state that `like` has, with its shapes, types and shardings."""
@@ -78,19 +78,19 @@ class Checkpoints:
         )
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
-    def changed(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+    def restore_params(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """Those of the leaves `like` that a checkpoint holds, with their shapes, types and shardings."""
-        return self.restore(step, {"params": {path: like[path] for path in self._paths(step)}})["params"]
+        return self.restore(step, {"params": {path: like[path] for path in self._saved_paths(step)}})["params"]
 
-    def write_frozen(self, leaves: dict[str, Any]) -> None:
+    def save_frozen(self, leaves: dict[str, Any]) -> None:
         """Writes what the best checkpoint does not hold of a model's leaves, so that the folder has them all."""
-        held = self._paths(self.best)
+        held = self._saved_paths(self.best)
         frozen = {path: np.asarray(x) for path, x in leaves.items() if path not in held}
         partial = self._frozen.with_suffix(".part")
         safetensors.numpy.save_file(frozen, partial)
         partial.replace(self._frozen)
 
-    def read_params(self, step: int) -> dict[str, np.ndarray]:
+    def load_variables(self, step: int) -> dict[str, np.ndarray]:
         """Every leaf of a finished run's model by path, on the host."""
         params = self._manager.item_metadata(step)["state"].tree["params"]
         restore = {"params": {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in params}}
@@ -98,16 +98,16 @@ class Checkpoints:
         frozen = safetensors.numpy.load_file(self._frozen) if self._frozen.exists() else {}
         return frozen | self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
 
-    def _told(self, step: int) -> dict:
+    def _metadata(self, step: int) -> dict:
         told = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
         if "held" not in told:
             raise UserError(f"{self._frozen.parent} was begun by an earlier tljax: remove the folder and start again.")
         return told
 
-    def _paths(self, step: int) -> list[str]:
+    def _saved_paths(self, step: int) -> list[str]:
         """Of the leaves that a checkpoint holds."""
         if step not in self._held:
-            self._held[step] = self._told(step)["held"]
+            self._held[step] = self._metadata(step)["held"]
         return self._held[step]
 
     def wait(self) -> None:

@@ -16,15 +16,15 @@ import numpy as np
 from flax import nnx
 
 from tljax.config import NeuronsConfig
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 from tljax.models.layers import NORM_AFTER
 from tljax.models.params import Variables
-from tljax.models.partial_training import Layer, Neurons
+from tljax.models.partial_training import PartiallyTrainable, TrainableChannels
 
 Layers = Mapping[str, Sequence[str]]
 
 
-def layers_of(
+def find_layers(
     params: Mapping, patterns: Sequence[str], norm_after: Sequence[tuple[str, str]] = NORM_AFTER
 ) -> dict[str, tuple[str, ...]]:
     """The layers that patterns ask for, each with the leaves that its neurons are made of, the kernel first.
@@ -46,7 +46,7 @@ def layers_of(
     for pattern in patterns:
         if not any(_matches(pattern, layer) for layer in known):
             raise UserError(
-                f'neurons.layers: "{pattern}" matches no convolution or dense layer{nearest(pattern, known)}'
+                f'neurons.layers: "{pattern}" matches no convolution or dense layer{did_you_mean(pattern, known)}'
             )
     found = {}
     for layer, kernel in known.items():
@@ -62,7 +62,7 @@ def pattern_of(layer: str, patterns: Sequence[str]) -> str | None:
     return next((pattern for pattern in patterns if _matches(pattern, layer)), None)
 
 
-def counts(layers: Layers, params: Mapping, config: NeuronsConfig) -> dict[str, int]:
+def channel_counts(layers: Layers, params: Mapping, config: NeuronsConfig) -> dict[str, int]:
     """How many neurons of each layer learn, before they are chosen.
 
     Under `scope="global"` only the sum is certain; a layer's number is then its even share of it.
@@ -79,7 +79,7 @@ def counts(layers: Layers, params: Mapping, config: NeuronsConfig) -> dict[str, 
     return dict(zip(outputs, np.diff(ends, prepend=0).tolist(), strict=True))
 
 
-def choose(scores: Mapping[str, np.ndarray], config: NeuronsConfig) -> dict[str, np.ndarray]:
+def select_channels(scores: Mapping[str, np.ndarray], config: NeuronsConfig) -> dict[str, np.ndarray]:
     """The neurons with the highest scores, as sorted int32 indices by layer; among equals the first.
 
     Under `scope="global"` scores are compared across layers, each layer's divided by its root mean square, and a layer
@@ -108,26 +108,26 @@ def choose(scores: Mapping[str, np.ndarray], config: NeuronsConfig) -> dict[str,
     }
 
 
-def indices(chosen: Mapping[str, Sequence[int]], layers: Layers) -> dict[str, np.ndarray]:
+def channel_index(chosen: Mapping[str, Sequence[int]], layers: Layers) -> dict[str, np.ndarray]:
     """Leaf path → the channels that learn, int32 [k], for every leaf of the layers of which any do."""
     found = {layer: np.asarray(channels, np.int32) for layer, channels in chosen.items() if len(channels)}
     return {path: channels for layer, channels in found.items() for path in layers[layer]}
 
 
-def gather(leaves: Variables, index: Mapping[str, jax.Array]) -> Variables:
+def gather(variables: Variables, index: Mapping[str, jax.Array]) -> Variables:
     """The parts [..., k] of leaves that belong to single neurons; pure."""
-    return {path: jnp.asarray(leaves[path])[..., channels] for path, channels in index.items()}
+    return {path: jnp.asarray(variables[path])[..., channels] for path, channels in index.items()}
 
 
-def scatter(leaves: Variables, slices: Variables, index: Mapping[str, jax.Array]) -> Variables:
+def scatter(variables: Variables, slices: Variables, index: Mapping[str, jax.Array]) -> Variables:
     """The leaves with `slices` in the place of their parts, all else to the bit as it was; pure and differentiable."""
     # Told that no channel comes twice, the derivative is a gather and no more.
     put = {"indices_are_sorted": True, "unique_indices": True}
-    whole = {path: jnp.asarray(leaves[path]).at[..., index[path]].set(part, **put) for path, part in slices.items()}
-    return {**leaves, **whole}
+    whole = {path: jnp.asarray(variables[path]).at[..., index[path]].set(part, **put) for path, part in slices.items()}
+    return {**variables, **whole}
 
 
-def install(model: nnx.Module, slices: Variables, index: Mapping[str, jax.Array]) -> None:
+def attach_channels(model: nnx.Module, slices: Variables, index: Mapping[str, jax.Array]) -> None:
     """Lets the layers of a model whose kernels have slices learn these alone, in place.
 
     The model's leaves must hold the slices already, by `scatter`. Gradients then reach the slices of kernels directly,
@@ -136,8 +136,8 @@ def install(model: nnx.Module, slices: Variables, index: Mapping[str, jax.Array]
     for path, part in slices.items():
         *layer, leaf = path.split("/")
         module = functools.reduce(getattr, layer, model)
-        if leaf == "kernel" and isinstance(module, Layer):
-            module.learn(Neurons(part, jnp.asarray(index[path])))
+        if leaf == "kernel" and isinstance(module, PartiallyTrainable):
+            module.train_channels(TrainableChannels(part, jnp.asarray(index[path])))
 
 
 def _matches(pattern: str, layer: str) -> bool:

@@ -24,19 +24,19 @@ class ParamGroup:
     """
 
     rule: str
-    multiplier: float
+    lr_multiplier: float
     decay: bool
-    single: bool = False
+    partial: bool = False
 
     @property
-    def learns(self) -> bool:
+    def trainable(self) -> bool:
         """Whether gradient, optimizer state, batch statistics and dropout exist for the leaf."""
-        return self.multiplier > 0
+        return self.lr_multiplier > 0
 
 
-def assign(
+def assign_param_groups(
     params: Mapping,
-    stats: Mapping,
+    batch_stats: Mapping,
     phase: Phase,
     stages: Sequence[str] = (),
     layers: Layers = MappingProxyType({}),
@@ -49,7 +49,7 @@ def assign(
 
     Args:
       params: path → leaf with a `shape`.
-      stats: path → BatchNorm statistic.
+      batch_stats: path → BatchNorm statistic.
       phase: its rules, layer-wise decay and patterns of layers with learning neurons.
       stages: of the backbone in order, for the layer-wise decay; the head and everything else is at depth 0.
       layers: those of which single neurons learn, from `neurons.layers_of`.
@@ -60,7 +60,7 @@ def assign(
     depth = {stage: len(stages) - i for i, stage in enumerate(stages)}
     neurons = {path: pattern_of(layer, phase.neurons.layers) for layer, paths in layers.items() for path in paths}
     groups, deciding, matching = {}, set(), set()
-    for path, leaf in {**params, **stats}.items():
+    for path, leaf in {**params, **batch_stats}.items():
         hits = [rule for rule in phase.rules if re.fullmatch(rule[0], path)]
         matching.update(hits)
         if not hits:
@@ -85,7 +85,7 @@ def assign(
         if rule not in deciding:
             why = "is never reached, earlier rules match all its paths" if rule in matching else "matches nothing"
             raise UserError(f'Phase "{phase.name}": rule "{rule[0]}" {why}; there is: {_paths(groups)}.')
-    if not any(groups[path].learns for path in params):
+    if not any(groups[path].trainable for path in params):
         raise UserError(f'Phase "{phase.name}": nothing learns under the rules {_rules(phase)}.')
     return groups
 
@@ -100,19 +100,17 @@ def frozen_modules(modules: Sequence[str], groups: Mapping[str, ParamGroup]) -> 
     for path in modules:
         mean = groups.get(f"{path}/mean")
         around = f"{path.rpartition('/')[0]}/" if "/" in path else ""
-        learns = mean.learns if mean else any(g.learns for p, g in groups.items() if p.startswith(around))
-        if not learns:
+        inside = [group for p, group in groups.items() if p.startswith(around)]
+        if not (mean.trainable if mean else any(group.trainable for group in inside)):
             frozen.add(path)
     return frozen
 
 
-def leading_frozen_stages(
-    stages: Sequence[str], groups: Mapping[str, ParamGroup], random: Sequence[str] = ()
-) -> list[str]:
+def frozen_stages(stages: Sequence[str], groups: Mapping[str, ParamGroup], random: Sequence[str] = ()) -> list[str]:
     """The stages before the first one that learns, moves its statistics, or draws at random (`random`)."""
     prefix = []
     for stage in stages:
-        if stage in random or any(g.learns for p, g in groups.items() if p.startswith(f"{stage}/")):
+        if stage in random or any(g.trainable for p, g in groups.items() if p.startswith(f"{stage}/")):
             break
         prefix.append(stage)
     return prefix

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tljax.config import Phase, StrategyConfig
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 
-Preset = Callable[[StrategyConfig, Sequence[str], float], list[Phase]]
+PresetFn = Callable[[StrategyConfig, Sequence[str], float], list[Phase]]
 HEAD, EVERYTHING, REST_FROZEN = ("head/.*", 1.0), (".*", 1.0), (".*", 0.0)
 LABELS = ("cross_entropy", 1.0)
 
@@ -86,7 +86,7 @@ def micro_two_heads(config: StrategyConfig, stages, lr: float) -> list[Phase]:
             "two heads",
             (HEAD, REST_FROZEN),
             neurons=config.neurons,
-            objectives=(("source_cross_entropy", 1.0), ("cross_entropy", 10.0)),
+            losses=(("source_cross_entropy", 1.0), ("cross_entropy", 10.0)),
             optim={"name": "momentum", "lr": 1e-4, "momentum": 0.9},
         )
     ]
@@ -94,12 +94,12 @@ def micro_two_heads(config: StrategyConfig, stages, lr: float) -> list[Phase]:
 
 def distillation(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     """Everything learns from the soft labels of `strategy.teachers` (Hinton et al. 2015, arXiv:1503.02531)."""
-    return [Phase("distillation", (EVERYTHING,), objectives=_soft_labels(config))]
+    return [Phase("distillation", (EVERYTHING,), losses=_soft_labels(config))]
 
 
 def attention_transfer(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     """Everything learns where teachers look (Zagoruyko & Komodakis 2017, arXiv:1612.03928)."""
-    return [Phase("attention transfer", (EVERYTHING,), objectives=(LABELS, ("attention_transfer", 1000.0)))]
+    return [Phase("attention transfer", (EVERYTHING,), losses=(LABELS, ("attention_transfer", 1000.0)))]
 
 
 def fitnets(config: StrategyConfig, stages, lr: float) -> list[Phase]:
@@ -107,32 +107,32 @@ def fitnets(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     below = stages[: stages.index(hint_stage(config, stages)) + 1]
     rules = (*((f"{stage}/.*", 1.0) for stage in below), ("head/hint_.*", 1.0), REST_FROZEN)
     return [
-        Phase("hints", rules, objectives=(("hints", 1.0),)),
-        Phase("distillation", (("head/hint_.*", 0.0), EVERYTHING), objectives=_soft_labels(config)),
+        Phase("hints", rules, losses=(("hints", 1.0),)),
+        Phase("distillation", (("head/hint_.*", 0.0), EVERYTHING), losses=_soft_labels(config)),
     ]
 
 
 def delta(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     """Everything learns, its maps held near the source network's (Li et al. 2019, arXiv:1901.09229)."""
-    return [Phase("delta", (EVERYTHING,), objectives=(LABELS, ("delta", 0.01)))]
+    return [Phase("delta", (EVERYTHING,), losses=(LABELS, ("delta", 0.01)))]
 
 
 def lwf(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     """Everything learns, and the source's own outputs stay as they were (Li & Hoiem 2017, arXiv:1606.09282)."""
-    return [Phase("learning without forgetting", (EVERYTHING,), objectives=(LABELS, ("lwf", 1.0)))]
+    return [Phase("learning without forgetting", (EVERYTHING,), losses=(LABELS, ("lwf", 1.0)))]
 
 
 def pseudo_label(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     """The labelled pictures, then the unlabelled ones too, by the network's own confident answers (Lee 2013)."""
     return [
         Phase("labelled", (EVERYTHING,)),
-        Phase("pseudo-labels", (EVERYTHING,), objectives=(LABELS, ("pseudo_label", 1.0))),
+        Phase("pseudo-labels", (EVERYTHING,), losses=(LABELS, ("pseudo_label", 1.0))),
     ]
 
 
 def fixmatch(config: StrategyConfig, stages, lr: float) -> list[Phase]:
     """Confident answers on weak views label the strong views of pictures (Sohn et al. 2020, arXiv:2001.07685)."""
-    return [Phase("fixmatch", (EVERYTHING,), objectives=(LABELS, ("fixmatch", 1.0)), average=config.average)]
+    return [Phase("fixmatch", (EVERYTHING,), losses=(LABELS, ("fixmatch", 1.0)), ema_decay=config.ema_decay)]
 
 
 def mean_teacher(config: StrategyConfig, stages, lr: float) -> list[Phase]:
@@ -140,14 +140,14 @@ def mean_teacher(config: StrategyConfig, stages, lr: float) -> list[Phase]:
 
     The weight is one for pretrained networks; the paper's, for long training from random weights, is 100.
     """
-    return [Phase("mean teacher", (EVERYTHING,), objectives=(LABELS, ("mean_teacher", 1.0)), average=config.average)]
+    return [Phase("mean teacher", (EVERYTHING,), losses=(LABELS, ("mean_teacher", 1.0)), ema_decay=config.ema_decay)]
 
 
 def hint_stage(config: StrategyConfig, stages: Sequence[str]) -> str:
-    """The student's stage that `fitnets` regresses: the first of `strategy.pairs`, else the middle one."""
-    stage = config.pairs[0][0] if config.pairs else stages[(len(stages) - 1) // 2]
+    """The student's stage that `fitnets` regresses: the first of `strategy.stage_pairs`, else the middle one."""
+    stage = config.stage_pairs[0][0] if config.stage_pairs else stages[(len(stages) - 1) // 2]
     if stage not in stages:
-        raise UserError(f'strategy.pairs: "{stage}" is no stage that learns{nearest(stage, stages)}')
+        raise UserError(f'strategy.stage_pairs: "{stage}" is no stage that learns{did_you_mean(stage, stages)}')
     return stage
 
 
@@ -155,7 +155,7 @@ def _soft_labels(config: StrategyConfig) -> tuple[tuple[str, float], ...]:
     return (("cross_entropy", 1 - config.alpha), ("distillation", config.alpha))
 
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, PresetFn] = {
     f.__name__: f
     for f in (
         scratch,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from tljax import plugins
 from tljax.config import Config, ModelConfig, Phase
-from tljax.config.validate import check_phase
-from tljax.errors import UserError, nearest
+from tljax.config.validate import validate_phase
+from tljax.errors import UserError, did_you_mean
 from tljax.strategies.presets import HEADS, PRESETS
 from tljax.tasks import task_of
 
@@ -34,7 +34,7 @@ def with_preset_head(config: Config) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-def resolve(config: Config, stages: Sequence[str]) -> Strategy:
+def build_phases(config: Config, stages: Sequence[str]) -> Strategy:
     """The strategy of a config, its phases' lengths filled in so that they add up to `train.epochs`.
 
     Args:
@@ -52,9 +52,9 @@ def resolve(config: Config, stages: Sequence[str]) -> Strategy:
         if len(phases) > 1 and phases[0].epochs is None:
             first = strategy.probe_fraction * config.train.epochs
             phases[0] = dataclasses.replace(phases[0], epochs=first)
-        if strategy.objectives:
-            phases = [dataclasses.replace(p, objectives=strategy.objectives) for p in phases]
-    phases = [dataclasses.replace(p, objectives=_objectives(config, p)) for p in phases]
+        if strategy.losses:
+            phases = [dataclasses.replace(p, losses=strategy.losses) for p in phases]
+    phases = [dataclasses.replace(p, losses=_losses(config, p)) for p in phases]
     pretrained = strategy.name != "scratch" and config.model.weights is not None
     return Strategy(pretrained, _share(phases, config.train.epochs))
 
@@ -62,28 +62,28 @@ def resolve(config: Config, stages: Sequence[str]) -> Strategy:
 def _phases(config: Config, stages: Sequence[str]) -> list[Phase]:
     strategy, name = config.strategy, config.strategy.name
     own = plugins.is_plugin(name)
-    preset = plugins.load(name, "strategy") if own else PRESETS.get(name)
+    preset = plugins.load_plugin(name, "strategy") if own else PRESETS.get(name)
     if preset is None:
-        raise UserError(f'There is no strategy.name "{name}"{nearest(name, [*PRESETS, "custom"])}')
+        raise UserError(f'There is no strategy.name "{name}"{did_you_mean(name, [*PRESETS, "custom"])}')
     if not callable(preset):
         raise UserError(f"strategy.name={name!r} must be a function, got {type(preset).__name__}.")
     phases = preset(strategy, tuple(stages), config.optim.lr)
     if not isinstance(phases, (list, tuple)) or not phases or not all(isinstance(p, Phase) for p in phases):
         raise UserError(f"strategy.name={name!r} must return a list of tljax.config.Phase, got {phases!r}.")
     if own:
-        phases = [check_phase(phase, config.optim) for phase in phases]
+        phases = [validate_phase(phase, config.optim) for phase in phases]
     # A phase of the user's own may have a decay of its own.
     return [dataclasses.replace(p, layer_decay=p.layer_decay * strategy.layer_decay) for p in phases]
 
 
-def _objectives(config: Config, phase: Phase) -> tuple[tuple[str, float], ...]:
+def _losses(config: Config, phase: Phase) -> tuple[tuple[str, float], ...]:
     """A phase's own objectives, and those that fields of the config add to every phase."""
     optim = dataclasses.replace(config.optim, **phase.optim)
     further = {"aux_cross_entropy": config.model.aux_weight, "l2": optim.l2, "l2_sp": optim.l2_sp}
     # What a strategy says of labels holds of whatever they are labels of.
-    labels = task_of(config).labels
+    labels = task_of(config).label_loss
     means = {"cross_entropy": labels, "source_cross_entropy": f"source_{labels}"}
-    own = ((means.get(name, name), weight) for name, weight in phase.objectives)
+    own = ((means.get(name, name), weight) for name, weight in phase.losses)
     return (*own, *((name, weight) for name, weight in further.items() if weight))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 from tljax.tasks.classification import CLASSIFICATION
 from tljax.tasks.detection import DETECTION
 from tljax.tasks.segmentation import SEGMENTATION
@@ -32,7 +32,7 @@ def task_of(config: Config) -> Task:
     if config.task is None:
         return default_task(config.model.head)
     if config.task not in TASKS:
-        raise UserError(f'There is no task "{config.task}"{nearest(config.task, TASKS)}')
+        raise UserError(f'There is no task "{config.task}"{did_you_mean(config.task, TASKS)}')
     task = TASKS[config.task]
     if config.model.head not in task.heads:
         raise UserError(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from tljax.data import Split
-from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
+from tljax.tasks.task import Arrays, Predictions, PredictionSet, Task
 
 METRICS = (
     ("accuracy", "accuracy"),
@@ -23,7 +23,7 @@ METRICS = (
 )
 
 
-def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
+def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
     """The scalar metrics of a split.
 
     Args:
@@ -56,7 +56,7 @@ def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | N
     }
 
 
-def details(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> dict:
+def class_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> dict:
     """Precision, recall, F1 and support of every class, and the confusion matrix (rows are true classes)."""
     from sklearn import metrics
 
@@ -86,7 +86,9 @@ def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     return found
 
 
-def at_thresholds(labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray, classes: Sequence[str]):
+def metrics_at_thresholds(
+    labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray, classes: Sequence[str]
+):
     """`thresholded`: precision, recall and F1 of each class where a picture is of it from its threshold on."""
     from sklearn import metrics
 
@@ -120,26 +122,28 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     return float(np.abs(gap).sum() / len(labels))
 
 
-def probabilities(rows: Rows) -> np.ndarray:
+def probabilities(rows: Predictions) -> np.ndarray:
     """[N, classes], float64, rows that sum to one."""
     found = rows["probabilities"].astype(np.float64)
     return found / found.sum(-1, keepdims=True)
 
 
-def _seen(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
+def _train_metric(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
     return outputs["logits"].argmax(-1) == batch["label"]
 
 
-def _answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
+def _predict(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     return {"probabilities": jax.nn.softmax(outputs["logits"])}
 
 
-def _tuned(rows: Rows, split: Split, valid_rows: Rows, valid: Split, classes: tuple[str, ...]) -> dict[str, Any]:
+def _tune_on_validation(
+    rows: Predictions, split: Split, valid_rows: Predictions, valid: Split, classes: tuple[str, ...]
+) -> dict[str, Any]:
     thresholds = best_thresholds(valid.labels, probabilities(valid_rows))
-    return at_thresholds(split.labels, probabilities(rows), thresholds, classes)
+    return metrics_at_thresholds(split.labels, probabilities(rows), thresholds, classes)
 
 
-def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+def _figure_data(rows: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
     chances = probabilities(rows)
     wrong = worst_first(split.labels, chances)[:count]
     return {"label": split.labels, "probabilities": chances, "worst": wrong, "images": split.images[wrong]}
@@ -151,23 +155,23 @@ def worst_first(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")]
 
 
-def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
+def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
     from tljax.report import figures  # Matplotlib takes a second to import
 
     worst, labels, chances, path = data["worst"], data["label"], data["probabilities"], folder / "most_wrong.png"
     if len(worst):
-        figures.most_wrong(data["images"], labels[worst], chances[worst], classes, path, len(worst))
+        figures.draw_worst(data["images"], labels[worst], chances[worst], classes, path, len(worst))
     else:
-        figures.message(f"Nothing is wrong: all {len(labels):,} pictures are correct.", path)
+        figures.draw_message(f"Nothing is wrong: all {len(labels):,} pictures are correct.", path)
     return {
-        "confusion": figures.confusion(test["confusion"], classes, folder / "confusion.png"),
-        "roc": figures.roc(labels, chances, classes, folder / "roc.png"),
+        "confusion": figures.draw_confusion(test["confusion"], classes, folder / "confusion.png"),
+        "roc": figures.draw_roc(labels, chances, classes, folder / "roc.png"),
         "most_wrong": path,
     }
 
 
 def _write_predictions(found: PredictionSet, top: int = 5) -> Iterator[tuple[dict[str, Any], str]]:
-    for row in probabilities(found.outputs):
+    for row in probabilities(found.predictions):
         order = np.argsort(-row, kind="stable")[:top]
         best = [{"class": found.classes[i], "probability": float(row[i])} for i in order]
         yield {"top": best}, "  ".join(f"{c['class']} {100 * c['probability']:.1f} %" for c in best)
@@ -177,15 +181,15 @@ CLASSIFICATION = Task(
     name="classification",
     heads=("classifier",),
     metrics=METRICS,
-    progress="accuracy",
-    labels="cross_entropy",
-    seen=_seen,
-    answers=_answers,
-    scores=lambda rows, split, side: scores(split.labels, probabilities(rows)),
-    details=lambda rows, split, side, classes: details(split.labels, probabilities(rows), classes),
+    train_metric_name="accuracy",
+    label_loss="cross_entropy",
+    train_metric=_train_metric,
+    predict=_predict,
+    compute_metrics=lambda rows, split, side: compute_metrics(split.labels, probabilities(rows)),
+    class_metrics=lambda rows, split, side, classes: class_metrics(split.labels, probabilities(rows), classes),
     figure_data=_figure_data,
     figures=_figures,
     write_predictions=_write_predictions,
-    tuned=_tuned,
-    located=False,
+    tune_on_validation=_tune_on_validation,
+    spatial=False,
 )

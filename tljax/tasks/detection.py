@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.data import Split
-from tljax.losses.detection import MOST, decode, loss_terms, targets
+from tljax.losses.detection import MAX_DETECTIONS, decode, loss_terms, make_targets
 from tljax.ops import boxes as boxes_of
-from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
+from tljax.tasks.task import Arrays, Predictions, PredictionSet, Task
 
 # Of COCOeval's arrays, along the axis of areas.
 AREAS = {"ap": 0, "ap_small": 1, "ap_medium": 2, "ap_large": 3}
@@ -27,14 +27,14 @@ AREAS = {"ap": 0, "ap_small": 1, "ap_medium": 2, "ap_large": 3}
 MIN_SHOWN = 0.3
 
 
-def seen(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
+def train_metric(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
     """[B], mean IoU of the boxes of places that have one with what they are to be; 0 where a picture has none."""
-    wanted = targets(outputs, batch)
+    wanted = make_targets(outputs, batch)
     overlap = jnp.where(wanted.positive, boxes_of.iou(outputs["boxes"], wanted.boxes), 0)
     return overlap.sum(1) / jnp.maximum(wanted.positive.sum(1), 1)
 
 
-def answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
+def predict(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     """The best boxes of each picture after suppression, best first.
 
     Returns:
@@ -48,7 +48,7 @@ def answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     return found | {"losses": jnp.stack(sums[:3], -1), "positives": sums.positives}
 
 
-def scores(rows: Rows, split: Split, side: int) -> dict[str, float | None]:
+def compute_metrics(rows: Predictions, split: Split, side: int) -> dict[str, float | None]:
     """COCO's metrics, None where there is nothing to find; and the loss, where the rows have it.
 
     `ap` is the mean over IoU thresholds of 0.5, 0.55, ... 0.95; small boxes have less than 32² pixels of the picture,
@@ -62,7 +62,7 @@ def scores(rows: Rows, split: Split, side: int) -> dict[str, float | None]:
     return found
 
 
-def details(rows: Rows, split: Split, side: int, classes: tuple[str, ...]) -> dict[str, Any]:
+def class_metrics(rows: Predictions, split: Split, side: int, classes: tuple[str, ...]) -> dict[str, Any]:
     """`per_class`: precision and number of objects, crowds aside; `precision_recall`: curves at an IoU of 0.5.
 
     The curves are `recall`, the 101 at which COCO looks, and `precision` there by class, of classes that are there.
@@ -86,7 +86,9 @@ def details(rows: Rows, split: Split, side: int, classes: tuple[str, ...]) -> di
     }
 
 
-def of_each(rows: Rows, split: Split, side: int, least: float = 0.3, threshold: float = 0.5) -> np.ndarray:
+def per_image_metric(
+    rows: Predictions, split: Split, side: int, least: float = 0.3, threshold: float = 0.5
+) -> np.ndarray:
     """[N], the F1 of every picture's boxes; NaN where there are none and none were found.
 
     Args:
@@ -115,7 +117,7 @@ def of_each(rows: Rows, split: Split, side: int, least: float = 0.3, threshold: 
     return each
 
 
-def results(rows: Rows, ids: Sequence, sizes: Sequence[tuple[int, int]], side: int) -> list[dict[str, Any]]:
+def coco_results(rows: Predictions, ids: Sequence, sizes: Sequence[tuple[int, int]], side: int) -> list[dict[str, Any]]:
     """The detections in the form of COCO's result files.
 
     Args:
@@ -138,7 +140,7 @@ def results(rows: Rows, ids: Sequence, sizes: Sequence[tuple[int, int]], side: i
     ]
 
 
-def _evaluate(rows: Rows, split: Split, side: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def _evaluate(rows: Predictions, split: Split, side: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """COCO's precision [thresholds, recalls, classes, areas], recall [thresholds, classes, areas], and the classes.
 
     Both are -1 where there is nothing to find. The classes are those that the split has.
@@ -154,13 +156,13 @@ def _evaluate(rows: Rows, split: Split, side: int) -> tuple[np.ndarray, np.ndarr
         for i, kind, box, crowd in zip(*(column.tolist() for column in columns), strict=True)
     ]
     known = np.unique(kinds).tolist()
-    found = results(rows, range(len(split)), [split.images.shape[1:3]] * len(split), side)
+    found = coco_results(rows, range(len(split)), [split.images.shape[1:3]] * len(split), side)
     for row in found:
         row |= {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
     with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress
         both = (_as_data_set(annotations, len(split), known) for annotations in (truth, found))
         judge = COCOeval(*both, iouType="bbox")
-        judge.params.maxDets, ranges = [MOST], judge.params.areaRng
+        judge.params.maxDets, ranges = [MAX_DETECTIONS], judge.params.areaRng
         # Its loops are slow: none for sizes of which there is no object, whose precision is -1 without them.
         sizes = [row["area"] for row in truth if not row["iscrowd"]]
         there = [k for k, (low, high) in enumerate(ranges) if any(low <= size <= high for size in sizes)]
@@ -199,8 +201,8 @@ def _mean(values: np.ndarray) -> float | None:
     return float(there.mean()) if there.size else None
 
 
-def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
-    each = of_each(rows, split, side)
+def _figure_data(rows: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+    each = per_image_metric(rows, split, side)
     worst = np.argsort(each, kind="stable")[: count // 2]
     return {
         "images": split.images[worst],
@@ -213,14 +215,14 @@ def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, n
     }
 
 
-def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
+def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
     from tljax.report import image_grids  # Matplotlib takes a second to import
 
     curves, order, path = test["precision_recall"], np.arange(len(data["f1"])), folder / "precision_recall.png"
     names = ("images", "boxes", "label", "predicted_boxes", "scores", "classes")
     return {
-        "precision_recall": image_grids.precision_recall(curves["recall"], curves["precision"], classes, path),
-        "boxes": image_grids.box_sheet(
+        "precision_recall": image_grids.draw_precision_recall(curves["recall"], curves["precision"], classes, path),
+        "boxes": image_grids.box_grid(
             *(data[name] for name in names), classes, folder / "boxes.png", order, data["f1"], len(order), "F1"
         ),
     }
@@ -231,9 +233,9 @@ def _write_predictions(found: PredictionSet) -> Iterator[tuple[dict[str, Any], s
 
     sizes = [image.shape[:2] for image in found.images]
     found.folder.mkdir(parents=True, exist_ok=True)
-    written = results(found.outputs, [path.name for path in found.files.values()], sizes, found.side)
+    written = coco_results(found.predictions, [path.name for path in found.files.values()], sizes, found.side)
     (found.folder / "results.json").write_text(json.dumps(written))
-    columns = (found.outputs[key] for key in ("boxes", "classes", "scores"))
+    columns = (found.predictions[key] for key in ("boxes", "classes", "scores"))
     for name, image, boxes, kinds, certainty in zip(found.files, found.images, *columns, strict=True):
         height, width = image.shape[:2]
         boxes, shown = boxes * np.array([height, width] * 2) / found.side, certainty >= MIN_SHOWN
@@ -257,12 +259,12 @@ DETECTION = Task(
         ("ap_large", "AP, large"),
         ("ar", "AR, 100 detections"),
     ),
-    progress="iou",
-    labels="detection",
-    seen=seen,
-    answers=answers,
-    scores=scores,
-    details=details,
+    train_metric_name="iou",
+    label_loss="detection",
+    train_metric=train_metric,
+    predict=predict,
+    compute_metrics=compute_metrics,
+    class_metrics=class_metrics,
     figure_data=_figure_data,
     figures=_figures,
     write_predictions=_write_predictions,

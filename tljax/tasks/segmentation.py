@@ -15,24 +15,24 @@ from PIL import Image
 
 from tljax.data import Split
 from tljax.data.sources.images import resize
-from tljax.losses.pixelwise import IGNORED, on_grid
-from tljax.tasks.task import Arrays, PredictionSet, Rows, Task
+from tljax.losses.pixelwise import IGNORED, resize_logits
+from tljax.tasks.task import Arrays, Predictions, PredictionSet, Task
 
 # How far a boundary may lie from the true one, as a share of the diagonal (Perazzi et al. 2016, section 5.1).
 TOLERANCE = 0.008
 BITS = 32
 
 
-def seen(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
+def train_metric(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
     """Share of each picture's pixels that are right, of those that count, [B]; 1 where none does: nothing is wrong."""
     labels = batch["label"]
     counted = labels != IGNORED
-    classes = on_grid(outputs["logits"], labels.shape[1:]).argmax(-1)
+    classes = resize_logits(outputs["logits"], labels.shape[1:]).argmax(-1)
     wrong = (counted & (classes != labels)).sum((1, 2))
     return 1 - wrong / jnp.maximum(counted.sum((1, 2)), 1)
 
 
-def answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
+def predict(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     """Classes of the pixels, and what is counted where they are known.
 
     Args:
@@ -49,7 +49,7 @@ def answers(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
     """
     labels = batch.get("label")
     grid = next(x for x in (labels, batch.get("image"), outputs["logits"]) if x is not None)
-    logits = on_grid(outputs["logits"], grid.shape[1:3])
+    logits = resize_logits(outputs["logits"], grid.shape[1:3])
     classes = logits.argmax(-1).astype(jnp.uint8)
     if labels is None:
         return {"classes": classes}
@@ -92,7 +92,7 @@ def boundaries(labels: jax.Array, classes: jax.Array, count: int) -> jax.Array:
     return jnp.stack(columns, -1)
 
 
-def scores(rows: Rows, split: Split, side: int) -> dict[str, float | None]:
+def compute_metrics(rows: Predictions, split: Split, side: int) -> dict[str, float | None]:
     """The metrics of a split from the counts of all its pictures together.
 
     Returns:
@@ -118,7 +118,7 @@ def scores(rows: Rows, split: Split, side: int) -> dict[str, float | None]:
     }
 
 
-def details(rows: Rows, split: Split, side: int, classes: tuple[str, ...]) -> dict[str, Any]:
+def class_metrics(rows: Predictions, split: Split, side: int, classes: tuple[str, ...]) -> dict[str, Any]:
     """IoU, Dice, precision, recall and true pixels of every class, and the confusion matrix (rows are true classes).
 
     The ratios are None for a class that occurs neither in truth nor in prediction.
@@ -191,15 +191,15 @@ def _dilate(bits: jax.Array, radius: int) -> jax.Array:
     return found
 
 
-def of_each(rows: Rows) -> np.ndarray:
+def per_image_metric(rows: Predictions) -> np.ndarray:
     """[N], the mean IoU of every picture over the classes that are in it, or that were said to be; NaN without any."""
     iou = per_class(rows["confusion"])["iou"]
     there = np.isfinite(iou)
     return np.where(there, iou, 0).sum(-1) / np.where(there.any(-1), there.sum(-1), np.nan)
 
 
-def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
-    each = of_each(rows)
+def _figure_data(rows: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+    each = per_image_metric(rows)
     worst = np.argsort(each, kind="stable")[: count // 3]
     return {
         "images": split.images[worst],
@@ -209,20 +209,20 @@ def _figure_data(rows: Rows, split: Split, side: int, count: int) -> dict[str, n
     }
 
 
-def _figures(data: Rows, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
+def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
     from tljax.report import figures, image_grids  # Matplotlib takes a second to import
 
     images, labels, path, order = data["images"], data["label"], folder / "masks.png", np.arange(len(data["iou"]))
     return {
-        "confusion": figures.confusion(test["confusion"], classes, folder / "confusion.png"),
-        "masks": image_grids.mask_sheet(images, labels, data["classes"], classes, path, order, data["iou"], len(order)),
+        "confusion": figures.draw_confusion(test["confusion"], classes, folder / "confusion.png"),
+        "masks": image_grids.mask_grid(images, labels, data["classes"], classes, path, order, data["iou"], len(order)),
     }
 
 
 def _write_predictions(found: PredictionSet) -> Iterator[tuple[dict[str, Any], str]]:
     from tljax.report import overlays
 
-    for name, image, small in zip(found.files, found.images, found.outputs["classes"], strict=True):
+    for name, image, small in zip(found.files, found.images, found.predictions["classes"], strict=True):
         mask = resize(small, image.shape[:2], Image.Resampling.NEAREST)
         path = overlays.mask_png(mask, found.folder / f"{name}.mask.png")
         overlays.save(overlays.mask_overlay(image, mask, found.classes), found.folder / f"{name}.overlay.png")
@@ -241,12 +241,12 @@ SEGMENTATION = Task(
         ("pixel_accuracy", "pixel accuracy"),
         ("boundary_f1", "boundary F1"),
     ),
-    progress="pixel_accuracy",
-    labels="cross_entropy",
-    seen=seen,
-    answers=answers,
-    scores=scores,
-    details=details,
+    train_metric_name="pixel_accuracy",
+    label_loss="cross_entropy",
+    train_metric=train_metric,
+    predict=predict,
+    compute_metrics=compute_metrics,
+    class_metrics=class_metrics,
     figure_data=_figure_data,
     figures=_figures,
     write_predictions=_write_predictions,

@@ -12,7 +12,7 @@ import numpy as np
 
 from tljax.data import Split
 
-Rows = Mapping[str, np.ndarray]
+Predictions = Mapping[str, np.ndarray]
 Arrays = Mapping[str, jax.Array]
 
 
@@ -33,7 +33,7 @@ class PredictionSet:
     images: Sequence[np.ndarray]
     classes: Sequence[str]
     side: int
-    outputs: Rows
+    predictions: Predictions
     folder: Path
 
 
@@ -69,14 +69,16 @@ class Task:
     name: str
     heads: tuple[str, ...]
     metrics: tuple[tuple[str, str], ...]
-    progress: str
-    labels: str
-    seen: Callable[[Mapping[str, Any], Arrays], jax.Array]
-    answers: Callable[[Mapping[str, Any], Arrays], dict[str, jax.Array]]
-    scores: Callable[[Rows, Split, int], dict[str, float | None]]
-    details: Callable[[Rows, Split, int, tuple[str, ...]], dict[str, Any]]
-    figure_data: Callable[[Rows, Split, int, int], dict[str, np.ndarray]]
-    figures: Callable[[Rows, Mapping[str, Any], Sequence[str], Path], dict[str, Path]]
+    train_metric_name: str
+    label_loss: str
+    train_metric: Callable[[Mapping[str, Any], Arrays], jax.Array]
+    predict: Callable[[Mapping[str, Any], Arrays], dict[str, jax.Array]]
+    compute_metrics: Callable[[Predictions, Split, int], dict[str, float | None]]
+    class_metrics: Callable[[Predictions, Split, int, tuple[str, ...]], dict[str, Any]]
+    figure_data: Callable[[Predictions, Split, int, int], dict[str, np.ndarray]]
+    figures: Callable[[Predictions, Mapping[str, Any], Sequence[str], Path], dict[str, Path]]
     write_predictions: Callable[[PredictionSet], Iterator[tuple[dict[str, Any], str]]]
-    tuned: Callable[[Rows, Split, Rows, Split, tuple[str, ...]], dict[str, Any]] | None = None
-    located: bool = True
+    tune_on_validation: Callable[[Predictions, Split, Predictions, Split, tuple[str, ...]], dict[str, Any]] | None = (
+        None
+    )
+    spatial: bool = True

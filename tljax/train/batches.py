@@ -53,22 +53,22 @@ class BatchStream:
         self._rows = train_batches(numbers, batch_size, seed, steps, also, views)
         self._arrays = dict(arrays) | ({} if unlabelled is None else {"unlabelled": unlabelled[0]})
         self._mesh, total = mesh, sum(x.nbytes for x in self._arrays.values())
-        self.resident = total <= SHARE * mesh.memory()
+        self.on_device = total <= SHARE * mesh.memory()
         each = sum(x.nbytes // len(x) for x in self._arrays.values()) * batch_size
-        fit = MAX_STEPS_PER_CALL if self.resident else max(2, BLOCK_BYTES // each)
-        self.steps = min(fit, steps, most)
-        self.data = mesh.put(self._arrays) if self.resident else {}
+        fit = MAX_STEPS_PER_CALL if self.on_device else max(2, BLOCK_BYTES // each)
+        self.max_steps = min(fit, steps, most)
+        self.data = mesh.put(self._arrays) if self.on_device else {}
 
-    def take(self, steps: int) -> dict[str, jax.Array]:
+    def next_block(self, steps: int) -> dict[str, jax.Array]:
         """The next block, of so many steps."""
         rows = [next(self._rows) for _ in range(steps)]
         block = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
-        if not self.resident:
+        if not self.on_device:
             block = {
                 name: array[block["unlabelled" if name == "unlabelled" else "row"] % len(array)]
                 for name, array in self._arrays.items()
             }
-        return self._mesh.put_block(jax.tree.map(self._padded, block))
+        return self._mesh.put_steps(jax.tree.map(self._padded, block))
 
     @property
     def position(self) -> Any:
@@ -80,8 +80,8 @@ class BatchStream:
         self._rows.set_state(position)
 
     def _padded(self, block: np.ndarray) -> np.ndarray:
-        if len(block) == self.steps:
+        if len(block) == self.max_steps:
             return block
-        room = np.zeros((self.steps, *block.shape[1:]), block.dtype)
+        room = np.zeros((self.max_steps, *block.shape[1:]), block.dtype)
         room[: len(block)] = block
         return room

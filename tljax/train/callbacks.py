@@ -6,26 +6,26 @@ import dataclasses
 from typing import Protocol
 
 
-class Rows(Protocol):
+class MetricWriter(Protocol):
     """Where validations of a run are told."""
 
-    def row(self, row: dict) -> None:
+    def write(self, row: dict) -> None:
         """A validation is through."""
 
-    def rewind(self, rows: int) -> None:
+    def truncate(self, rows: int) -> None:
         """Only so many rows count; the others came after the checkpoint."""
 
 
-class Log(Protocol):
+class ProgressReporter(Protocol):
     """Where the loop tells what happens between validations."""
 
-    def phase(self, name: str, steps: int, done: int) -> None:
+    def start_phase(self, name: str, steps: int, done: int) -> None:
         """A phase begins or goes on."""
 
-    def work(self, what: str, pictures: int) -> None:
+    def start_task(self, what: str, pictures: int) -> None:
         """Something other than steps begins, over so many pictures."""
 
-    def worked(self, pictures: int) -> None:
+    def advance_task(self, pictures: int) -> None:
         """So many of them are done."""
 
     def steps(self, count: int, pictures: int, loss: float, seen: float) -> None:
@@ -35,13 +35,13 @@ class Log(Protocol):
         """Something that one should know."""
 
 
-def no_sums() -> dict:
+def empty_sums() -> dict:
     """Nothing collected since the last validation."""
     return {"loss": 0.0, "correct": 0.0, "steps": 0, "terms": []}
 
 
 @dataclasses.dataclass
-class Progress:
+class TrainProgress:
     """The host's side of a run; plain values, so that it is JSON in a checkpoint.
 
     Attributes:
@@ -65,11 +65,11 @@ class Progress:
     total: int = 0
     epoch: float = 0.0
     data: dict | None = None
-    sums: dict = dataclasses.field(default_factory=no_sums)
+    sums: dict = dataclasses.field(default_factory=empty_sums)
     best: dict | None = None
     phase_best: dict | None = None
     frozen: dict | None = None
-    neurons: dict | None = None
+    channels: dict | None = None
     phases: list = dataclasses.field(default_factory=list)
     rows: int = 0
     seconds: float = 0.0

@@ -15,18 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from tljax.data import Data
+from tljax.data import DataSplits
 from tljax.data.loader import train_batches
 from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import Interrupted, TrainingStopped
 from tljax.features.feature_cache import FeatureCache, inference_batch_size
-from tljax.inference.predict import predict_rows
+from tljax.inference.predict import predict_batches
 from tljax.models.params import Variables
 from tljax.strategies import neurons
 from tljax.train import neuron_scores, replicas
 from tljax.train.batches import MAX_STEPS_PER_CALL, BatchStream
-from tljax.train.callbacks import Log, Progress
-from tljax.train.multi_step import make_predicts, make_steps
+from tljax.train.callbacks import ProgressReporter, TrainProgress
+from tljax.train.multi_step import make_multi_predict, make_multi_step
 from tljax.train.optimizer import learning_rate
 from tljax.train.plan import PhasePlan
 from tljax.train.run_state import RunState, digests
@@ -54,13 +54,13 @@ class Trainer:
     """
 
     members: Sequence[RunState]
-    data: Data
+    data: DataSplits
     mesh: DeviceMesh
     predict: Callable
     source: Variables
     observed: Mapping[str, Variables]
     keeper: FeatureCache
-    log: Log
+    log: ProgressReporter
     stop_asked: Callable[[], bool]
     how: str = "vmap"
 
@@ -76,7 +76,7 @@ class Trainer:
         """
         own, state = self._restored(leaves) if all([m.resume() for m in self.members]) else ({}, None)
         for place in range(self.members[0].progress.phase, len(self.members[0].plans)):
-            if any(member.runs(place) for member in self.members):
+            if any(member.in_phase(place) for member in self.members):
                 own, state = self._run_phase(place, leaves, own, state), None
 
     def _run_phase(self, place: int, shared: Variables, own: Variables, state: TrainState | None) -> Variables:
@@ -84,22 +84,22 @@ class Trainer:
         plans = [member.plans[place] for member in self.members]
         plan, progress = plans[0], self._running(place)[0].progress
         step = progress.step
-        leaves = shared | replicas.one(own, 0)
+        leaves = shared | replicas.unstack(own, 0)
         index = self._index(plan, leaves)
-        own = own | replicas.copies({p: shared[p] for p in plan.changing if p not in own}, len(plans))
-        learned, moving, rest = plan.take(shared | own, index)
+        own = own | replicas.broadcast({p: shared[p] for p in plan.changing if p not in own}, len(plans))
+        learned, moving, rest = plan.partition(shared | own, index)
         frozen, still = ({p: x for p, x in rest.items() if (p in own) == changed} for changed in (False, True))
-        hyper = jax.tree.map(lambda *x: np.stack(x), *(p.hyper for p in plans))
-        state = state or self.mesh.put_leaves(replicas.begun(plan.spec, learned, moving, hyper))
+        hyper = jax.tree.map(lambda *x: np.stack(x), *(p.hparams for p in plans))
+        state = state or self.mesh.put_variables(replicas.init_states(plan.spec, learned, moving, hyper))
         feed, valid = self._feed(plan, progress, leaves), self._valid(plan, leaves)
         given, key, pace = self._given(plan, leaves, index), self._key(place), Pace()
-        steps = make_steps(plan.spec, len(plans), self.how, feed.resident, self.mesh.shard)
-        self.log.phase(plan.phase.name, plan.steps, step)
+        steps = make_multi_step(plan.spec, len(plans), self.how, feed.on_device, self.mesh.shard)
+        self.log.start_phase(plan.phase.name, plan.steps, step)
         self._begin(place, frozen, still, index)
         pending = None
-        while any(member.runs(place) for member in self.members):
-            count = min(plan.next_mark(step) - step, feed.steps, pace.steps)
-            block, now = feed.take(count), _numbers(plans, step, feed.steps)
+        while any(member.in_phase(place) for member in self.members):
+            count = min(plan.next_event(step) - step, feed.max_steps, pace.steps)
+            block, now = feed.next_block(count), _numbers(plans, step, feed.max_steps)
             state, metrics = steps(state, frozen, still, feed.data, block, now, hyper, key, given, count)
             step += count
             for member in self._running(place):
@@ -112,7 +112,7 @@ class Trainer:
             if asked or step in plan.evaluations or step in plan.checkpoints:
                 self._collect(place, pending)
                 pending, pace.since = None, None
-                own = plan.give(state.average or state.learned | state.moving, still, index)
+                own = plan.combine(state.ema or state.params | state.batch_stats, still, index)
                 answers = self._predict(plan, own, frozen, valid) if step in plan.evaluations else None
                 self._save(place, own, state, frozen, index, feed.position, answers)
             if asked:
@@ -122,11 +122,11 @@ class Trainer:
         return (
             own
             if len(plans) == 1
-            else replicas.stacked([m.held or replicas.one(own, i) for i, m in enumerate(self.members)])
+            else replicas.stack([m.final_params or replicas.unstack(own, i) for i, m in enumerate(self.members)])
         )
 
     def _running(self, place: int) -> list[RunState]:
-        return [member for member in self.members if member.runs(place)]
+        return [member for member in self.members if member.in_phase(place)]
 
     def _key(self, place: int) -> jax.Array:
         return self.mesh.put(jax.random.fold_in(jax.random.key(self.members[0].config.seed), place))
@@ -136,40 +136,42 @@ class Trainer:
         if not plan.layers:
             return {}
         (member,) = self.members
-        if member.progress.neurons is None:
+        if member.progress.channels is None:
             asked, size, train = plan.phase.neurons, member.config.train.batch_size, self.data.train
-            steps = max(1, min(asked.pictures, len(train)) // size)
-            self.log.work(f"{plan.phase.name}: choosing neurons", steps * size)
+            steps = max(1, min(asked.num_images, len(train)) // size)
+            self.log.start_task(f"{plan.phase.name}: choosing neurons", steps * size)
             seed, arrays = (member.config.seed, member.progress.phase), {"image": train.images}
             arrays |= train.targets(plan.spec.preprocess.size)
             batches = self._told(train_batches(arrays, size, seed, steps), size)
-            network = neuron_scores.Network(plan.spec.graphdef, plan.spec.task, plan.spec.preprocess, plan.spec.dtype)
+            network = neuron_scores.ScoredModel(
+                plan.spec.graphdef, plan.spec.task, plan.spec.preprocess, plan.spec.dtype
+            )
             key = self._key(member.progress.phase)
-            scores = neuron_scores.score(network, leaves, plan.layers, batches, asked, key)
-            chosen = neurons.choose(scores, asked)
-            member.progress.neurons = {layer: channels.tolist() for layer, channels in chosen.items()}
-        return self.mesh.put(neurons.indices(member.progress.neurons, plan.layers))
+            scores = neuron_scores.score_channels(network, leaves, plan.layers, batches, asked, key)
+            chosen = neurons.select_channels(scores, asked)
+            member.progress.channels = {layer: channels.tolist() for layer, channels in chosen.items()}
+        return self.mesh.put(neurons.channel_index(member.progress.channels, plan.layers))
 
     def _told(self, batches: Iterator[dict], size: int) -> Iterator[dict]:
         for batch in batches:
             yield self.mesh.put_batch(batch)
-            self.log.worked(size)
+            self.log.advance_task(size)
 
-    def _feed(self, plan: PhasePlan, progress: Progress, leaves: Variables) -> BatchStream:
+    def _feed(self, plan: PhasePlan, progress: TrainProgress, leaves: Variables) -> BatchStream:
         """The phase's batches, with what frozen networks say of their pictures where that is computed once."""
         config, train = self.members[0].config, self.data.train
-        views = plan.keeping.views
+        views = plan.cache_plan.num_views
         arrays = self.keeper.targets(plan.spec, train, views)
-        arrays |= {"image": train.images} if plan.reads_pictures else {}
-        for network in plan.keeping.train:
-            theirs, what = network.leaves(self.observed, leaves), f"{plan.phase.name}: {network.name}, training"
+        arrays |= {"image": train.images} if plan.needs_images else {}
+        for network in plan.cache_plan.cached:
+            theirs, what = network.variables(self.observed, leaves), f"{plan.phase.name}: {network.name}, training"
             arrays |= self.keeper.get(network, theirs, train, what, views, plan.phase.epochs / max(1, views))
         unlabelled = None
         if plan.spec.views:
             unlabelled = self.data.unlabelled.images, config.train.batch_size * config.strategy.unlabelled_ratio
         seed = config.seed, progress.phase
         # On a processor, XLA computes maps inside a loop many times slower: ResNet-8 takes 26 ms a step, not 4.
-        maps = plan.reads_pictures or not plan.spec.dense
+        maps = plan.needs_images or not plan.spec.dense
         most = 1 if maps and jax.default_backend() == "cpu" else MAX_STEPS_PER_CALL
         feed = BatchStream(arrays, unlabelled, config.train.batch_size, seed, plan.steps, views, self.mesh, most)
         if progress.data is not None:
@@ -180,24 +182,26 @@ class Trainer:
         """The validation pictures, or the maps of the frozen first stages where these are computed once."""
         valid = self.data.valid
         targets = valid.targets(plan.spec.preprocess.size)
-        if (prefix := plan.keeping.valid) is None:
+        if (prefix := plan.cache_plan.cached_valid) is None:
             return {"image": valid.images} | targets
-        theirs, what = prefix.leaves(self.observed, leaves), f"{plan.phase.name}: {prefix.name}, validation"
+        theirs, what = prefix.variables(self.observed, leaves), f"{plan.phase.name}: {prefix.name}, validation"
         return self.keeper.get(prefix, theirs, valid, what, passes=len(plan.evaluations)) | targets
 
     def _given(self, plan: PhasePlan, leaves: Variables, index: Mapping[str, jax.Array]) -> StepInputs:
         """What the steps are given; source values only where an objective asks for them."""
-        paths = [p for p in plan.learned if p in self.source] if "source_leaves" in plan.spec.needs else []
+        paths = [p for p in plan.trainable if p in self.source] if "source_leaves" in plan.spec.requires else []
         slices = {p: i for p, i in index.items() if p in paths}
         origin = {p: self.source[p] for p in paths}
         origin |= neurons.gather({p: origin[p] for p in slices}, slices)
-        return StepInputs(index, origin, tuple(network.leaves(self.observed, leaves) for network in plan.spec.observed))
+        return StepInputs(
+            index, origin, tuple(network.variables(self.observed, leaves) for network in plan.spec.networks)
+        )
 
     def _begin(self, place: int, frozen: Variables, still: Variables, index: Mapping[str, jax.Array]) -> None:
         same = digests(frozen, index)
         for i, member in enumerate(self.members):
-            if member.runs(place):
-                member.begin(same | digests(replicas.one(still, i), index))
+            if member.in_phase(place):
+                member.start_phase(same | digests(replicas.unstack(still, i), index))
 
     def _collect(self, place: int, pending: tuple | None) -> None:
         if pending is None:
@@ -205,9 +209,9 @@ class Trainer:
         count, metrics = pending
         metrics = jax.tree.map(lambda x: x[:count], jax.device_get(metrics))
         for i, member in enumerate(self.members):
-            if member.runs(place):
+            if member.in_phase(place):
                 try:
-                    member.collect({name: x[:, i] for name, x in metrics.items()})
+                    member.record({name: x[:, i] for name, x in metrics.items()})
                 except TrainingStopped as failure:
                     if len(self.members) == 1:
                         raise
@@ -220,23 +224,25 @@ class Trainer:
         """Answers {name: [N, runs, ...]}."""
         runs, size = len(self.members), inference_batch_size(plan.spec.preprocess.size, self.mesh)
         if runs == 1:  # the program that the result is judged with, too
-            rows = predict_rows(self.predict, frozen | replicas.one(own, 0), arrays, size, self.mesh)
+            rows = predict_batches(self.predict, frozen | replicas.unstack(own, 0), arrays, size, self.mesh)
             return {name: x[:, None] for name, x in rows.items()}
-        return predict_rows(make_predicts(self.predict, runs, self.how), (own, frozen), arrays, size, self.mesh)
+        return predict_batches(make_multi_predict(self.predict, runs, self.how), (own, frozen), arrays, size, self.mesh)
 
     def _save(self, place: int, own: Variables, state: TrainState, frozen: Variables, index, position, answers) -> None:
         """Tells the running members of a validation, if there was one, and makes their checkpoints."""
         now = functools.cache(lambda: digests(frozen, index))
-        learned = sum(x[0].size for x in state.learned.values())
+        learned = sum(x[0].size for x in state.params.values())
         for i, member in enumerate(self.members):
-            if not member.runs(place):
+            if not member.in_phase(place):
                 continue
             still = {p for p in member.plan.frozen if p not in frozen}
-            arrays = replicas.one({"params": own, **_besides(state)}, i)
+            arrays = replicas.unstack({"params": own, **_besides(state)}, i)
             scores = None
             if answers is not None:
                 rows = {name: x[:, i] for name, x in answers.items()}
-                scores = member.validated(member.task.scores(rows, self.data.valid, member.plan.spec.preprocess.size))
+                scores = member.record_validation(
+                    member.task.compute_metrics(rows, self.data.valid, member.plan.spec.preprocess.size)
+                )
             member.save(
                 arrays,
                 learned,
@@ -249,20 +255,20 @@ class Trainer:
         """What the last checkpoints hold: changed leaves, and the state unless they lie at a phase's end."""
         place, step = self.members[0].progress.phase, self.members[0].progress.step
         latest = [(member.checkpoints, member.checkpoints.latest) for member in self.members]
-        own = replicas.stacked([kept.changed(at, shared) for kept, at in latest])
+        own = replicas.stack([kept.restore_params(at, shared) for kept, at in latest])
         if step == 0:
             return own, None
         plan = self.members[0].plans[place]
-        index = self._index(plan, shared | replicas.one(own, 0))
-        learned, moving, _ = plan.take(shared | own, index)
-        hyper = jax.tree.map(lambda *x: np.stack(x), *(m.plans[place].hyper for m in self.members))
-        fresh = self.mesh.put_leaves(replicas.begun(plan.spec, learned, moving, hyper))
-        like = replicas.one(_besides(fresh), 0)
-        saved = replicas.stacked([kept.restore(at, like) for kept, at in latest])
+        index = self._index(plan, shared | replicas.unstack(own, 0))
+        learned, moving, _ = plan.partition(shared | own, index)
+        hyper = jax.tree.map(lambda *x: np.stack(x), *(m.plans[place].hparams for m in self.members))
+        fresh = self.mesh.put_variables(replicas.init_states(plan.spec, learned, moving, hyper))
+        like = replicas.unstack(_besides(fresh), 0)
+        saved = replicas.stack([kept.restore(at, like) for kept, at in latest])
         state = TrainState(learned, moving, saved["opt"], saved["step"], {})
-        if fresh.average:  # what was kept as the model is the average
-            state = state._replace(learned=saved["learned"], moving=saved["moving"], average=learned | moving)
-        return own, self.mesh.put_leaves(state)
+        if fresh.ema:  # what was kept as the model is the average
+            state = state._replace(params=saved["learned"], batch_stats=saved["moving"], ema=learned | moving)
+        return own, self.mesh.put_variables(state)
 
 
 class Pace:
@@ -292,5 +298,5 @@ def _numbers(plans: Sequence[PhasePlan], step: int, room: int) -> dict[str, np.n
 
 def _besides(state: TrainState) -> dict:
     """What a checkpoint holds of a state besides the model: where that is an average, what is averaged too."""
-    averaged = {"learned": state.learned, "moving": state.moving} if state.average else {}
-    return {"opt": state.opt, "step": state.step, **averaged}
+    averaged = {"learned": state.params, "moving": state.batch_stats} if state.ema else {}
+    return {"opt": state.opt_state, "step": state.step, **averaged}

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from tljax.distributed.mesh import stay
+from tljax.distributed.mesh import constrain
 from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
 from tljax.train.step import StepInputs, StepSpec, TrainState, make_step_fn
 
 
 @functools.lru_cache(maxsize=64)
-def make_steps(spec: StepSpec, runs: int, how: str, resident: bool, shard: str = "none"):
+def make_multi_step(spec: StepSpec, runs: int, how: str, resident: bool, shard: str = "none"):
     """Compiles `steps(states, frozen, own, data, block, now, hyper, key, given, count) → (states, metrics)`.
 
     Runs share their batches and random keys, and differ in numbers and in the leaves that these have changed; arrays of
@@ -34,7 +34,7 @@ def make_steps(spec: StepSpec, runs: int, how: str, resident: bool, shard: str =
       shard: how leaves live on the devices, as in `tljax.distributed.mesh.DeviceMesh`.
     """
     # Compiled on its own, it is traced once, for the shapes of its metrics and for the loop.
-    step, each = jax.jit(make_step_fn(spec)), over_runs(runs, how)
+    step, each = jax.jit(make_step_fn(spec)), over_replicas(runs, how)
 
     def steps(
         states: TrainState, frozen: Variables, own: Variables, data, block, now, hyper, key, given: StepInputs, count
@@ -54,13 +54,13 @@ def make_steps(spec: StepSpec, runs: int, how: str, resident: bool, shard: str =
             states, seen = carry
             batch, lr, progress = batch_of(i), now["lr"][i], now["progress"][i]
             states, metrics = each(functools.partial(one, batch, progress), (states, own, lr, hyper))
-            states = stay(states, shard)
+            states = constrain(states, shard)
             return states, jax.tree.map(lambda all_, new: all_.at[i].set(new), seen, metrics)
 
         if len(now["lr"]) == 1:  # no loop around a single step
             only = functools.partial(one, batch_of(0), now["progress"][0])
             states, metrics = each(only, (states, own, now["lr"][0], hyper))
-            return stay(states, shard), jax.tree.map(lambda x: x[None], metrics)
+            return constrain(states, shard), jax.tree.map(lambda x: x[None], metrics)
         shapes = jax.eval_shape(
             lambda: each(functools.partial(one, batch_of(0), 0.0), (states, own, now["lr"][0], hyper))
         )
@@ -71,9 +71,9 @@ def make_steps(spec: StepSpec, runs: int, how: str, resident: bool, shard: str =
 
 
 @functools.lru_cache(maxsize=64)
-def make_predicts(predict: Callable, runs: int, how: str):
+def make_multi_predict(predict: Callable, runs: int, how: str):
     """Compiles `predicts((own, frozen), batch) → {name: [B, runs, ...]}`, from one of `make_predict`."""
-    each = over_runs(runs, how)
+    each = over_replicas(runs, how)
 
     def predicts(leaves: tuple[Variables, Variables], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         own, frozen = leaves
@@ -83,7 +83,7 @@ def make_predicts(predict: Callable, runs: int, how: str):
     return jax.jit(predicts, compiler_options=inference_options())
 
 
-def over_runs(runs: int, how: str) -> Callable:
+def over_replicas(runs: int, how: str) -> Callable:
     """`each(function, tree)`: a function of one run's part of a tree, over all runs."""
     if runs > 1:
         return {"vmap": lambda f, x: jax.vmap(f)(x), "map": lambda f, x: jax.lax.map(f, x)}[how]

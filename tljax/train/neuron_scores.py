@@ -27,7 +27,7 @@ from tljax.weights import Preprocess, make_preprocess
 Batch = Mapping[str, jax.Array]
 
 
-class Network(NamedTuple):
+class ScoredModel(NamedTuple):
     """What is measured, without the values of its leaves.
 
     Attributes:
@@ -43,8 +43,8 @@ class Network(NamedTuple):
     dtype: str
 
 
-def score(
-    network: Network,
+def score_channels(
+    network: ScoredModel,
     leaves: Variables,
     layers: Layers,
     batches: Iterable[Batch],
@@ -72,11 +72,11 @@ def score(
         sizes.append(len(batch["label"]))
         measured.append(jax.device_get(measure(leaves, dict(batch))))
     shares = np.array(sizes) / sum(sizes)
-    _, combine = MEASURES[config.criterion]
+    _, combine = CRITERIA[config.criterion]
     return {layer: combine(np.stack([m[layer] for m in measured]).astype(np.float64), shares) for layer in layers}
 
 
-def fisher(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
+def fisher(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
     """The diagonal of the empirical Fisher information, summed over the neuron's leaves.
 
     That is the mean over pictures of the squared gradient of a picture's loss (Kirkpatrick et al. 2017,
@@ -92,7 +92,7 @@ def fisher(network: Network, layers: Layers, leaves: Variables, images: jax.Arra
     return jax.tree.map(lambda x: x.mean(0), of_each)
 
 
-def gradient_weight(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
+def gradient_weight(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
     """Gradient of the loss times weight, summed over the neuron's leaves; the score is the magnitude.
 
     To first order that is how much the loss changes when the neuron's weights become zero together (Molchanov et al.
@@ -103,7 +103,7 @@ def gradient_weight(network: Network, layers: Layers, leaves: Variables, images:
     return _over_leaves(layers, {path: grad * leaves[path] for path, grad in grads.items()})
 
 
-def activation_moments(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
+def activation_moments(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
     """Mean and variance [2, out] of the layer's output over pictures and places; the score is the variance.
 
     A channel that is the same everywhere tells nothing; Polyak & Wolf 2015 prune such ones
@@ -113,7 +113,7 @@ def activation_moments(network: Network, layers: Layers, leaves: Variables, imag
     model.remat = False  # outputs could not be seen from outside, and there is no backward pass
     for layer in layers:
         module = functools.reduce(getattr, layer.split("/"), model)
-        module.watch = functools.partial(seen.__setitem__, layer)
+        module.on_output = functools.partial(seen.__setitem__, layer)
     model(images, train=False)
 
     def moments(layer: str) -> jax.Array:
@@ -137,7 +137,7 @@ def _total_variance(measured: np.ndarray, shares: np.ndarray) -> np.ndarray:
 
 
 # What is measured on a batch, and how batches, each with its share of the pictures, add up to the score.
-MEASURES: dict[str, tuple[Callable, Callable]] = {
+CRITERIA: dict[str, tuple[Callable, Callable]] = {
     "fisher": (fisher, _absolute_mean),
     "gradient_weight": (gradient_weight, _absolute_mean),
     "activation_variance": (activation_moments, _total_variance),
@@ -157,8 +157,8 @@ def _random(key: jax.Array, layer: str, out: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(criterion: str, network: Network, layers):
-    measure, _ = MEASURES[criterion]
+def _compiled(criterion: str, network: ScoredModel, layers):
+    measure, _ = CRITERIA[criterion]
     prepare = make_preprocess(network.preprocess, network.preprocess.size, network.dtype)
 
     def measured(leaves: Variables, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -167,12 +167,12 @@ def _compiled(criterion: str, network: Network, layers):
     return jax.jit(measured)
 
 
-def _gradients(network: Network, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch) -> Variables:
+def _gradients(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch) -> Variables:
     """Of the labels' loss, with respect to the leaves of `layers`."""
-    loss = losses.find(network.task.labels)
+    loss = losses.get_loss(network.task.label_loss)
 
     def loss_fn(watched: Variables) -> jax.Array:
-        outputs = params_lib.merge(network.graphdef, leaves | watched).outputs(images)
+        outputs = params_lib.merge(network.graphdef, leaves | watched).forward_all(images)
         return loss(outputs, batch, {}, {"label_smoothing": 0.0})
 
     return jax.grad(loss_fn)({path: leaves[path] for paths in layers.values() for path in paths})

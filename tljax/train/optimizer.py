@@ -17,12 +17,12 @@ from tljax.config import OptimConfig
 from tljax.strategies import ParamGroup
 
 
-def static_of(optim: OptimConfig) -> tuple[str, bool, bool, bool]:
+def optimizer_spec(optim: OptimConfig) -> tuple[str, bool, bool, bool]:
     """The part of the config that shapes the program: name, momentum, clipping and decay or not."""
     return optim.name, bool(_momentum(optim)), optim.clip_norm is not None, optim.weight_decay > 0
 
 
-def hyper_of(optim: OptimConfig) -> dict[str, float]:
+def optimizer_hparams(optim: OptimConfig) -> dict[str, float]:
     """The numbers of the config, as the compiled step takes them; the learning rate comes per step."""
     return {
         "momentum": _momentum(optim),
@@ -94,6 +94,6 @@ def _momentum(optim: OptimConfig) -> float:
 
 def _scale_by_group(lr: jax.Array, groups: Mapping[str, ParamGroup]) -> optax.GradientTransformation:
     def update(updates, state, params=None):
-        return {p: jnp.asarray(-lr * groups[p].multiplier, u.dtype) * u for p, u in updates.items()}, state
+        return {p: jnp.asarray(-lr * groups[p].lr_multiplier, u.dtype) * u for p, u in updates.items()}, state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -14,26 +14,26 @@ from flax import nnx
 from tljax import losses
 from tljax.config import Config, OptimConfig, Phase
 from tljax.errors import UserError
-from tljax.features.feature_cache import CachePlan, choose
-from tljax.features.frozen_network import PREFIX, FrozenNetwork, bytes_of, frozen_stages
+from tljax.features.feature_cache import CachePlan, plan_cache
+from tljax.features.frozen_network import FROZEN_STAGES, FrozenNetwork, frozen_backbone, output_bytes
 from tljax.losses import Loss
 from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.layers import BatchNorm, Dropout
 from tljax.models.params import Variables
-from tljax.strategies import ParamGroup, assign, frozen_modules, leading_frozen_stages, neurons
+from tljax.strategies import ParamGroup, assign_param_groups, frozen_modules, frozen_stages, neurons
 from tljax.tasks import task_of
 from tljax.train import optimizer
 from tljax.train.step import StepSpec
 from tljax.weights import Preprocess
 
 
-class Pictures(NamedTuple):
+class SplitSizes(NamedTuple):
     """What a phase sees: how many labelled pictures to train on, how many for validation, and [H, W, C] of one."""
 
     train: int
     valid: int
-    shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +61,15 @@ class PhasePlan:
 
     phase: Phase
     optim: OptimConfig
-    hyper: dict[str, Any]
+    hparams: dict[str, Any]
     groups: dict[str, ParamGroup]
-    learned: tuple[str, ...]
-    moving: tuple[str, ...]
+    trainable: tuple[str, ...]
+    batch_stats: tuple[str, ...]
     frozen: tuple[str, ...]
     layers: dict[str, tuple[str, ...]]
-    neurons: dict[str, int]
-    prefix: tuple[str, ...]
-    keeping: CachePlan
+    channel_counts: dict[str, int]
+    frozen_stages: tuple[str, ...]
+    cache_plan: CachePlan
     spec: StepSpec
     steps: int
     steps_per_epoch: float
@@ -77,31 +77,33 @@ class PhasePlan:
     checkpoints: frozenset[int]
 
     @property
-    def once(self) -> tuple[FrozenNetwork, ...]:
+    def cached(self) -> tuple[FrozenNetwork, ...]:
         """Networks whose outputs for the training pictures are computed once."""
-        return self.keeping.train
+        return self.cache_plan.cached
 
     @property
     def changing(self) -> tuple[str, ...]:
         """Paths of all leaves that the phase changes."""
-        return self.learned + self.moving
+        return self.trainable + self.batch_stats
 
-    def next_mark(self, step: int) -> int:
+    def next_event(self, step: int) -> int:
         """The next step after which the host has something to do."""
         return min(mark for mark in self.evaluations | self.checkpoints if mark > step)
 
     @property
-    def reads_pictures(self) -> bool:
+    def needs_images(self) -> bool:
         """Whether a step looks at the pictures themselves, or only at what is known of them."""
-        return not any(network.name == PREFIX for network in self.keeping.train) or bool(self.keeping.in_step)
+        return not any(network.name == FROZEN_STAGES for network in self.cache_plan.cached) or bool(
+            self.cache_plan.recomputed
+        )
 
-    def take(self, leaves: Variables, index: Mapping[str, jax.Array]) -> tuple[Variables, Variables, Variables]:
+    def partition(self, leaves: Variables, index: Mapping[str, jax.Array]) -> tuple[Variables, Variables, Variables]:
         """Divides a model's leaves into learned, moving and frozen ones; `index` says which channels are learned."""
-        whole = [p for p in self.learned if not self.groups[p].single]
-        learned, moving, frozen = ({p: leaves[p] for p in paths} for paths in (whole, self.moving, self.frozen))
+        whole = [p for p in self.trainable if not self.groups[p].partial]
+        learned, moving, frozen = ({p: leaves[p] for p in paths} for paths in (whole, self.batch_stats, self.frozen))
         return learned | neurons.gather({p: leaves[p] for p in index}, index), moving, frozen
 
-    def give(self, changing: Variables, frozen: Variables, index: Mapping[str, jax.Array]) -> Variables:
+    def combine(self, changing: Variables, frozen: Variables, index: Mapping[str, jax.Array]) -> Variables:
         """The model's leaves from learned and moving ones and the frozen ones: the reverse of `take`."""
         slices = {p: changing[p] for p in index}
         return frozen | changing | neurons.scatter({p: frozen[p] for p in index}, slices, index)
@@ -111,7 +113,7 @@ def plan_phase(
     config: Config,
     phase: Phase,
     model: Model,
-    pictures: Pictures,
+    pictures: SplitSizes,
     preprocess: Preprocess,
     observed: Sequence[FrozenNetwork] = (),
     theirs: Mapping[str, Variables] = MappingProxyType({}),
@@ -132,47 +134,50 @@ def plan_phase(
     Raises:
       UserError: rules that do not fit the model, an unknown objective, or fields that do not go together.
     """
-    terms = terms_of(phase)
-    needs = frozenset().union(*(term.needs for term in terms))
-    if "average" in needs and phase.average is None:
+    terms = losses_of(phase)
+    needs = frozenset().union(*(term.requires for term in terms))
+    if "average" in needs and phase.ema_decay is None:
         raise UserError(f'Phase "{phase.name}": an objective looks at the averaged weights, but average is not set.')
     task = task_of(config)
     for need, wanted in (("masks", "segmentation"), ("boxes", "detection")):
         if need in needs and task.name != wanted:
-            term = next(term.name for term in terms if need in term.needs)
+            term = next(term.name for term in terms if need in term.requires)
             raise UserError(
                 f'Phase "{phase.name}": {term} learns from {need}, but model.head={config.model.head!r} is for '
                 f"{task.name}."
             )
     optim = dataclasses.replace(config.optim, **phase.optim)
-    _, params, stats = params_lib.split(model)
+    _, params, stats = params_lib.flatten_model(model)
     stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
-    layers = neurons.layers_of(params, phase.neurons.layers, model.norm_after) if phase.neurons.layers else {}
-    groups = assign(params, stats, phase, stages, layers)
+    layers = neurons.find_layers(params, phase.neurons.layers, model.norm_of_conv) if phase.neurons.layers else {}
+    groups = assign_param_groups(params, stats, phase, stages, layers)
     graphdef, drawing = _with_frozen_modules(model, groups)
     views = tuple(view for view in ("weak", "strong") if view in needs)
-    first, prefix = tuple(leading_frozen_stages(model.stage_names, groups, drawing)), None
+    first, prefix = tuple(frozen_stages(model.stage_names, groups, drawing)), None
     if first:
         paired = [ours for network in observed for ours, _ in network.maps]
-        prefix = frozen_stages(model, first, paired, "maps" in needs, preprocess, config.train.precision)
+        prefix = frozen_backbone(model, first, paired, "maps" in needs, preprocess, config.train.compute_dtype)
     networks = [*([prefix] if prefix else []), *observed]
-    sizes = {n.name: bytes_of(n, n.leaves(theirs, params_lib.values(model)), pictures.shape) for n in networks}
+    sizes = {
+        n.name: output_bytes(n, n.variables(theirs, params_lib.variables(model)), pictures.image_shape)
+        for n in networks
+    }
     counts = pictures.train, pictures.valid
-    keeping = choose(config, phase.name, prefix, observed, sizes, counts, unlabelled=bool(views))
+    keeping = plan_cache(config, phase.name, prefix, observed, sizes, counts, unlabelled=bool(views))
     spec = StepSpec(
         task=task,
         graphdef=graphdef,
-        groups=tuple((p, groups[p]) for p in params if groups[p].learns),
-        optimizer=optimizer.static_of(optim),
-        objectives=terms,
+        param_groups=tuple((p, groups[p]) for p in params if groups[p].trainable),
+        optimizer=optimizer.optimizer_spec(optim),
+        losses=terms,
         preprocess=preprocess,
-        dtype=config.train.precision,
+        dtype=config.train.compute_dtype,
         augment=config.augment,
         views=views,
-        averaged=phase.average is not None,
-        observed=keeping.in_step,
-        accumulate=config.train.accumulate,
-        dense=all(p.startswith("head/") and len(params[p].shape) <= 2 for p in params if groups[p].learns),
+        ema=phase.ema_decay is not None,
+        networks=keeping.recomputed,
+        grad_accum_steps=config.train.grad_accum_steps,
+        dense=all(p.startswith("head/") and len(params[p].shape) <= 2 for p in params if groups[p].trainable),
     )
     per_epoch = pictures.train / config.train.batch_size
     steps = max(1, round(phase.epochs * per_epoch))
@@ -180,15 +185,15 @@ def plan_phase(
     return PhasePlan(
         phase=phase,
         optim=optim,
-        hyper=optimizer.hyper_of(optim) | _numbers(config, phase, model, prior),
+        hparams=optimizer.optimizer_hparams(optim) | _numbers(config, phase, model, prior),
         groups=groups,
-        learned=tuple(p for p in params if groups[p].learns),
-        moving=tuple(p for p in stats if groups[p].learns),
-        frozen=tuple(p for p in groups if not groups[p].learns or groups[p].single),
+        trainable=tuple(p for p in params if groups[p].trainable),
+        batch_stats=tuple(p for p in stats if groups[p].trainable),
+        frozen=tuple(p for p in groups if not groups[p].trainable or groups[p].partial),
         layers=layers,
-        neurons=neurons.counts(layers, params, phase.neurons) if layers else {},
-        prefix=first,
-        keeping=keeping,
+        channel_counts=neurons.channel_counts(layers, params, phase.neurons) if layers else {},
+        frozen_stages=first,
+        cache_plan=keeping,
         spec=spec,
         steps=steps,
         steps_per_epoch=per_epoch,
@@ -197,10 +202,10 @@ def plan_phase(
     )
 
 
-def terms_of(phase: Phase) -> tuple[Loss, ...]:
+def losses_of(phase: Phase) -> tuple[Loss, ...]:
     """The objectives of a phase; raises UserError, with the phase's name, where there is no such objective."""
     try:
-        return tuple(losses.find(name) for name, _ in phase.objectives)
+        return tuple(losses.get_loss(name) for name, _ in phase.losses)
     except UserError as error:
         raise UserError(f'Phase "{phase.name}": {error}') from error
 
@@ -209,24 +214,24 @@ def _numbers(config: Config, phase: Phase, model: Model, prior: np.ndarray | Non
     """What objectives find in `hyper`, besides the optimizer's numbers and those of a step."""
     strategy = config.strategy
     own = {
-        "weights": tuple(weight for _, weight in phase.objectives),
+        "weights": tuple(weight for _, weight in phase.losses),
         "temperature": strategy.temperature,
         "threshold": strategy.threshold,
-        "balance": float(strategy.balance),
-        "ramp": strategy.ramp,
+        "balance": float(strategy.distribution_alignment),
+        "ramp": strategy.unlabelled_warmup,
         "prior": np.ones(1, np.float32) if prior is None else prior.astype(np.float32),
         "class_weights": _class_weights(config.optim.class_weights, prior),
-        "average": phase.average or 0.0,
+        "average": phase.ema_decay or 0.0,
         # As the head has it where the config asks for nothing.
         "dropout": config.model.dropout or getattr(getattr(model.head, "drop", None), "rate", 0.0),
     }
-    taken = {*own, *optimizer.hyper_of(config.optim), "lr", "progress"}
-    for name, number in strategy.numbers.items():
+    taken = {*own, *optimizer.optimizer_hparams(config.optim), "lr", "progress"}
+    for name, number in strategy.hparams.items():
         if name in taken:
-            raise UserError(f'strategy.numbers: "{name}" means something else already; take another name.')
+            raise UserError(f'strategy.hparams: "{name}" means something else already; take another name.')
         if not isinstance(number, (int, float)):
-            raise UserError(f"strategy.numbers.{name} must be a number, got {number!r}.")
-    return own | dict(strategy.numbers)
+            raise UserError(f"strategy.hparams.{name} must be a number, got {number!r}.")
+    return own | dict(strategy.hparams)
 
 
 def _class_weights(given: Sequence[float], prior: np.ndarray | None) -> np.ndarray:
@@ -253,7 +258,7 @@ def _with_frozen_modules(model: Model, groups: dict[str, ParamGroup]) -> tuple[n
         module.frozen = path in frozen
     if rate:
         drop.rate = 0.5  # any: the step has the run's own among its numbers
-    graphdef = params_lib.split(model).graphdef
+    graphdef = params_lib.flatten_model(model).graphdef
     for module in modules.values():
         module.frozen = False
     if rate:

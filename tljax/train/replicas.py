@@ -9,33 +9,33 @@ import jax
 import jax.numpy as jnp
 
 from tljax.models.params import Variables
-from tljax.train.multi_step import over_runs
+from tljax.train.multi_step import over_replicas
 from tljax.train.step import StepSpec, TrainState, init_state
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def copies(leaves: Variables, runs: int) -> Variables:
+def broadcast(leaves: Variables, runs: int) -> Variables:
     """As many copies of leaves."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (runs, *x.shape)), leaves)
 
 
 @jax.jit
-def one(tree: Any, run: int) -> Any:
+def unstack(tree: Any, run: int) -> Any:
     """What one run has."""
     return jax.tree.map(lambda x: x[run], tree)
 
 
 @jax.jit
-def stacked(trees: list) -> Any:
+def stack(trees: list) -> Any:
     """The trees of several runs."""
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
-def begun(spec: StepSpec, learned: Variables, moving: Variables, hyper: dict) -> TrainState:
+def init_states(spec: StepSpec, learned: Variables, moving: Variables, hyper: dict) -> TrainState:
     """The states before the first step."""
     return _begun(spec, len(hyper["eps"]))(learned, moving, hyper)
 
 
 @functools.lru_cache(maxsize=64)
 def _begun(spec: StepSpec, runs: int):
-    return jax.jit(lambda *each: over_runs(runs, "vmap")(lambda x: init_state(spec, *x), each))
+    return jax.jit(lambda *each: over_replicas(runs, "vmap")(lambda x: init_state(spec, *x), each))

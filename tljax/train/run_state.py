@@ -13,12 +13,12 @@ import numpy as np
 from tljax.config import Config
 from tljax.errors import TrainingStopped
 from tljax.models.params import Variables
-from tljax.storage.checkpoints import Checkpoints, ranking_key
+from tljax.storage.checkpoints import CheckpointManager, ranking_key
 from tljax.tasks import Task, task_of
-from tljax.train.callbacks import Progress, Rows, no_sums
+from tljax.train.callbacks import MetricWriter, TrainProgress, empty_sums
 from tljax.train.optimizer import learning_rate, optimizer_bytes
 from tljax.train.plan import PhasePlan
-from tljax.weights import parameters_digest
+from tljax.weights import params_hash
 
 
 @dataclasses.dataclass(eq=False)
@@ -37,11 +37,11 @@ class RunState:
 
     config: Config
     plans: list[PhasePlan]
-    checkpoints: Checkpoints
-    log: Rows
-    progress: Progress = dataclasses.field(default_factory=Progress)
+    checkpoints: CheckpointManager
+    log: MetricWriter
+    progress: TrainProgress = dataclasses.field(default_factory=TrainProgress)
     failure: TrainingStopped | None = None
-    held: Variables | None = None
+    final_params: Variables | None = None
     _started: float = 0.0
     _counted: int = 0
 
@@ -49,8 +49,8 @@ class RunState:
         """Goes back to the last checkpoint; False where there is none."""
         if (latest := self.checkpoints.latest) is None:
             return False
-        self.progress = Progress(**self.checkpoints.progress(latest))
-        self.log.rewind(self.progress.rows)
+        self.progress = TrainProgress(**self.checkpoints.progress(latest))
+        self.log.truncate(self.progress.rows)
         return True
 
     def seconds_before(self) -> float:
@@ -63,11 +63,11 @@ class RunState:
         """Of the phase that it is in."""
         return self.plans[self.progress.phase]
 
-    def runs(self, place: int) -> bool:
+    def in_phase(self, place: int) -> bool:
         """Whether it is still in this phase."""
         return self.failure is None and self.progress.phase == place
 
-    def begin(self, frozen: Mapping[str, str]) -> None:
+    def start_phase(self, frozen: Mapping[str, str]) -> None:
         """A phase begins or goes on; `frozen` are digests of its frozen leaves."""
         self._started, self._counted = time.monotonic() - self.progress.seconds, self.progress.total
         if self.progress.frozen is None:
@@ -78,7 +78,7 @@ class RunState:
         self.progress.step += steps
         self.progress.total += steps
 
-    def collect(self, metrics: Mapping[str, np.ndarray]) -> None:
+    def record(self, metrics: Mapping[str, np.ndarray]) -> None:
         """Adds up the metrics [steps, ...] of some steps.
 
         Raises:
@@ -109,7 +109,7 @@ class RunState:
         """What it learns."""
         return task_of(self.config)
 
-    def validated(self, valid: dict[str, float | None]) -> dict[str, float]:
+    def record_validation(self, valid: dict[str, float | None]) -> dict[str, float]:
         """Takes note of a validation's scores; returns the metrics of its checkpoint."""
         plan, progress, size = self.plan, self.progress, self.config.train.batch_size
         sums, steps, chosen_by = progress.sums, progress.sums["steps"], self.task.metrics[0][0]
@@ -122,10 +122,10 @@ class RunState:
         where = mark | {"step": progress.total, "phase": plan.phase.name}
         progress.best = where if best else progress.best
         progress.phase_best = where if self._better(mark, progress.phase_best) else progress.phase_best
-        terms = {name: t / steps for (name, _), t in zip(plan.phase.objectives, sums["terms"], strict=True)}
-        progress.sums = no_sums()
+        terms = {name: t / steps for (name, _), t in zip(plan.phase.losses, sums["terms"], strict=True)}
+        progress.sums = empty_sums()
         progress.rows += 1
-        self.log.row(
+        self.log.write(
             {
                 "phase": plan.phase.name,
                 "epoch": mark["epoch"],
@@ -134,7 +134,7 @@ class RunState:
                 "seconds": time.monotonic() - self._started,
                 "train": {
                     "loss": sums["loss"] / steps,
-                    self.task.progress: sums["correct"] / (steps * size),
+                    self.task.train_metric_name: sums["correct"] / (steps * size),
                     # Each objective, unweighted, where there is more than one.
                     **(terms if len(terms) > 1 else {}),
                 },
@@ -160,7 +160,7 @@ class RunState:
         progress.data, progress.seconds = position, time.monotonic() - self._started
         if progress.step == plan.steps or (scores is not None and self._stopped_early()):
             self._finish_phase(arrays["opt"], learned, frozen())
-            self.held = arrays["params"]
+            self.final_params = arrays["params"]
         self.checkpoints.save(progress.total, arrays, dataclasses.asdict(progress), scores)
 
     def _finish_phase(self, opt, learned: int, frozen: Mapping[str, str]) -> None:
@@ -171,18 +171,18 @@ class RunState:
         progress.phases.append(
             {
                 "name": plan.phase.name,
-                "objectives": dict(plan.phase.objectives),
+                "losses": dict(plan.phase.losses),
                 "epochs": epochs,
                 "steps": progress.step,
                 "seconds": progress.seconds - progress.phase_seconds,
-                "learned_parameters": learned,
+                "trainable_parameters": learned,
                 "optimizer_bytes": optimizer_bytes(opt),
                 "frozen_unchanged": True,
-                "features": plan.keeping.describe() if plan.prefix else "",
+                "features": plan.cache_plan.describe() if plan.frozen_stages else "",
             }
         )
         progress.phase, progress.step, progress.epoch = progress.phase + 1, 0, progress.epoch + epochs
-        progress.data = progress.phase_best = progress.frozen = progress.neurons = None
+        progress.data = progress.phase_best = progress.frozen = progress.channels = None
         progress.phase_seconds = progress.seconds
 
     @staticmethod
@@ -190,7 +190,7 @@ class RunState:
         return best is None or ranking_key(mark) > ranking_key({key: best[key] for key in mark})
 
     def _stopped_early(self) -> bool:
-        patience, best = self.config.train.early_stop_epochs, self.progress.phase_best
+        patience, best = self.config.train.patience_epochs, self.progress.phase_best
         if patience is None or best is None:
             return False
         # In steps; validations stand at rounded ones, so two of them may be a step closer than their epochs say.
@@ -201,4 +201,4 @@ def digests(leaves: Variables, index: Mapping[str, jax.Array]) -> dict[str, str]
     """Digests of leaves; of those in `index`, without the channels that learn."""
     values = {path: np.asarray(value) for path, value in leaves.items()}
     still = {p: np.delete(v, np.asarray(index[p]), axis=-1) if p in index else v for p, v in values.items()}
-    return {path: parameters_digest({path: value}) for path, value in still.items()}
+    return {path: params_hash({path: value}) for path, value in still.items()}

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from tljax.augment.pipeline import make_views
+from tljax.augment.pipeline import make_augment
 from tljax.config import AugmentConfig
-from tljax.features.frozen_network import PREFIX, FrozenNetwork, nested, observe
+from tljax.features.frozen_network import FROZEN_STAGES, FrozenNetwork, apply_frozen, group_outputs
 from tljax.losses import Loss
 from tljax.models import params as params_lib
 from tljax.models.params import Variables
@@ -36,11 +36,11 @@ class TrainState(NamedTuple):
       average: running average of `learned` and `moving`; empty where the phase keeps none.
     """
 
-    learned: Variables
-    moving: Variables
-    opt: optax.OptState
+    params: Variables
+    batch_stats: Variables
+    opt_state: optax.OptState
     step: jax.Array
-    average: Variables
+    ema: Variables
 
 
 class StepInputs(NamedTuple):
@@ -52,9 +52,9 @@ class StepInputs(NamedTuple):
       observed: leaves of the networks that the spec observes, in its order.
     """
 
-    neurons: Mapping[str, jax.Array]
-    origin: Variables
-    observed: tuple[Variables, ...]
+    channel_index: Mapping[str, jax.Array]
+    source_params: Variables
+    networks: tuple[Variables, ...]
 
 
 NO_INPUTS = StepInputs({}, {}, ())
@@ -82,16 +82,16 @@ class StepSpec:
 
     task: Task
     graphdef: nnx.GraphDef
-    groups: tuple[tuple[str, ParamGroup], ...]
+    param_groups: tuple[tuple[str, ParamGroup], ...]
     optimizer: tuple[str, bool, bool, bool]
-    objectives: tuple[Loss, ...]
+    losses: tuple[Loss, ...]
     preprocess: Preprocess
     dtype: str
     augment: AugmentConfig
     views: tuple[str, ...] = ()
-    averaged: bool = False
-    observed: tuple[FrozenNetwork, ...] = ()
-    accumulate: int = 1
+    ema: bool = False
+    networks: tuple[FrozenNetwork, ...] = ()
+    grad_accum_steps: int = 1
     dense: bool = False
 
     @property
@@ -100,15 +100,15 @@ class StepSpec:
         return inference_options() if self.dense else {}
 
     @property
-    def needs(self) -> frozenset[str]:
+    def requires(self) -> frozenset[str]:
         """All that the objectives ask for."""
-        return frozenset().union(*(objective.needs for objective in self.objectives))
+        return frozenset().union(*(objective.requires for objective in self.losses))
 
 
 def init_state(spec: StepSpec, learned: Variables, moving: Variables, hyper: dict) -> TrainState:
     """The state before the first step: optimizer state exists for the learning leaves alone."""
-    optimizer = make_optimizer(spec.optimizer, hyper | {"lr": 0.0}, dict(spec.groups))
-    average = jax.tree.map(jnp.copy, learned | moving) if spec.averaged else {}
+    optimizer = make_optimizer(spec.optimizer, hyper | {"lr": 0.0}, dict(spec.param_groups))
+    average = jax.tree.map(jnp.copy, learned | moving) if spec.ema else {}
     return TrainState(learned, moving, optimizer.init(learned), jnp.zeros((), jnp.int32), average)
 
 
@@ -131,8 +131,8 @@ def make_step_fn(spec: StepSpec):
     """
     preprocess = make_preprocess(spec.preprocess, spec.preprocess.size, spec.dtype)
     # A class is that of any view of a picture; what lies somewhere on it lies elsewhere on another view.
-    aligned = spec.task.located
-    views = make_views(spec.augment, spec.preprocess.size if aligned else None)
+    aligned = spec.task.spatial
+    views = make_augment(spec.augment, spec.preprocess.size if aligned else None)
 
     def gradients(state: TrainState, frozen: Variables, batch, hyper, key, given: StepInputs):
         augment_key, dropout_key = jax.random.split(key)
@@ -147,58 +147,63 @@ def make_step_fn(spec: StepSpec):
         for view_key, name in zip(view_keys, spec.views, strict=False):
             inputs[name] = preprocess(views[name](view_key, unlabelled)["image"])
         named = {name: value for name, value in batch.items() if "/" in name}
-        for network, leaves in zip(spec.observed, given.observed, strict=True):
-            named |= observe(network, leaves, pictures)
-        reference = nested(named) | {"leaves": given.origin}
-        known = reference.pop(PREFIX, {"maps": {}})["maps"]
-        if "average" in spec.needs:
+        for network, leaves in zip(spec.networks, given.networks, strict=True):
+            named |= apply_frozen(network, leaves, pictures)
+        reference = group_outputs(named) | {"leaves": given.source_params}
+        known = reference.pop(FROZEN_STAGES, {"maps": {}})["maps"]
+        if "average" in spec.requires:
             view = preprocess(views["weak"](view_keys[-1], unlabelled)["image"])
-            model = assemble(spec.graphdef, state.average, frozen, given.neurons)
-            reference["average"] = model.outputs(view)
+            model = merge_model(spec.graphdef, state.ema, frozen, given.channel_index)
+            reference["average"] = model.forward_all(view)
 
         def loss_fn(learned: Variables):
-            model = assemble(spec.graphdef, learned | state.moving, frozen, given.neurons)
+            model = merge_model(spec.graphdef, learned | state.batch_stats, frozen, given.channel_index)
             if (drop := getattr(model.head, "drop", None)) is not None and drop.rate:
-                drop.asked = nnx.data(hyper["dropout"])
+                drop.rate_override = nnx.data(hyper["dropout"])
             together = jnp.concatenate(list(inputs.values())) if len(inputs) > 1 else inputs.get("labelled")
-            outputs = model.outputs(together, train=True, rngs=nnx.Rngs(dropout=dropout_key), known=known)
+            outputs = model.forward_all(together, train=True, rngs=nnx.Rngs(dropout=dropout_key), cached_features=known)
             outputs = _by_view(outputs, inputs) | {"leaves": learned}
-            terms = [objective(outputs, batch, reference, hyper) for objective in spec.objectives]
+            terms = [objective(outputs, batch, reference, hyper) for objective in spec.losses]
             loss = sum(weight * term for weight, term in zip(hyper["weights"], terms, strict=True))
-            moved = params_lib.stats_of(model)
-            correct = spec.task.seen(outputs, batch).sum(dtype=jnp.float32)
-            return loss, ({"terms": jnp.stack(terms), "correct": correct}, {path: moved[path] for path in state.moving})
+            moved = params_lib.batch_stats(model)
+            correct = spec.task.train_metric(outputs, batch).sum(dtype=jnp.float32)
+            return loss, (
+                {"terms": jnp.stack(terms), "correct": correct},
+                {path: moved[path] for path in state.batch_stats},
+            )
 
-        (loss, (seen, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.learned)
+        (loss, (seen, moving)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return grads, moving, seen | {"loss": loss}
 
     def accumulated(state: TrainState, frozen: Variables, batch, hyper, key, given: StepInputs):
         # Every n-th row, so that each device goes on with rows that it has.
-        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, spec.accumulate, *x.shape[1:]), 1, 0), batch)
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, spec.grad_accum_steps, *x.shape[1:]), 1, 0), batch)
 
         def part(moving: Variables, numbered):
             number, rows = numbered
             grads, moving, seen = gradients(
-                state._replace(moving=moving), frozen, rows, hyper, jax.random.fold_in(key, number), given
+                state._replace(batch_stats=moving), frozen, rows, hyper, jax.random.fold_in(key, number), given
             )
             return moving, (grads, seen)
 
         # A processor computes what is inside a loop many times slower.
         unroll = jax.default_backend() == "cpu"
-        moving, (grads, seen) = jax.lax.scan(part, state.moving, (jnp.arange(spec.accumulate), parts), unroll=unroll)
+        moving, (grads, seen) = jax.lax.scan(
+            part, state.batch_stats, (jnp.arange(spec.grad_accum_steps), parts), unroll=unroll
+        )
         correct = seen["correct"].sum()
         grads, seen = jax.tree.map(lambda x: x.mean(0), (grads, seen))
         return grads, moving, seen | {"correct": correct}
 
     def train_step(state: TrainState, frozen: Variables, batch, hyper, key, given: StepInputs = NO_INPUTS):
         key = jax.random.fold_in(key, state.step)
-        differentiate = gradients if spec.accumulate == 1 else accumulated
+        differentiate = gradients if spec.grad_accum_steps == 1 else accumulated
         grads, moving, seen = differentiate(state, frozen, batch, hyper, key, given)
-        optimizer = make_optimizer(spec.optimizer, hyper, dict(spec.groups))
-        updates, opt = optimizer.update(grads, state.opt, state.learned)
-        learned = optax.apply_updates(state.learned, updates)
+        optimizer = make_optimizer(spec.optimizer, hyper, dict(spec.param_groups))
+        updates, opt = optimizer.update(grads, state.opt_state, state.params)
+        learned = optax.apply_updates(state.params, updates)
         metrics = seen | {"finite": jnp.isfinite(seen["loss"]) & jnp.isfinite(optax.tree.norm(updates))}
-        average = _averaged(state.average, learned | moving, state.step, hyper) if spec.averaged else {}
+        average = _averaged(state.ema, learned | moving, state.step, hyper) if spec.ema else {}
         return TrainState(learned, moving, opt, state.step + 1, average), metrics
 
     return train_step
@@ -214,14 +219,16 @@ def make_predict(task: Task, graphdef: nnx.GraphDef, preprocess: Preprocess, dty
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
     def predict(leaves: Variables, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        known = nested({name: value for name, value in batch.items() if "/" in name}).get(PREFIX, {"maps": {}})["maps"]
+        known = group_outputs({name: value for name, value in batch.items() if "/" in name}).get(
+            FROZEN_STAGES, {"maps": {}}
+        )["maps"]
         images = None if known else prepare(batch["image"])
-        return task.answers(params_lib.merge(graphdef, leaves).outputs(images, known=known), batch)
+        return task.predict(params_lib.merge(graphdef, leaves).forward_all(images, cached_features=known), batch)
 
     return jax.jit(predict, compiler_options=inference_options())
 
 
-def assemble(
+def merge_model(
     graphdef: nnx.GraphDef, changing: Variables, frozen: Variables, index: Mapping[str, jax.Array]
 ) -> nnx.Module:
     """The model of a step, from the leaves that change and those that do not.
@@ -235,7 +242,7 @@ def assemble(
     slices = {path: changing[path] for path in index}
     whole = neurons.scatter({path: frozen[path] for path in index}, slices, index)
     model = params_lib.merge(graphdef, frozen | changing | whole)
-    neurons.install(model, slices, index)
+    neurons.attach_channels(model, slices, index)
     return model
 
 

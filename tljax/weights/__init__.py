@@ -1,12 +1,12 @@
 """Pretrained weights: where they are, what they want to be fed, and a strict way into a model and out of it."""
 
-from tljax.weights.assign import adapt_channels, export, port
-from tljax.weights.catalog import CATALOG, Entry
-from tljax.weights.load import Weights, find, load, open_weights, parameters_digest
+from tljax.weights.assign import adapt_channels, assign_weights, export
+from tljax.weights.catalog import CATALOG, PretrainedConfig
+from tljax.weights.load import WeightSource, load, open_weights, params_hash, resolve_weights
 from tljax.weights.preprocess import PRESETS, Preprocess, make_preprocess
 
 
-def list(pattern: str = "*") -> tuple[Entry, ...]:
+def list(pattern: str = "*") -> tuple[PretrainedConfig, ...]:
     """The known weights whose name matches a shell pattern, e.g. `tljax.weights.list("*resnet50*")`."""
     import fnmatch
 
@@ -16,16 +16,16 @@ def list(pattern: str = "*") -> tuple[Entry, ...]:
 __all__ = [
     "CATALOG",
     "PRESETS",
-    "Entry",
     "Preprocess",
-    "Weights",
+    "PretrainedConfig",
+    "WeightSource",
     "adapt_channels",
+    "assign_weights",
     "export",
-    "find",
     "list",
     "load",
     "make_preprocess",
     "open_weights",
-    "parameters_digest",
-    "port",
+    "params_hash",
+    "resolve_weights",
 ]

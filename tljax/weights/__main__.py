@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tljax import weights
-from tljax.errors import TljaxError, UserError, nearest
-from tljax.weights.catalog import CATALOG, Entry
+from tljax.errors import TljaxError, UserError, did_you_mean
+from tljax.weights.catalog import CATALOG, PretrainedConfig
 from tljax.weights.convert import convert
-from tljax.weights.detect import guess
+from tljax.weights.detect import detect_backbone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _list(pattern: str, console: Console) -> None:
     entries = weights.list(pattern)
     if not entries:
-        raise UserError(f'No known weights match "{pattern}"{nearest(pattern.strip("*"), CATALOG)}')
+        raise UserError(f'No known weights match "{pattern}"{did_you_mean(pattern.strip("*"), CATALOG)}')
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     # A name that is cut cannot be used: the other columns give way first.
     table.add_column("name", min_width=max(len(entry.name) for entry in entries), overflow="fold")
@@ -80,7 +80,7 @@ def _list(pattern: str, console: Console) -> None:
     console.print(f"{len(entries)} of {len(CATALOG)}. {where}")
 
 
-def _row(entry: Entry) -> list[str]:
+def _row(entry: PretrainedConfig) -> list[str]:
     values = entry.normalisation
     if not isinstance(values, str):
         values = " / ".join(",".join(f"{x:.3g}" for x in numbers) for numbers in values)
@@ -93,7 +93,7 @@ def _row(entry: Entry) -> list[str]:
 
 
 def _inspect(source: str, everything: bool, console: Console) -> None:
-    found = weights.find(source)
+    found = weights.resolve_weights(source)
     with weights.open_weights(found) as tensors:
         shapes = {name: (tuple(t.shape), str(t.dtype)) for name, t in sorted(tensors.items(), key=_in_order)}
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -108,7 +108,7 @@ def _inspect(source: str, everything: bool, console: Console) -> None:
             for row in rows[-12:]:
                 table.add_row(*row)
         console.print(table)
-        best = None if found.path.is_dir() else guess(tensors)
+        best = None if found.path.is_dir() else detect_backbone(tensors)
     numbers = sum(math.prod(shape) for shape, _ in shapes.values())
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(kind for _, kind in shapes.values()).items())
     facts = {
@@ -119,7 +119,7 @@ def _inspect(source: str, everything: bool, console: Console) -> None:
     }
     if best is not None:
         facts["backbone"] = f"{best.backbone}, in the names of {best.layout}"
-        facts["fit"] = "every tensor has its place" if best.match.whole else best.match.describe()
+        facts["fit"] = "every tensor has its place" if best.match.complete else best.match.describe()
     for name, value in facts.items():
         console.print(f"  {name:<14} {value}", soft_wrap=True)
 

@@ -17,7 +17,7 @@ from tljax.models import params as params_lib
 from tljax.weights.layouts.table import TRANSFORMS, Layout, Rule, contiguous
 
 
-class Match(NamedTuple):
+class MatchReport(NamedTuple):
     """How foreign tensors fit a model.
 
     Attributes:
@@ -30,18 +30,18 @@ class Match(NamedTuple):
     plan: dict[str, Rule]
     unused: list[str]
     missing: list[str]
-    misfits: list[str]
+    shape_mismatches: list[str]
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether nothing is left over, missing, or misfit."""
-        return not (self.unused or self.missing or self.misfits)
+        return not (self.unused or self.missing or self.shape_mismatches)
 
     def describe(self) -> str:
         """What does not fit, as sentences."""
         return (
             f"Tensors without a place: {_listed(self.unused)}. Leaves without a tensor: {_listed(self.missing)}. "
-            f"Wrong shapes: {_listed(self.misfits)}."
+            f"Wrong shapes: {_listed(self.shape_mismatches)}."
         )
 
 
@@ -53,12 +53,12 @@ def match(
     keep: str | Sequence[str] = (),
     optional: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
-) -> Match:
+) -> MatchReport:
     """Finds the place of every foreign tensor by name and shape; arguments as in `port`."""
     keep, optional, ignore = _patterns(keep), _patterns(optional), _patterns(ignore)
-    _, params, stats = params_lib.split(model)
+    _, params, stats = params_lib.flatten_model(model)
     target, first = params | stats, first_kernel(params)
-    known_as = getattr(getattr(model, "head", None), "known_as", {})
+    known_as = getattr(getattr(model, "head", None), "weight_aliases", {})
     plan, unused, misfits = {}, [], []
     for name, tensor in tensors.items():
         if layout.ignores(name) or _matches(name, ignore):
@@ -81,10 +81,10 @@ def match(
                 plan[rule.path] = rule
                 misfits.append(f"{name}: {shape or tuple(tensor.shape)}, but {rule.path} is {wanted}")
     missing = [p for p in target if p not in plan and not _matches(p, (*keep, *optional))]
-    return Match(plan, unused, missing, misfits)
+    return MatchReport(plan, unused, missing, misfits)
 
 
-def port(
+def assign_weights(
     tensors: Mapping[str, np.ndarray],
     model: Model,
     layout: Layout,
@@ -111,12 +111,12 @@ def port(
       UserError: with the tensors without a place, the leaves without a tensor, and the misfits.
     """
     found = match(tensors, model, layout, keep=keep, optional=optional, ignore=ignore)
-    if not found.whole:
+    if not found.complete:
         raise UserError(
             f"{source} does not fit the model. {found.describe()} "
             "Name in `ignore` the tensors that are not wanted and in `keep` the leaves that stay."
         )
-    variables = params_lib.flat(nnx.state(model))
+    variables = params_lib.flatten_state(nnx.state(model))
     first = first_kernel(variables)
     for path, rule in found.plan.items():
         value, variable = TRANSFORMS[rule.transform].view(np.asarray(tensors[rule.name])), variables[path]
@@ -131,13 +131,13 @@ def export(model: Model, layout: Layout) -> dict[str, np.ndarray]:
     Raises:
       UserError: a leaf that the layout has no name for.
     """
-    _, params, stats = params_lib.split(model)
+    _, params, stats = params_lib.flatten_model(model)
     tensors, nameless = {}, []
     for path, value in (params | stats).items():
         if (rule := layout.origin(path)) is None:
             nameless.append(path)
         else:
-            tensors[rule.name] = contiguous(TRANSFORMS[rule.transform].theirs(np.asarray(value)))
+            tensors[rule.name] = contiguous(TRANSFORMS[rule.transform].to_foreign(np.asarray(value)))
     if nameless:
         raise UserError(f"This layout has no names for {_listed(nameless)}.")
     return tensors
@@ -180,7 +180,7 @@ def first_kernel(params: Mapping[str, np.ndarray]) -> str | None:
 def shape_after(rule: Rule, shape: Sequence[int]) -> tuple[int, ...] | None:
     """The shape that a foreign tensor has for us; None if the transform cannot be done to it."""
     try:
-        return TRANSFORMS[rule.transform].ours(np.broadcast_to(np.float32(0), tuple(shape))).shape
+        return TRANSFORMS[rule.transform].from_foreign(np.broadcast_to(np.float32(0), tuple(shape))).shape
     except (ValueError, IndexError):
         return None
 

@@ -13,7 +13,7 @@ RGB = tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class PretrainedConfig:
     """One published file of weights.
 
     Attributes:
@@ -64,25 +64,31 @@ class Entry:
 _SSD = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
 
 
-def _torchvision(backbone: str, member: str, file: str, *, size: int = 224, resize: int = 256, **facts) -> Entry:
+def _torchvision(
+    backbone: str, member: str, file: str, *, size: int = 224, resize: int = 256, **facts
+) -> PretrainedConfig:
     name, source = f"torchvision:{backbone}.{member}", f"https://download.pytorch.org/models/{file}.pth"
     digest, trunk = file.rpartition("-")[2], backbone.removeprefix("fcn_")
-    return Entry(name, trunk, source, digest, "torchvision", "bsd-3-clause", size=size, crop=size / resize, **facts)
+    return PretrainedConfig(
+        name, trunk, source, digest, "torchvision", "bsd-3-clause", size=size, crop=size / resize, **facts
+    )
 
 
 def _timm(
     tags: str, backbones: str, *, licence: str = "apache-2.0", interpolation: str = "bicubic", **facts
-) -> list[Entry]:
+) -> list[PretrainedConfig]:
     pairs = [(b, f"timm/{b}.{tag}") for b in backbones.split() for tag in tags.split()]
-    return [Entry(f"hf:{r}", b, r, None, "timm", licence, interpolation=interpolation, **facts) for b, r in pairs]
+    return [
+        PretrainedConfig(f"hf:{r}", b, r, None, "timm", licence, interpolation=interpolation, **facts) for b, r in pairs
+    ]
 
 
 def _keras(
     name: str, with_top: str, notop: str, licence: str, *, folder: str = "", suffix: str = "", **facts
-) -> list[Entry]:
+) -> list[PretrainedConfig]:
     place = f"https://storage.googleapis.com/tensorflow/keras-applications/{folder or name}/{name}_weights"
     return [
-        Entry(
+        PretrainedConfig(
             f"keras:{name}{top}",
             name + suffix,
             f"{place}_tf_dim_ordering_tf_kernels{top}.h5",
@@ -206,7 +212,7 @@ _KERAS = (
 )
 
 # Lies in the folder that TLJAX_WEIGHTS_DIR names, and is downloaded from nowhere.
-_LOCAL = Entry(
+_LOCAL = PretrainedConfig(
     "vgg16_imagenet_notop",
     "vgg16",
     "vgg16_imagenet_notop.safetensors",

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 
 from tljax import models
-from tljax.errors import UserError, nearest
-from tljax.models.heads.auxiliary import FURTHER
-from tljax.weights.detect import guess
+from tljax.errors import UserError, did_you_mean
+from tljax.models.heads.auxiliary import TRAIN_ONLY_OUTPUTS
+from tljax.storage.run_files import read_config
+from tljax.weights.detect import detect_backbone
 from tljax.weights.download import reason
 from tljax.weights.formats import LazyTensor, write_safetensors
-from tljax.weights.layouts import OURS, layouts
+from tljax.weights.layouts import NATIVE, layouts
 from tljax.weights.layouts.table import TRANSFORMS, Rule
-from tljax.weights.load import Weights, find, open_weights
+from tljax.weights.load import WeightSource, open_weights, resolve_weights
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class ConversionReport:
     """What was converted: tensors written, the network, and whose names they had and have now."""
 
     tensors: int
@@ -36,7 +36,7 @@ class Written:
         )
 
 
-def convert(source: str, out: Path, layout: str | None = None) -> Written:
+def convert(source: str, out: Path, layout: str | None = None) -> ConversionReport:
     """Writes weights as .safetensors in another library's names.
 
     Args:
@@ -49,23 +49,23 @@ def convert(source: str, out: Path, layout: str | None = None) -> Written:
     """
     if out.suffix != ".safetensors":
         raise UserError(f"{out} must end in .safetensors.")
-    found = find(source)
+    found = resolve_weights(source)
     with open_weights(found) as tensors:
         if found.path.is_dir():
-            backbone, options, theirs, from_names = *_backbone_of(found), OURS, "tljax"
+            backbone, options, theirs, from_names = *_backbone_of(found), NATIVE, "tljax"
         else:
-            best = guess(tensors)
-            if not best.match.whole:
+            best = detect_backbone(tensors)
+            if not best.match.complete:
                 raise UserError(f"{source} looks like {best.backbone}, but does not fit it. {best.match.describe()}")
             backbone, options, from_names = best.backbone, {}, best.layout
-            theirs = layouts(*models.find(backbone))[best.layout]
-        known = layouts(*models.find(backbone, options))
+            theirs = layouts(*models.get_variant(backbone))[best.layout]
+        known = layouts(*models.get_variant(backbone, options))
         layout = layout or next(iter(known))
         if layout not in known:
-            raise UserError(f'{backbone} has no layout "{layout}"{nearest(layout, known)}')
+            raise UserError(f'{backbone} has no layout "{layout}"{did_you_mean(layout, known)}')
         renamed, nameless = {}, []
         for name, tensor in tensors.items():
-            if theirs.ignores(name) or re.fullmatch(FURTHER, name):
+            if theirs.ignores(name) or re.fullmatch(TRAIN_ONLY_OUTPUTS, name):
                 continue
             place = theirs.place(name)
             if (origin := known[layout].origin(place.path)) is None:
@@ -82,17 +82,17 @@ def convert(source: str, out: Path, layout: str | None = None) -> Written:
             write_safetensors(out, renamed, {"format": "pt", "backbone": backbone, "source": found.name})
         except OSError as error:
             raise UserError(f"{out} cannot be written: {reason(error)}.") from error
-    return Written(len(renamed), backbone, from_names, layout)
+    return ConversionReport(len(renamed), backbone, from_names, layout)
 
 
-def _backbone_of(run: Weights) -> tuple[str, dict]:
-    config = json.loads((run.path / "config.json").read_text())
-    return config["model"]["backbone"], config["model"]["options"]
+def _backbone_of(run: WeightSource) -> tuple[str, dict]:
+    model = read_config(run.path / "config.json").model
+    return model.backbone, dict(model.options)
 
 
 def _renamed(tensor: LazyTensor | np.ndarray, source: Rule, target: Rule) -> LazyTensor:
     """A tensor on its way from one layout to another, still unread; raises where the target has no form for it."""
-    ours, theirs = TRANSFORMS[source.transform].ours, TRANSFORMS[target.transform].theirs
+    ours, theirs = TRANSFORMS[source.transform].from_foreign, TRANSFORMS[target.transform].to_foreign
     # Shapes without reading: a transform of one number, broadcast, costs nothing.
     shape = theirs(ours(np.broadcast_to(np.zeros((), tensor.dtype), tuple(tensor.shape)))).shape
     return LazyTensor(shape, tensor.dtype, lambda: theirs(ours(np.asarray(tensor))))

@@ -11,11 +11,11 @@ import numpy as np
 from tljax import models
 from tljax.errors import UserError
 from tljax.models import Model
-from tljax.weights.assign import Match, match, shape_after
+from tljax.weights.assign import MatchReport, match, shape_after
 from tljax.weights.layouts import Layout, layouts
 
 
-class Guess(NamedTuple):
+class BackboneGuess(NamedTuple):
     """A network that a file may hold.
 
     Attributes:
@@ -28,15 +28,15 @@ class Guess(NamedTuple):
     backbone: str
     layout: str
     model: Model
-    match: Match
+    match: MatchReport
 
     @property
     def faults(self) -> int:
         """How many tensors and leaves do not fit."""
-        return len(self.match.unused) + len(self.match.missing) + len(self.match.misfits)
+        return len(self.match.unused) + len(self.match.missing) + len(self.match.shape_mismatches)
 
 
-def guess(tensors: Mapping[str, np.ndarray]) -> Guess:
+def detect_backbone(tensors: Mapping[str, np.ndarray]) -> BackboneGuess:
     """The network that fits the tensors best, by names and shapes alone; nothing is read.
 
     Raises:
@@ -68,7 +68,7 @@ def guess(tensors: Mapping[str, np.ndarray]) -> Guess:
 def _by_name(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str, str]]:
     """(tensors without a place, whether layout and variant are of different libraries, backbone, layout)."""
     strangers = {}  # by layout, which many variants share
-    for backbone in models.names():
+    for backbone in models.list_backbones():
         for name, layout in _layouts(backbone).items():
             if layout not in strangers:
                 strangers[layout] = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
@@ -79,17 +79,17 @@ def _by_name(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str,
 @functools.cache
 def _layouts(backbone: str) -> dict[str, Layout]:
     """Kept, because a layout compiles its patterns when it is first asked, and all are asked for every guess."""
-    return layouts(*models.find(backbone))
+    return layouts(*models.get_variant(backbone))
 
 
-def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> Guess:
+def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> BackboneGuess:
     layout = _layouts(backbone)[name]
     options = head_options(tensors, layout)
     if "head" not in options:  # the layout may name more than the variant has
-        options["auxiliary"] &= bool(getattr(models.find(backbone)[1], "auxiliary", ()))
-    model = models.build(backbone, image_size=299, rngs=None, **options)  # Inception v3 needs as much
+        options["auxiliary"] &= bool(getattr(models.get_variant(backbone)[1], "auxiliary", ()))
+    model = models.create_model(backbone, image_size=299, rngs=None, **options)  # Inception v3 needs as much
     keep = () if options["num_classes"] else "head/.*"
-    return Guess(backbone, name, model, match(tensors, model, layout, keep=keep))
+    return BackboneGuess(backbone, name, model, match(tensors, model, layout, keep=keep))
 
 
 def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, Any]:

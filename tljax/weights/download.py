@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tljax.errors import UserError
-from tljax.storage.cache_dir import folder
+from tljax.storage.cache_dir import cache_dir
 
 
 def from_url(
@@ -49,7 +49,7 @@ def from_url(
     digests = [("sha256", sha256), ("sha256", prefix), ("md5", md5)]
     if not any(expected for _, expected in digests):
         raise ValueError(f"{url}: a digest is needed.")
-    directory = Path(directory or folder("weights"))
+    directory = Path(directory or cache_dir("weights"))
     target = directory / (filename or Path(httpx2.URL(url).path).name)
     console = console or Console()
     try:

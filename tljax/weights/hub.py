@@ -12,7 +12,7 @@ import httpx2
 from huggingface_hub import HfApi, constants, errors, hf_hub_download
 from rich.console import Console
 
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 from tljax.weights.download import reason
 
 NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -20,7 +20,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".h5")
 
 
 @dataclasses.dataclass(frozen=True)
-class Fetched:
+class HubFile:
     """A file that is on disk now.
 
     Attributes:
@@ -42,7 +42,7 @@ def from_hub(
     console: Console | None = None,
     endpoint: str | None = None,
     cache_dir: Path | None = None,
-) -> Fetched:
+) -> HubFile:
     """Downloads a file of a repository, unless the cache has it.
 
     A commit that is in the cache needs no network. A branch is looked up, and taken from the cache, which is said, when
@@ -96,12 +96,12 @@ def _ask(repo: str, names: tuple[str, ...], options: dict, console: Console) -> 
         return found
     files = [file.rfilename for file in info.siblings or ()]
     if (name := next((n for n in names if n in files), None)) is None:
-        hint = nearest(names[0], [f for f in files if f.endswith(_WEIGHTS)])
+        hint = did_you_mean(names[0], [f for f in files if f.endswith(_WEIGHTS)])
         raise UserError(f"{repo} has no {' and no '.join(names)}{hint}")
     return name, Path(hf_hub_download(repo, name, **options))
 
 
-def _checked(repo: str, name: str, path: Path) -> Fetched:
+def _checked(repo: str, name: str, path: Path) -> HubFile:
     """Compares the file with its blob's name: the ETag, which for large files is the SHA-256.
 
     The cache has links to blobs wherever the file system has links; elsewhere the client's own check must do.
@@ -116,7 +116,7 @@ def _checked(repo: str, name: str, path: Path) -> Fetched:
         for link in chain:  # the link, the blob, and what a blob shared between repositories links to
             link.unlink(missing_ok=True)
         raise UserError(f"{repo}/{name} is damaged and was removed: its SHA-256 is {found}, expected {expected}.")
-    return Fetched(path, found, path.parents[name.count("/")].name)
+    return HubFile(path, found, path.parents[name.count("/")].name)
 
 
 def _sentence(error: BaseException, repo: str, revision: str | None, endpoint: str | None) -> str:

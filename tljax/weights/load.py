@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,21 +12,22 @@ from pathlib import Path
 import numpy as np
 
 from tljax import models
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 from tljax.models import Model
 from tljax.models import params as params_lib
-from tljax.storage.checkpoints import Checkpoints
-from tljax.weights.assign import port
-from tljax.weights.catalog import CATALOG, Entry
-from tljax.weights.detect import guess
+from tljax.storage.checkpoints import CheckpointManager
+from tljax.storage.run_files import read_json
+from tljax.weights.assign import assign_weights
+from tljax.weights.catalog import CATALOG, PretrainedConfig
+from tljax.weights.detect import detect_backbone
 from tljax.weights.formats import LazyTensor, open_tensors
 from tljax.weights.formats.keras_h5 import number_from_one
-from tljax.weights.layouts import OURS, detect, layouts
+from tljax.weights.layouts import NATIVE, detect_layout, layouts
 from tljax.weights.preprocess import PRESETS, Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Weights:
+class WeightSource:
     """Weights that were found, and not read yet.
 
     Attributes:
@@ -52,7 +52,7 @@ class Weights:
         return described | ({"revision": self.revision} if self.revision else {})
 
 
-def find(source: str, preprocess: str | None = None) -> Weights:
+def resolve_weights(source: str, preprocess: str | None = None) -> WeightSource:
     """Finds weights, and downloads them where that is needed.
 
     Args:
@@ -64,11 +64,11 @@ def find(source: str, preprocess: str | None = None) -> Weights:
       UserError: not there, damaged, or not the file that the catalogue means.
     """
     prefix = source.partition(":")[0]
-    found = _FINDERS.get(prefix, _find_file)(source)
+    found = _FINDERS.get(prefix, _resolve_file)(source)
     if preprocess is None:
         return found
     if preprocess not in PRESETS:
-        raise UserError(f'There is no preprocessing "{preprocess}"{nearest(preprocess, PRESETS)}')
+        raise UserError(f'There is no preprocessing "{preprocess}"{did_you_mean(preprocess, PRESETS)}')
     wanted = PRESETS[preprocess]
     if found.preprocess is not None and not found.preprocess.same_values(wanted):
         raise UserError(
@@ -80,12 +80,12 @@ def find(source: str, preprocess: str | None = None) -> Weights:
 
 def load(
     model: Model,
-    source: str | Weights,
+    source: str | WeightSource,
     *,
     keep: str | Sequence[str] = (),
     optional: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
-) -> Weights:
+) -> WeightSource:
     """Fills a model in place from published weights, a file in any layout that its family reads, or a run's best model.
 
     Args:
@@ -101,14 +101,14 @@ def load(
     Raises:
       UserError: a tensor without a place, a leaf without a tensor, or a wrong shape; it shows all of them.
     """
-    weights = source if isinstance(source, Weights) else find(source)
+    weights = source if isinstance(source, WeightSource) else resolve_weights(source)
     with open_weights(weights) as tensors:
         if weights.path.is_dir():
-            layout = OURS
+            layout = NATIVE
         else:
-            layout = layouts(model.family, model.config)[detect(tensors, model.family, model.config)]
+            layout = layouts(model.family, model.config)[detect_layout(tensors, model.family, model.config)]
         try:
-            port(tensors, model, layout, keep=keep, optional=optional, ignore=ignore, source=weights.name)
+            assign_weights(tensors, model, layout, keep=keep, optional=optional, ignore=ignore, source=weights.name)
         except UserError as error:
             raise UserError(f"{error}{_looks_like(tensors, model)}") from error
     return weights
@@ -117,19 +117,21 @@ def load(
 def _looks_like(tensors: Mapping[str, np.ndarray], model: Model) -> str:
     """A sentence that names the network that tensors fit to the last one, if that is another than the model's."""
     try:
-        best = guess(tensors)
+        best = detect_backbone(tensors)
     except UserError:
         return ""
-    other = models.find(best.backbone) != (model.family, model.config)
-    return f" The tensors are those of {best.backbone}, in the names of {best.layout}." * (other and best.match.whole)
+    other = models.get_variant(best.backbone) != (model.family, model.config)
+    return f" The tensors are those of {best.backbone}, in the names of {best.layout}." * (
+        other and best.match.complete
+    )
 
 
 @contextlib.contextmanager
-def open_weights(weights: Weights) -> Iterator[Mapping[str, LazyTensor | np.ndarray]]:
+def open_weights(weights: WeightSource) -> Iterator[Mapping[str, LazyTensor | np.ndarray]]:
     """Opens what `find` found: foreign name (of a run: path) → tensor."""
     if weights.path.is_dir():
-        with Checkpoints(weights.path) as checkpoints:
-            yield checkpoints.read_params(checkpoints.best)
+        with CheckpointManager(weights.path) as checkpoints:
+            yield checkpoints.load_variables(checkpoints.best)
         return
     with open_tensors(weights.path) as tensors:
         # Keras numbers nameless layers on through a session: what a file has as conv2d_95 may be its first.
@@ -137,7 +139,7 @@ def open_weights(weights: Weights) -> Iterator[Mapping[str, LazyTensor | np.ndar
         yield {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def parameters_digest(leaves: params_lib.Variables) -> str:
+def params_hash(leaves: params_lib.Variables) -> str:
     """SHA-256 over all leaves in path order: path, type, shape and bytes."""
     digest = hashlib.sha256()
     for path in sorted(leaves):
@@ -147,7 +149,7 @@ def parameters_digest(leaves: params_lib.Variables) -> str:
     return digest.hexdigest()
 
 
-def _find_file(source: str) -> Weights:
+def _resolve_file(source: str) -> WeightSource:
     """A file by its path, or by its name in the catalogue if it lies in `$TLJAX_WEIGHTS_DIR`."""
     entry, path = CATALOG.get(source), Path(source.removeprefix("file:"))
     if entry is not None:
@@ -155,21 +157,21 @@ def _find_file(source: str) -> Weights:
             raise UserError(f"{source} needs TLJAX_WEIGHTS_DIR, the folder that has {entry.source}.")
         path = kept
     if not path.is_file():
-        hint = "" if entry or "/" in source else nearest(source, CATALOG)
+        hint = "" if entry or "/" in source else did_you_mean(source, CATALOG)
         raise UserError(f"There are no weights at {path}{hint or '.'}")
     sha256 = _digest(path)
     if entry is not None and sha256 != entry.digest:
         raise UserError(f"{path} is not {source}: its SHA-256 is {sha256}, expected {entry.digest}.")
     digest = _digest(path, "md5") if path.suffix == ".h5" else sha256  # what its publisher would have published
     entry = next((e for e in CATALOG.values() if e.digest and digest.startswith(e.digest)), None)
-    return Weights(source, path, sha256, entry and entry.preprocess, entry and entry.backbone)
+    return WeightSource(source, path, sha256, entry and entry.preprocess, entry and entry.backbone)
 
 
-def _find_url(source: str) -> Weights:
+def _find_url(source: str) -> WeightSource:
     """A file that torchvision or Keras publishes: in `$TLJAX_WEIGHTS_DIR`, the cache, or from its address."""
     entry = CATALOG.get(source)
     if entry is None:
-        raise UserError(f'There are no published weights "{source}"{nearest(source, CATALOG)}')
+        raise UserError(f'There are no published weights "{source}"{did_you_mean(source, CATALOG)}')
     path = _kept(entry)
     if path is None or not path.is_file():
         from tljax.weights.download import from_url  # late: HTTP clients take half a second
@@ -177,10 +179,10 @@ def _find_url(source: str) -> Weights:
         path = from_url(entry.source, **{"md5" if entry.digest_is_md5 else "prefix": entry.digest})
     elif not (found := _digest(path, "md5" if entry.digest_is_md5 else "sha256")).startswith(entry.digest):
         raise UserError(f"{path} is not {source}: its digest is {found}, expected {entry.digest}.")
-    return Weights(source, path, _digest(path), entry.preprocess, entry.backbone)
+    return WeightSource(source, path, _digest(path), entry.preprocess, entry.backbone)
 
 
-def _find_hub(source: str) -> Weights:
+def _find_hub(source: str) -> WeightSource:
     """A file of a Hub repository."""
     repo, _, filename = source.removeprefix("hf:").partition(":")
     repo, _, revision = repo.partition("@")
@@ -191,25 +193,25 @@ def _find_hub(source: str) -> Weights:
         fetched = from_hub(repo, filename or None, revision or None)
     except UserError as error:
         # A slip in a name that the catalogue nearly knows is likelier than a repository that we may not see.
-        close = "" if entry else nearest(f"hf:{repo}", CATALOG)
+        close = "" if entry else did_you_mean(f"hf:{repo}", CATALOG)
         raise UserError(f"{str(error).rstrip('.')}{close}" if "did you mean" in close else str(error)) from error
-    return Weights(
+    return WeightSource(
         source, fetched.path, fetched.sha256, entry and entry.preprocess, entry and entry.backbone, fetched.revision
     )
 
 
-def _find_workdir(source: str) -> Weights:
+def _find_workdir(source: str) -> WeightSource:
     path = Path(source.removeprefix("workdir:"))
     if not (path / "result.json").is_file():
         raise UserError(f"{path} holds no finished run: it has no result.json.")
-    result = json.loads((path / "result.json").read_text())
-    return Weights(source, path, result["parameters_digest"], Preprocess.from_dict(result["preprocess"]))
+    result = read_json(path / "result.json")
+    return WeightSource(source, path, result["parameters_digest"], Preprocess.from_dict(result["preprocess"]))
 
 
 _FINDERS = {"workdir": _find_workdir, "hf": _find_hub, "torchvision": _find_url, "keras": _find_url}
 
 
-def _kept(entry: Entry) -> Path | None:
+def _kept(entry: PretrainedConfig) -> Path | None:
     """Where a file of the catalogue would lie in `$TLJAX_WEIGHTS_DIR`; None if that is unset."""
     folder = os.environ.get("TLJAX_WEIGHTS_DIR")
     return Path(folder) / entry.source.rpartition("/")[2] if folder else None

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.config.fields import opt
-from tljax.data.dataset import Source
+from tljax.config.fields import field
+from tljax.data.dataset import RawDataset
 from tljax.data.sources import options as source_options
-from tljax.data.sources.images import IGNORED, read_picture
-from tljax.data.sources.records import Entry, Example, collect, folder, objects
+from tljax.data.sources.images import IGNORED, read_image
+from tljax.data.sources.records import Example, ImageRecord, data_root, objects, read_records
 from tljax.errors import UserError
 
 
@@ -24,15 +24,15 @@ from tljax.errors import UserError
 class Options:
     """Where the files are, all relative to `data.path`."""
 
-    train: str | None = opt(None, "JSON file; None: the one annotations/instances_train*.json")
-    test: str | None = opt(None, "JSON file; None: the one annotations/instances_val*.json")
-    valid: str | None = opt(None, "JSON file; None: validation is held out of train")
-    train_pictures: str | None = opt(None, "folder; None: named as its JSON file, without 'instances_'")
-    test_pictures: str | None = opt(None, "folder; None: likewise")
-    valid_pictures: str | None = opt(None, "folder; None: likewise")
+    train: str | None = field(None, "JSON file; None: the one annotations/instances_train*.json")
+    test: str | None = field(None, "JSON file; None: the one annotations/instances_val*.json")
+    valid: str | None = field(None, "JSON file; None: validation is held out of train")
+    train_images: str | None = field(None, "folder; None: named as its JSON file, without 'instances_'")
+    test_images: str | None = field(None, "folder; None: likewise")
+    valid_images: str | None = field(None, "folder; None: likewise")
 
 
-def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
+def load(config: DataConfig, task: str) -> RawDataset:
     """Boxes, crowds marked as such; or masks in which smaller objects lie over larger ones and class 0 is background.
 
     Classes stand in the order of the files' category ids. Pixels of crowds that no object covers are `IGNORED`.
@@ -40,7 +40,7 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
     Raises:
       UserError: a file that is broken as a whole; and what `collect` raises.
     """
-    options, root = source_options.read(config, Options), folder(config)
+    options, root = source_options.parse_options(config, Options), data_root(config)
     entries, categories = {}, None
     for split, pattern in (("train", "instances_train*.json"), ("valid", None), ("test", "instances_val*.json")):
         name = getattr(options, split)
@@ -51,14 +51,14 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
         if categories not in (None, content["categories"]):
             raise UserError(f"{path} has other categories than the file for train.")
         categories = content["categories"]
-        pictures = getattr(options, f"{split}_pictures") or path.stem.removeprefix("instances_")
-        entries[split] = _entries(path, content, _pictures(root, pictures, split), task)
+        pictures = getattr(options, f"{split}_images") or path.stem.removeprefix("instances_")
+        entries[split] = _records(path, content, _image_folder(root, pictures, split), task)
     names = tuple(name for _, name in sorted(categories.items()))
     if task == "segmentation":
         names = ("background", *names)
         if len(names) > IGNORED:
             raise UserError(f"{root} has {len(names) - 1} categories, but a mask has room for {IGNORED - 1}.")
-    return collect(entries, names, config, on_bad_file)
+    return read_records(entries, names, config)
 
 
 def _only(annotations: Path, pattern: str, split: str) -> Path:
@@ -68,9 +68,9 @@ def _only(annotations: Path, pattern: str, split: str) -> Path:
     return found[0]
 
 
-def _pictures(root: Path, name: str, split: str) -> Path:
+def _image_folder(root: Path, name: str, split: str) -> Path:
     if not (root / name).is_dir():
-        raise UserError(f"There is no folder {root / name}: name it in data.options.{split}_pictures.")
+        raise UserError(f"There is no folder {root / name}: name it in data.options.{split}_images.")
     return root / name
 
 
@@ -96,18 +96,20 @@ def _load(path: Path) -> dict:
     return {"categories": categories, "images": images, "annotations": annotations}
 
 
-def _entries(path: Path, content: dict, pictures: Path, task: str) -> list[Entry]:
+def _records(path: Path, content: dict, pictures: Path, task: str) -> list[ImageRecord]:
     order = {identity: k for k, identity in enumerate(sorted(content["categories"]))}
-    read = _masked if task == "segmentation" else _boxed
+    read = _with_mask if task == "segmentation" else _with_boxes
     entries = []
     for identity, record in content["images"].items():
         file, annotations = pictures / record["file_name"], content["annotations"].get(identity, [])
-        entries.append(Entry(str(file), functools.partial(_example, read, path, file, record, annotations, order)))
+        entries.append(
+            ImageRecord(str(file), functools.partial(_example, read, path, file, record, annotations, order))
+        )
     return entries
 
 
 def _example(read, path: Path, file: Path, record: dict, annotations: list[dict], order: dict[int, int]) -> Example:
-    image = read_picture(file)
+    image = read_image(file)
     height, width = image.shape[:2]
     if (said := (record.get("height") or height, record.get("width") or width)) != (height, width):
         raise UserError(f"{file} is {width}×{height} pixels, but {path} says {said[1]}×{said[0]}.")
@@ -123,7 +125,7 @@ def _where(path: Path, annotation: dict, file: Path) -> str:
     return f"{path}: annotation {annotation['id']} of {file.name}"
 
 
-def _boxed(image: np.ndarray, annotations: list[dict], labels: list[int], places: list[str]):
+def _with_boxes(image: np.ndarray, annotations: list[dict], labels: list[int], places: list[str]):
     boxes = []
     for a, where in zip(annotations, places, strict=True):
         if not _finite(a.get("bbox"), 4):
@@ -133,7 +135,7 @@ def _boxed(image: np.ndarray, annotations: list[dict], labels: list[int], places
     return objects(image, boxes, labels, [bool(a.get("iscrowd")) for a in annotations])
 
 
-def _masked(image: np.ndarray, annotations: list[dict], labels: list[int], places: list[str]) -> np.ndarray:
+def _with_mask(image: np.ndarray, annotations: list[dict], labels: list[int], places: list[str]) -> np.ndarray:
     mask, regions = np.zeros(image.shape[:2], np.uint8), []
     for a, label, where in zip(annotations, labels, places, strict=True):
         region = _region(a.get("segmentation"), image.shape[:2], where)
@@ -154,7 +156,7 @@ def _region(segmentation, size: tuple[int, int], where: str) -> np.ndarray:
         if segmentation.get("size") != [height, width]:
             raise UserError(f"{where} has run lengths of another size than the picture.")
         runs = segmentation.get("counts")
-        runs = _decompressed(runs) if isinstance(runs, str) else runs
+        runs = _decompress(runs) if isinstance(runs, str) else runs
         whole = isinstance(runs, list) and all(type(r) is int and r >= 0 for r in runs)
         if not whole or sum(runs) != height * width:
             raise UserError(f"{where} has run lengths that do not add up to the picture.")
@@ -173,7 +175,7 @@ def _region(segmentation, size: tuple[int, int], where: str) -> np.ndarray:
     return _region({"size": [height, width], "counts": merged["counts"].decode()}, size, where)
 
 
-def _decompressed(text: str) -> list[int]:
+def _decompress(text: str) -> list[int]:
     """COCO's compressed run lengths; empty where it is none.
 
     Six bits a character, from "0" on: five of the number, low ones first and signed, and one that says that it goes

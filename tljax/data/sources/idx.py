@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data.dataset import Source, Split
+from tljax.data.dataset import RawDataset, Split
+from tljax.data.sources.options import NoOptions, parse_options
 from tljax.errors import UserError
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -30,15 +31,17 @@ FASHION_CLASSES = (
 )
 
 
-def source(config: DataConfig) -> Source:
+def load(config: DataConfig, task: str) -> RawDataset:
     """MNIST-format files in `data.path`."""
+    parse_options(config, NoOptions)
     if config.path is None:
         raise UserError("data.name='idx' needs data.path, the folder of the four IDX files.")
     return read_source(Path(config.path))
 
 
-def fashion_source(config: DataConfig) -> Source:
+def load_fashion(config: DataConfig, task: str) -> RawDataset:
     """Fashion-MNIST (Xiao et al. 2017) in `data.path`, else in `$TLJAX_DATA_DIR/fashion-mnist`."""
+    parse_options(config, NoOptions)
     if config.path is None and "TLJAX_DATA_DIR" not in os.environ:
         raise UserError(
             "data.name='fashion-mnist' needs data.path, or TLJAX_DATA_DIR as the folder that has fashion-mnist/."
@@ -65,7 +68,7 @@ def read_array(path: Path) -> np.ndarray:
     return body.reshape(shape)
 
 
-def read_source(folder: Path, classes: tuple[str, ...] | None = None) -> Source:
+def read_source(folder: Path, classes: tuple[str, ...] | None = None) -> RawDataset:
     """Reads the four files train|t10k-images|labels of a folder.
 
     Args:
@@ -76,7 +79,7 @@ def read_source(folder: Path, classes: tuple[str, ...] | None = None) -> Source:
     count = 1 + max(int(split.labels.max()) for split in splits.values())
     if classes is not None and count > len(classes):
         raise UserError(f"{folder} holds label {count - 1}, but there are names for {len(classes)} classes.")
-    return Source(**splits, classes=classes or tuple(map(str, range(count))))
+    return RawDataset(**splits, classes=classes or tuple(map(str, range(count))))
 
 
 def _read_split(folder: Path, prefix: str) -> Split:

@@ -20,27 +20,27 @@ _BAD = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Decompre
 _SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """uint8 [H, W, 1] of a grey file, [H, W, 3] of any other. Raises UserError naming the file."""
     return as_array(_open(path), str(path))
 
 
-def as_array(picture: Image.Image, where: str) -> np.ndarray:
+def as_array(image: Image.Image, where: str) -> np.ndarray:
     """uint8 [H, W, 1] of a grey picture, [H, W, 3] of any other. Raises UserError that begins with `where`."""
-    if picture.mode in _SIXTEEN:
-        deep = np.asarray(picture).astype(np.int64)
+    if image.mode in _SIXTEEN:
+        deep = np.asarray(image).astype(np.int64)
         if deep.min() < 0 or deep.max() > 65535:
             raise UserError(f"{where} has values {deep.min()}..{deep.max()}, which no picture of 16 bits has.")
         # 65535 / 257 = 255: white stays white.
         return np.round(deep / 257).astype(np.uint8)[..., None]
-    if picture.mode == "F":
+    if image.mode == "F":
         raise UserError(f"{where} has floating-point pixels, whose range is not known: save it with 8 or 16 bits.")
-    mode = "L" if picture.mode in ("1", "L", "LA", "La") else "RGB"
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     try:
-        if picture.has_transparency_data:
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        return np.atleast_3d(np.asarray(picture.convert(mode)))
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.atleast_3d(np.asarray(image.convert(mode)))
     except _BAD as error:
         raise UserError(f"{where} cannot be read as a picture: {error}.") from error
 

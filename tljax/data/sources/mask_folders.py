@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.config.fields import opt
-from tljax.data.dataset import Source
+from tljax.config.fields import field
+from tljax.data.dataset import RawDataset
 from tljax.data.sources import options as source_options
-from tljax.data.sources.images import ENDINGS, IGNORED, check_mask, read_mask, read_picture
-from tljax.data.sources.records import Entry, Example, collect, folder
+from tljax.data.sources.images import ENDINGS, IGNORED, check_mask, read_image, read_mask
+from tljax.data.sources.records import Example, ImageRecord, data_root, read_records
 from tljax.errors import UserError
 
 
@@ -21,10 +21,10 @@ from tljax.errors import UserError
 class Options:
     """What the values mean."""
 
-    classes: tuple[str, ...] = opt((), "names of the values 0, 1, ...; empty: numbers, as many as the masks have")
+    classes: tuple[str, ...] = field((), "names of the values 0, 1, ...; empty: numbers, as many as the masks have")
 
 
-def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
+def load(config: DataConfig, task: str) -> RawDataset:
     """Masks of class numbers, 255 ignored; `PATH/valid` is optional.
 
     Where there are two classes, or no names, and all masks together have no value but 0 and 255, 255 is class 1.
@@ -32,7 +32,7 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
     Raises:
       UserError: what `collect` raises, for masks of another size than their picture and values beyond the names, too.
     """
-    options, root = source_options.read(config, Options), folder(config)
+    options, root = source_options.parse_options(config, Options), data_root(config)
     known = len(options.classes) or None
     entries = {}
     for split in ("train", "valid", "test"):
@@ -40,13 +40,13 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
             continue
         files, masks = (by_name(root / split / kind) for kind in ("images", "masks"))
         entries[split] = [
-            Entry(
+            ImageRecord(
                 str(files.get(name) or masks[name]),
                 functools.partial(_read, root / split, name, files.get(name), masks.get(name), known),
             )
             for name in sorted(files.keys() | masks.keys())
         ]
-    made = collect(entries, options.classes, config, on_bad_file)
+    made = read_records(entries, options.classes, config)
     splits = {split: getattr(made, split) for split in entries}
     values = set().union(*(np.unique(s.labels).tolist() for s in splits.values()))
     binary = values == {0, IGNORED} and known in (None, 2)
@@ -74,5 +74,5 @@ def _read(parent: Path, name: str, picture: Path | None, mask: Path | None, clas
     for kind, file in (("images", picture), ("masks", mask)):
         if file is None:
             raise UserError(f"There is no {parent / kind / name}.*, though {picture or mask} is there.")
-    image = read_picture(picture)
+    image = read_image(picture)
     return Example(image, check_mask(read_mask(mask), image, classes, str(mask)))

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tljax.config import DataConfig
-from tljax.data.dataset import Source, Split
+from tljax.data.dataset import RawDataset, Split
 from tljax.data.sources.images import resize
 from tljax.errors import UserError
 
@@ -40,14 +40,14 @@ class Example(NamedTuple):
     target: np.ndarray | Objects
 
 
-class Entry(NamedTuple):
+class ImageRecord(NamedTuple):
     """A picture that has not been read yet: its file, for messages, and what reads it or raises UserError."""
 
     file: str
     read: Callable[[], Example]
 
 
-def folder(config: DataConfig) -> Path:
+def data_root(config: DataConfig) -> Path:
     """`data.path`. Raises UserError where it is not a folder."""
     if config.path is None:
         raise UserError(f"data.name='{config.name}' needs data.path, the folder of the files.")
@@ -75,16 +75,15 @@ def objects(image: np.ndarray, boxes: Sequence, labels: Sequence[int], crowd: Se
     return Objects(boxes[kept], np.asarray(labels, np.int32)[kept], crowd[kept])
 
 
-def collect(
-    entries: Mapping[str, Sequence[Entry]], classes: tuple[str, ...], config: DataConfig, on_bad_file: str
-) -> Source:
+def read_records(
+    records: Mapping[str, Sequence[ImageRecord]], classes: tuple[str, ...], config: DataConfig
+) -> RawDataset:
     """Reads every picture and brings them to one size, `config.image_size` if there is one.
 
     Args:
-      entries: of "train" and "test", perhaps of "valid".
+      records: of "train" and "test", perhaps of "valid".
       classes: their names.
-      config: of the data.
-      on_bad_file: "error": a bad file ends it; "skip": its picture is left out, and the file goes into `skipped`.
+      config: of the data; with `on_error="skip"`, a bad file is left out and named in `skipped`.
 
     Raises:
       UserError: a bad file, no good file in a split, or pictures of several sizes and no `config.image_size`.
@@ -92,7 +91,7 @@ def collect(
     skipped, read, sizes, console = [], {}, set(), Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        for split, rows in entries.items():
+        for split, rows in records.items():
             if not rows:
                 raise UserError(f"data.name='{config.name}' has no pictures for {split} in {config.path}.")
             read[split], first = [], None
@@ -100,22 +99,22 @@ def collect(
                 try:
                     example = entry.read()
                 except UserError as error:
-                    if on_bad_file == "error":
+                    if config.on_error == "error":
                         raise
                     skipped.append(entry.file)
                     first = first or error
                     continue
                 # Before the next one is read: a whole set of photographs as they are may not fit into memory.
-                read[split].append(_brought(example, config.image_size))
+                read[split].append(_resized(example, config.image_size))
                 sizes.add(read[split][-1].image.shape[:2])
                 if len(sizes) > 1:
                     raise UserError(f"{entry.file} is not of the size of those before it: set data.image_size.")
             if not read[split]:
                 raise UserError(f"None of the {len(rows)} pictures for {split} can be used; of the first: {first}")
-    return Source(**_splits(read), classes=classes, skipped=tuple(skipped))
+    return RawDataset(**_splits(read), classes=classes, skipped=tuple(skipped))
 
 
-def _brought(example: Example, side: int | None) -> Example:
+def _resized(example: Example, side: int | None) -> Example:
     """The same, square if there is a `side`: masks by the nearest pixel, boxes scaled."""
     image, target = example
     if side is None:

@@ -1,74 +1,69 @@
-"""Data sets by name, and which of them have masks or boxes."""
+"""The data sources by name, and how one of the user's own is found."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
 
+from tljax import plugins
 from tljax.config import DataConfig
-from tljax.data.dataset import Source, Split
-from tljax.data.sources import coco, digits, idx, mask_folders, options, synthetic_scenes, tfds, voc, yolo
-from tljax.data.sources.images import resize as resize_picture
-from tljax.errors import UserError, nearest
+from tljax.data.dataset import RawDataset
+from tljax.data.sources import coco, digits, idx, mask_folders, synthetic_scenes, tfds, voc, yolo
+from tljax.errors import UserError, did_you_mean
 
 
-def load(config: DataConfig, task: str = "classification", on_bad_file: str = "error") -> Source:
-    """Reads the source that `config.name` names, with what a task learns from.
+class Source(NamedTuple):
+    """A row of `SOURCES`.
+
+    Attributes:
+      load: (config, task) → the data set, with the labels [N], masks or boxes that the task trains on.
+      tasks: names of the tasks that it has labels for; empty: any, `load` decides.
+    """
+
+    load: Callable[[DataConfig, str], RawDataset]
+    tasks: tuple[str, ...] = ()
+
+
+SOURCES = {
+    "digits": Source(digits.load, ("classification",)),
+    "idx": Source(idx.load, ("classification",)),
+    "fashion-mnist": Source(idx.load_fashion, ("classification",)),
+    "scenes": Source(synthetic_scenes.load, ("segmentation", "detection")),
+    "coco": Source(coco.load, ("segmentation", "detection")),
+    "voc": Source(voc.load, ("segmentation", "detection")),
+    "masks": Source(mask_folders.load, ("segmentation",)),
+    "yolo": Source(yolo.load, ("detection",)),
+    "tfds:NAME": Source(tfds.load, ("classification", "segmentation", "detection")),
+}
+
+
+def load_source(config: DataConfig, task: str = "classification") -> RawDataset:
+    """Load the source that `config.name` names, with the labels that a task trains on.
 
     Args:
-      config: of the data.
-      task: "classification": labels [N]; "segmentation": masks; "detection": boxes.
-      on_bad_file: what becomes of a picture with masks or boxes that cannot be used: "error", or "skip", which leaves
-        it out and names its file in `Source.skipped`.
+      config: of the data; `name` is a row of `SOURCES`, or `FILE.py:NAME` of a function like `Source.load`.
+      task: "classification": labels [N]; "segmentation": masks [N, H, W]; "detection": boxes.
 
     Raises:
       UserError: no such source, with the nearest name, or none that fits the task; what the source raises.
     """
-    known = {name: reader for by_name in SOURCES.values() for name, reader in by_name.items()}
+    if plugins.is_plugin(config.name):
+        return _load_plugin(config, task)
     name = "tfds:NAME" if config.name.startswith("tfds:") else config.name
-    if name not in known:
-        raise UserError(f'There is no data.name "{name}"{nearest(name, known)}')
-    if name not in SOURCES[task]:
-        raise UserError(f'data.name="{name}" has nothing for the task {task}; what has: {", ".join(SOURCES[task])}.')
-    if task == "classification":
-        options.read(config, options.NoOptions)
-        return SOURCES[task][name](config)
-    return SOURCES[task][name](config, task, on_bad_file)
+    if name not in SOURCES:
+        raise UserError(f'There is no data.name "{name}"{did_you_mean(name, SOURCES)}')
+    source = SOURCES[name]
+    if task not in source.tasks:
+        fitting = ", ".join(row for row in SOURCES if task in SOURCES[row].tasks)
+        raise UserError(f'data.name="{name}" has nothing for the task {task}; what has: {fitting}.')
+    return source.load(config, task)
 
 
-def tfds_source(config: DataConfig) -> Source:
-    """A prepared TensorFlow Datasets set, read through its random-access data source, without TensorFlow.
-
-    Its features need `image` and `label`. Where there is no split `test`, `validation` serves as the test split.
-    Pictures of unequal size are brought to `data.image_size`.
-    """
-    features, rows = tfds.open_set(config)
-    if not {"image", "label"} <= set(features):
-        raise UserError(f"{config.name} has no image and label; it has {list(features)}.")
-    splits = {split: _collect(rows[split], config) for split in ("train", "test")}
-    return Source(**splits, classes=tfds.label_names(features["label"]))
-
-
-def _collect(rows, config: DataConfig) -> Split:
-    images, labels, size = [], [], config.image_size
-    for row in rows:
-        images.append(np.atleast_3d(np.asarray(row["image"], np.uint8)))
-        labels.append(int(row["label"]))
-    if len({i.shape for i in images}) > 1:
-        if size is None:
-            raise UserError(f"The pictures of {config.name} differ in size: set data.image_size.")
-        images = [resize_picture(i, (size, size)) for i in images]
-    return Split(np.stack(images), np.asarray(labels, np.int32))
-
-
-_MASKS = {"scenes": synthetic_scenes.source, "coco": coco.source, "voc": voc.source, "masks": mask_folders.source}
-_BOXES = {"scenes": synthetic_scenes.source, "coco": coco.source, "voc": voc.source, "yolo": yolo.source}
-SOURCES = {
-    "classification": {
-        "digits": digits.source,
-        "idx": idx.source,
-        "fashion-mnist": idx.fashion_source,
-        "tfds:NAME": tfds_source,
-    },
-    "segmentation": _MASKS | {"tfds:NAME": tfds.source},
-    "detection": _BOXES | {"tfds:NAME": tfds.source},
-}
+def _load_plugin(config: DataConfig, task: str) -> RawDataset:
+    load = plugins.load_plugin(config.name, "data source")
+    if not callable(load):
+        raise UserError(f"{config.name} is no data source: it must be a function, got {type(load).__name__}.")
+    dataset = load(config, task)
+    if not isinstance(dataset, RawDataset):
+        raise UserError(f"{config.name} must return a tljax.data.RawDataset, got {type(dataset).__name__}.")
+    return dataset

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from tljax.config import DataConfig
-from tljax.config.fields import opt
-from tljax.data.dataset import Source, Split
+from tljax.config.fields import field
+from tljax.data.dataset import RawDataset, Split
 from tljax.data.sources import digits, idx
 from tljax.data.sources import options as source_options
-from tljax.data.sources.textures import background, contrasting
-from tljax.data.splits import per_class
+from tljax.data.sources.textures import background, contrasting_color
+from tljax.data.splits import stratified_sample
 from tljax.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -28,25 +28,25 @@ TRIES = 10
 class Options:
     """How many scenes there are and what they look like."""
 
-    train: int = opt(1000, "training pictures", ge=1)
-    valid: int = opt(250, "validation pictures", ge=1)
-    test: int = opt(250, "test pictures", ge=1)
-    side: int = opt(64, "of a picture", unit="pixels", ge=16)
-    objects: tuple[int, int] = opt((1, 4), "least and most objects of a picture, before those that find no place")
-    scale: tuple[float, float] = opt((0.35, 0.55), "least and most side of an item, as a share of the picture's")
-    overlap: float = opt(0.15, "largest share of an object that later ones hide", ge=0, le=1)
-    contrast: float = opt(0.4, "least distance of an object's colour from what it covers, of 1 in RGB's cube", ge=0)
-    texture: float = opt(0.6, "strength of the background's texture; 0: one colour", ge=0, le=1)
-    noise: float = opt(0.02, "standard deviation of every pixel's noise, of 1", ge=0, le=1)
-    ink: str = opt(
+    train: int = field(1000, "training pictures", ge=1)
+    valid: int = field(250, "validation pictures", ge=1)
+    test: int = field(250, "test pictures", ge=1)
+    side: int = field(64, "of a picture", unit="pixels", ge=16)
+    objects: tuple[int, int] = field((1, 4), "least and most objects of a picture, before those that find no place")
+    scale: tuple[float, float] = field((0.35, 0.55), "least and most side of an item, as a share of the picture's")
+    overlap: float = field(0.15, "largest share of an object that later ones hide", ge=0, le=1)
+    contrast: float = field(0.4, "least distance of an object's colour from what it covers, of 1 in RGB's cube", ge=0)
+    texture: float = field(0.6, "strength of the background's texture; 0: one colour", ge=0, le=1)
+    noise: float = field(0.02, "standard deviation of every pixel's noise, of 1", ge=0, le=1)
+    palette: str = field(
         "any",
         "any: objects and background have colours of any brightness; light: light objects stand on dark grounds, which "
         "takes a fraction of the steps to learn",
         choices=("any", "light"),
     )
-    colour: bool = opt(True, "three channels; else grey, one channel")
-    items: str = opt("digits", "what stands in the scenes", choices=("digits", "fashion-mnist"))
-    seed: int = opt(0, "of all that is drawn", ge=0)
+    color: bool = field(True, "three channels; else grey, one channel")
+    items: str = field("digits", "what stands in the scenes", choices=("digits", "fashion-mnist"))
+    seed: int = field(0, "of all that is drawn", ge=0)
 
     def __post_init__(self):
         for name, least, most in (("objects", 0, 200), ("scale", 0.01, 1)):
@@ -58,7 +58,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Items:
+class ObjectPool:
     """What scenes are made of.
 
     Attributes:
@@ -98,43 +98,43 @@ class Scene:
         return np.append(self.labels + 1, 0).astype(np.uint8)[self.owner]
 
 
-def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
+def load(config: DataConfig, task: str) -> RawDataset:
     """The scenes with masks for "segmentation" (class 0 is the background) or boxes for "detection".
 
     Their validation pictures are a split of their own; of the items' files none may be bad.
     """
-    options = source_options.read(config, Options)
+    options = source_options.parse_options(config, Options)
     groups, classes = _items(options.items, config.path)
     splits = {}
     for name in SPLITS:
-        scenes = [draw(groups[name], options, name, i) for i in range(getattr(options, name))]
+        scenes = [render_scene(groups[name], options, name, i) for i in range(getattr(options, name))]
         splits[name] = _masks(scenes) if task == "segmentation" else _boxes(scenes, options.objects[1])
-    return Source(**splits, classes=("background", *classes) if task == "segmentation" else classes)
+    return RawDataset(**splits, classes=("background", *classes) if task == "segmentation" else classes)
 
 
-def items(options: Options, path: str | None = None) -> dict[str, Items]:
+def object_pool(options: Options, path: str | None = None) -> dict[str, ObjectPool]:
     """The items of each split; `path` is where Fashion-MNIST lies, as `data.path` has it."""
     return _items(options.items, path)[0]
 
 
-def _items(name: str, path: str | None) -> tuple[dict[str, Items], tuple[str, ...]]:
-    load = {"digits": digits.source, "fashion-mnist": idx.fashion_source}[name]
-    published = load(DataConfig(name=name, path=path))
-    held_out, rest = per_class(published.train.labels, lambda n: max(1, n // 5), key="scenes validation")
+def _items(name: str, path: str | None) -> tuple[dict[str, ObjectPool], tuple[str, ...]]:
+    load = {"digits": digits.load, "fashion-mnist": idx.load_fashion}[name]
+    published = load(DataConfig(name=name, path=path), "classification")
+    held_out, rest = stratified_sample(published.train.labels, lambda n: max(1, n // 5), key="scenes validation")
     rows = {"train": rest, "valid": held_out, "test": np.arange(len(published.test))}
     groups = {}
     for split, index in rows.items():
         whole = published.test if split == "test" else published.train
-        groups[split] = Items(whole.images[index, ..., 0], whole.labels[index], index, filled=name != "digits")
+        groups[split] = ObjectPool(whole.images[index, ..., 0], whole.labels[index], index, filled=name != "digits")
     return groups, published.classes
 
 
-def draw(group: Items, options: Options, split: str, index: int) -> Scene:
+def render_scene(group: ObjectPool, options: Options, split: str, index: int) -> Scene:
     """Scene `index` of a split."""
     rng = np.random.default_rng([options.seed, SPLITS.index(split), index])
     side = options.side
-    dark, light = ((0, 1), (0, 1)) if options.ink == "any" else ((0, 0.5), (0.5, 1))
-    canvas = background(rng, side, 3 if options.colour else 1, options.texture, dark)
+    dark, light = ((0, 1), (0, 1)) if options.palette == "any" else ((0, 0.5), (0.5, 1))
+    canvas = background(rng, side, 3 if options.color else 1, options.texture, dark)
     owner, whole, chosen = np.full((side, side), -1), [], []
     for _ in range(rng.integers(*options.objects, endpoint=True)):
         item = rng.integers(len(group.images))
@@ -146,7 +146,7 @@ def draw(group: Items, options: Options, split: str, index: int) -> Scene:
         owner[window][coverage >= 0.5] = len(whole)
         whole.append(np.count_nonzero(coverage >= 0.5))
         chosen.append(item)
-        colour = contrasting(rng, canvas[window], coverage, options.contrast, light)
+        colour = contrasting_color(rng, canvas[window], coverage, options.contrast, light)
         canvas[window] += coverage[..., None] * (colour * shade[..., None] - canvas[window])
     canvas += rng.normal(0, options.noise, canvas.shape)
     image = np.round(255 * np.clip(canvas, 0, 1)).astype(np.uint8)

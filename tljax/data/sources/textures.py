@@ -18,8 +18,8 @@ def background(rng: np.random.Generator, side: int, channels: int, strength: flo
     return first + strength * pattern * (second - first)
 
 
-def contrasting(
-    rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, least: float, ends=(0, 1)
+def contrasting_color(
+    rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, min_distance: float, ends=(0, 1)
 ) -> np.ndarray:
     """A random colour [C] within `ends`, at least `least` away from the mean of the canvas [h, w, C] that it covers.
 
@@ -28,7 +28,7 @@ def contrasting(
     mean = np.average(canvas, axis=(0, 1), weights=coverage)
     candidates = rng.uniform(*ends, (CANDIDATES, canvas.shape[-1]))
     distances = np.sqrt(np.square(candidates - mean).mean(-1))
-    far = np.flatnonzero(distances >= least)
+    far = np.flatnonzero(distances >= min_distance)
     return candidates[far[0] if len(far) else distances.argmax()]
 
 

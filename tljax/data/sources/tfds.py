@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from tljax.config import DataConfig
-from tljax.config.fields import opt
-from tljax.data.dataset import Source
+from tljax.config.fields import field
+from tljax.data.dataset import RawDataset, Split
 from tljax.data.sources import options as source_options
-from tljax.data.sources.images import IGNORED, as_array, check_mask
-from tljax.data.sources.records import Entry, Example, collect, objects
-from tljax.errors import UserError, nearest
+from tljax.data.sources.images import IGNORED, as_array, check_mask, resize
+from tljax.data.sources.records import Example, ImageRecord, objects, read_records
+from tljax.errors import UserError, did_you_mean
 
 # What the features of published sets do not say.
 KNOWN = {
@@ -30,14 +30,14 @@ KNOWN = {
 class Options:
     """Which fields and splits are meant, where their types leave it open."""
 
-    image: str | None = opt(None, "field of the picture; None: image, else the only one with more than one channel")
-    mask: str | None = opt(None, "field of the mask; None: the only picture of one channel")
-    objects: str | None = opt(None, "field of the boxes; None: the only sequence with boxes")
-    classes: tuple[str, ...] = opt((), "names of a mask's values; empty: as the field has it, else numbers")
-    first: int = opt(0, "the value of a mask that is class 0", ge=0, le=254)
-    train: str = opt("train", "split of training pictures")
-    valid: str | None = opt(None, "split of validation pictures; None: they are held out of train")
-    test: str | None = opt(None, "split of test pictures; None: test, else validation")
+    image: str | None = field(None, "field of the picture; None: image, else the only one with more than one channel")
+    mask: str | None = field(None, "field of the mask; None: the only picture of one channel")
+    objects: str | None = field(None, "field of the boxes; None: the only sequence with boxes")
+    classes: tuple[str, ...] = field((), "names of a mask's values; empty: as the field has it, else numbers")
+    first: int = field(0, "the value of a mask that is class 0", ge=0, le=254)
+    train: str = field("train", "split of training pictures")
+    valid: str | None = field(None, "split of validation pictures; None: they are held out of train")
+    test: str | None = field(None, "split of test pictures; None: test, else validation")
 
 
 def open_set(config: DataConfig, options: Options = Options()):
@@ -75,14 +75,42 @@ def label_names(label) -> tuple[str, ...]:
     return tuple(label.names) if label.names else tuple(map(str, range(label.num_classes)))
 
 
-def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
-    """Masks, 255 ignored, or boxes; crowds are those that are marked as such or as difficult.
+def _load_labelled(config: DataConfig) -> RawDataset:
+    """Images with labels.
+
+    The features need `image` and `label`. Where there is no split `test`, `validation` serves as the test split.
+    Images of unequal size are resized to `data.image_size`.
+    """
+    features, rows = open_set(config)
+    if not {"image", "label"} <= set(features):
+        raise UserError(f"{config.name} has no image and label; it has {list(features)}.")
+    splits = {split: _read_labelled(rows[split], config) for split in ("train", "test")}
+    return RawDataset(**splits, classes=label_names(features["label"]))
+
+
+def _read_labelled(rows, config: DataConfig) -> Split:
+    images, labels, size = [], [], config.image_size
+    for row in rows:
+        images.append(np.atleast_3d(np.asarray(row["image"], np.uint8)))
+        labels.append(int(row["label"]))
+    if len({image.shape for image in images}) > 1:
+        if size is None:
+            raise UserError(f"The images of {config.name} differ in size: set data.image_size.")
+        images = [resize(image, (size, size)) for image in images]
+    return Split(np.stack(images), np.asarray(labels, np.int32))
+
+
+def load(config: DataConfig, task: str) -> RawDataset:
+    """Labels, masks (255 ignored), or boxes; crowds are those that are marked as such or as difficult.
 
     Raises:
-      UserError: no or several fields that may be meant, and what `open_set` and `collect` raise.
+      UserError: no or several fields that may be meant, and what `open_set` and `read_records` raise.
     """
+    if task == "classification":
+        source_options.parse_options(config, source_options.NoOptions)
+        return _load_labelled(config)
     known = KNOWN.get(config.name.removeprefix("tfds:").split("/")[0].split(":")[0], {})
-    options = source_options.read(dataclasses.replace(config, options={**known, **config.options}), Options)
+    options = source_options.parse_options(dataclasses.replace(config, options={**known, **config.options}), Options)
     features, splits = open_set(config, options)
     image = _field(features, "image", options.image, config.name)
     if task == "segmentation":
@@ -99,13 +127,13 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
         read = functools.partial(_boxed, **names, crowd=crowd, classes=len(classes))
     entries = {
         split: [
-            Entry(where, functools.partial(_example, rows, i, image, read, where))
+            ImageRecord(where, functools.partial(_example, rows, i, image, read, where))
             for i in range(len(rows))
             for where in (f"{config.name}, row {i} of {split}",)
         ]
         for split, rows in splits.items()
     }
-    made = collect(entries, classes, config, on_bad_file)
+    made = read_records(entries, classes, config)
     if classes:
         return made
     splits = [s for s in (made.train, made.valid, made.test) if s is not None]
@@ -127,7 +155,7 @@ def _field(features: dict, kind: str, given: str | None, name: str) -> str:
             found = images if given else found  # it may well be grey
     if given is not None:
         if given not in found:
-            raise UserError(f'data.options.{kind}: {name} has no such field "{given}"{nearest(given, found)}')
+            raise UserError(f'data.options.{kind}: {name} has no such field "{given}"{did_you_mean(given, found)}')
         return given
     if len(found) != 1:
         which = f"several, {', '.join(found)}: choose with data.options.{kind}" if found else f"none: {list(features)}"

@@ -9,12 +9,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from tljax.config import DataConfig
-from tljax.config.fields import opt
-from tljax.data.dataset import Source
+from tljax.config.fields import field
+from tljax.data.dataset import RawDataset
 from tljax.data.sources import options as source_options
-from tljax.data.sources.images import check_mask, read_mask, read_picture
-from tljax.data.sources.records import Entry, Example, collect, folder, objects, read_text
-from tljax.errors import UserError, nearest
+from tljax.data.sources.images import check_mask, read_image, read_mask
+from tljax.data.sources.records import Example, ImageRecord, data_root, objects, read_records, read_text
+from tljax.errors import UserError, did_you_mean
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -26,18 +26,18 @@ CLASSES = (
 class Options:
     """Which lists of ImageSets/Main (boxes) or ImageSets/Segmentation (masks) the splits are."""
 
-    train: str = opt("train", "list of training pictures")
-    valid: str | None = opt(None, "list of validation pictures; None: they are held out of train")
-    test: str = opt("val", "list of test pictures")
+    train: str = field("train", "list of training pictures")
+    valid: str | None = field(None, "list of validation pictures; None: they are held out of train")
+    test: str = field("val", "list of test pictures")
 
 
-def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
+def load(config: DataConfig, task: str) -> RawDataset:
     """Boxes, difficult ones as crowds, or masks, class 0 background and 255 ignored.
 
     Raises:
       UserError: no such list; and what `collect` raises.
     """
-    options, root = source_options.read(config, Options), _year(folder(config))
+    options, root = source_options.parse_options(config, Options), _year(data_root(config))
     kind, read = ("Segmentation", _masked) if task == "segmentation" else ("Main", _boxed)
     entries = {}
     for split in ("train", "valid", "test"):
@@ -47,13 +47,13 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
         listed = root / "ImageSets" / kind / f"{name}.txt"
         if not listed.is_file():
             known = sorted(p.stem for p in listed.parent.glob("*.txt"))
-            raise UserError(f"data.options.{split}: there is no list {listed}{nearest(name, known)}")
+            raise UserError(f"data.options.{split}: there is no list {listed}{did_you_mean(name, known)}")
         # Lists of a single class have a second column.
         stems = [line.split()[0] for line in read_text(listed).splitlines() if line.strip()]
         files = [(stem, root / "JPEGImages" / f"{stem}.jpg") for stem in stems]
-        entries[split] = [Entry(str(file), functools.partial(read, root, stem, file)) for stem, file in files]
+        entries[split] = [ImageRecord(str(file), functools.partial(read, root, stem, file)) for stem, file in files]
     names = ("background", *CLASSES) if task == "segmentation" else CLASSES
-    return collect(entries, names, config, on_bad_file)
+    return read_records(entries, names, config)
 
 
 def _year(root: Path) -> Path:
@@ -68,17 +68,17 @@ def _year(root: Path) -> Path:
 
 
 def _masked(root: Path, stem: str, file: Path) -> Example:
-    image, path = read_picture(file), root / "SegmentationClass" / f"{stem}.png"
+    image, path = read_image(file), root / "SegmentationClass" / f"{stem}.png"
     return Example(image, check_mask(read_mask(path), image, 1 + len(CLASSES), str(path)))
 
 
 def _boxed(root: Path, stem: str, file: Path) -> Example:
-    image, path = read_picture(file), root / "Annotations" / f"{stem}.xml"
+    image, path = read_image(file), root / "Annotations" / f"{stem}.xml"
     boxes, labels, difficult = [], [], []
     for element in _tree(path).iter("object"):
         name = (element.findtext("name") or "").strip()
         if name not in CLASSES:
-            raise UserError(f'{path} has an object of the unknown class "{name}"{nearest(name, CLASSES)}')
+            raise UserError(f'{path} has an object of the unknown class "{name}"{did_you_mean(name, CLASSES)}')
         x0, y0, x1, y1 = (_number(element, f"bndbox/{side}", path) for side in ("xmin", "ymin", "xmax", "ymax"))
         # Pixels count from 1 there, and the last ones belong to the box.
         boxes.append([y0 - 1, x0 - 1, y1, x1])

@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 
 from tljax.config import DataConfig
-from tljax.config.fields import opt
-from tljax.data.dataset import Source
+from tljax.config.fields import field
+from tljax.data.dataset import RawDataset
 from tljax.data.sources import options as source_options
-from tljax.data.sources.images import read_picture
+from tljax.data.sources.images import read_image
 from tljax.data.sources.mask_folders import by_name
-from tljax.data.sources.records import Entry, Example, collect, folder, objects, read_text
+from tljax.data.sources.records import Example, ImageRecord, data_root, objects, read_records, read_text
 from tljax.errors import UserError
 
 SLACK = 0.01  # rounded shares of boxes at the edge may pass 1 by a little
@@ -24,10 +24,10 @@ SLACK = 0.01  # rounded shares of boxes at the edge may pass 1 by a little
 class Options:
     """What the classes are called."""
 
-    classes: tuple[str, ...] = opt((), "names of the classes 0, 1, ...; empty: from data.yaml or classes.txt in PATH")
+    classes: tuple[str, ...] = field((), "names of the classes 0, 1, ...; empty: from data.yaml or classes.txt in PATH")
 
 
-def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
+def load(config: DataConfig, task: str) -> RawDataset:
     """Boxes; a picture without a text file has none.
 
     The test pictures are those of `test`, and `val` is then for validation; without `test`, those of `val` are.
@@ -35,7 +35,7 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
     Raises:
       UserError: no names of classes; and what `collect` raises.
     """
-    options, root = source_options.read(config, Options), folder(config)
+    options, root = source_options.parse_options(config, Options), data_root(config)
     classes = options.classes or _names(root)
     has = {name: (root / "images" / name).is_dir() for name in ("val", "test")}
     folders = {"train": "train", "test": "test" if has["test"] or not has["val"] else "val"}
@@ -49,12 +49,12 @@ def source(config: DataConfig, task: str, on_bad_file: str) -> Source:
         lone = sorted(p for p in labels.glob("*.txt") if p.stem not in pictures and p.name != "classes.txt")
         entries[split] = [
             *(
-                Entry(str(file), functools.partial(_read, file, labels / f"{stem}.txt", classes))
+                ImageRecord(str(file), functools.partial(_read, file, labels / f"{stem}.txt", classes))
                 for stem, file in pictures.items()
             ),
-            *(Entry(str(path), functools.partial(_lone, path)) for path in lone),
+            *(ImageRecord(str(path), functools.partial(_lone, path)) for path in lone),
         ]
-    return collect(entries, classes, config, on_bad_file)
+    return read_records(entries, classes, config)
 
 
 def _lone(path: Path) -> Example:
@@ -62,7 +62,7 @@ def _lone(path: Path) -> Example:
 
 
 def _read(file: Path, path: Path, classes: tuple[str, ...]) -> Example:
-    image = read_picture(file)
+    image = read_image(file)
     height, width = image.shape[:2]
     boxes, labels = [], []
     lines = read_text(path).splitlines() if path.exists() else []

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tljax.models.backbones.resnet import Stem
-from tljax.models.layers import KERAS, TORCH, BatchNorm, Conv, Dropout, Norm, average_pool, max_pool
-from tljax.ops.fusion import once
+from tljax.models.layers import KERAS_BN, TORCH_BN, BatchNorm, BatchNormConfig, Conv, Dropout, average_pool, max_pool
+from tljax.ops.fusion import fusion_barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Variant:
     growth: int = 32
     initial: int = 64
     bottleneck: int = 4
-    norm: Norm = TORCH
+    norm: BatchNormConfig = TORCH_BN
     dropout: float = 0.0
 
 
@@ -45,7 +45,7 @@ _PLAIN = {
 VARIANTS = (
     _PLAIN
     | {"densenet161": Variant((6, 12, 36, 24), growth=48, initial=96)}
-    | {f"{name}_keras": dataclasses.replace(v, norm=KERAS) for name, v in _PLAIN.items()}
+    | {f"{name}_keras": dataclasses.replace(v, norm=KERAS_BN) for name, v in _PLAIN.items()}
 )
 
 
@@ -56,7 +56,7 @@ NORM_AFTER = (("stem/unit/conv", "stem/unit/bn"), (r"(.*)/unit1/conv", r"\1/unit
 class NormConv(nnx.Module):
     """BatchNorm, ReLU, if asked for a 2×2 average pool at stride 2, and a convolution."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, pool: bool = False, norm: Norm, dtype, rngs):
+    def __init__(self, inputs: int, outputs: int, size: int, *, pool: bool = False, norm: BatchNormConfig, dtype, rngs):
         self.pool = pool
         self.bn = BatchNorm(inputs, norm=norm, dtype=dtype, rngs=rngs)
         self.conv = Conv(inputs, outputs, size, bias=False, dtype=dtype, rngs=rngs)
@@ -67,7 +67,7 @@ class NormConv(nnx.Module):
         return self.conv(average_pool(x, 2, 2) if self.pool else x)
 
 
-class Layer(nnx.Module):
+class DenseLayer(nnx.Module):
     """A 1×1 convolution that narrows and a 3×3 one, each behind its norm, and dropout."""
 
     def __init__(self, inputs: int, config: Variant, *, common):
@@ -100,7 +100,7 @@ class Stage(nnx.Module):
         channels = width or inputs
         self.names = tuple(f"layer{i}" for i in range(1, depth + 1))
         for name in self.names:
-            setattr(self, name, Layer(channels, config, common=common))
+            setattr(self, name, DenseLayer(channels, config, common=common))
             channels += config.growth
         self.norm = BatchNorm(channels, **common) if last else None
 
@@ -108,7 +108,7 @@ class Stage(nnx.Module):
         """[B, H, W, in] → [B, H / 2, W / 2, width + depth · growth]."""
         x = self.transition(x, train) if self.transition is not None else max_pool(x, 3, 2, padding=1)
         for name in self.names:
-            x = once(jnp.concatenate([x, getattr(self, name)(x, train, rngs)], axis=-1))
+            x = fusion_barrier(jnp.concatenate([x, getattr(self, name)(x, train, rngs)], axis=-1))
         return x if self.norm is None else nnx.relu(self.norm(x, train))
 
 

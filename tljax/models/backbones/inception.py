@@ -16,9 +16,9 @@ from flax import nnx
 
 from tljax.errors import UserError
 from tljax.models import layers
-from tljax.models.layers import ConvNorm, Dropout, Linear, Norm, Side
+from tljax.models.layers import BatchNormConfig, ConvNorm, Dropout, Linear, Side
 
-_NORM = Norm(epsilon=1e-3)  # with PyTorch's momentum
+_NORM = BatchNormConfig(epsilon=1e-3)  # with PyTorch's momentum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ class Auxiliary:
 
     stage: str
     steps: tuple[Step, ...]
-    least: int = 1
-    places: int = 1
+    min_side: int = 1
+    pool_to: int = 1
     hidden: int = 0
     dropout: float = 0.0
 
@@ -107,7 +107,7 @@ class Variant:
 
     version: int
     stages: tuple[tuple[Step, ...], ...]
-    norm: Norm = _NORM
+    norm: BatchNormConfig = _NORM
     auxiliary: tuple[Auxiliary, ...] = ()
 
 
@@ -122,7 +122,7 @@ def _v1(one: int, narrow3: int, three: int, narrow5: int, five: int, pooled: int
 
 
 def _v1_auxiliary(stage: str) -> Auxiliary:
-    return Auxiliary(stage, (AverageTo(4), Conv(128)), places=16, hidden=1024, dropout=0.7)
+    return Auxiliary(stage, (AverageTo(4), Conv(128)), pool_to=16, hidden=1024, dropout=0.7)
 
 
 _CEIL = MaxPool(ceil=True)
@@ -169,14 +169,16 @@ def _v3(count_padding: bool) -> tuple:
 
 
 _V3_AUXILIARY = Auxiliary(
-    "stage3", (AveragePool(5, 3, padding=0), Conv(128), Conv(768, 5, padding=0), AverageTo(1)), least=17
+    "stage3", (AveragePool(5, 3, padding=0), Conv(128), Conv(768, 5, padding=0), AverageTo(1)), min_side=17
 )
 
 VARIANTS = {
     "googlenet": Variant(1, _GOOGLENET, auxiliary=(_v1_auxiliary("stage3"), _v1_auxiliary("stage4"))),
     "inception_v3": Variant(3, _v3(count_padding=True), auxiliary=(_V3_AUXILIARY,)),
     # Keras publishes no auxiliary classifier.
-    "inception_v3_keras": Variant(3, _v3(count_padding=False), Norm(1e-3, 0.99, unbiased=False, scale=False)),
+    "inception_v3_keras": Variant(
+        3, _v3(count_padding=False), BatchNormConfig(1e-3, 0.99, unbiased=False, scale=False)
+    ),
 }
 
 
@@ -192,8 +194,8 @@ class Chain(nnx.Module):
     """Steps one after another, under the names of `named`."""
 
     def __init__(self, inputs: int, steps: tuple[Step, ...], *, common):
-        self.names = tuple(name for name, _ in named(steps))
-        for name, step in named(steps):
+        self.names = tuple(name for name, _ in unit_names(steps))
+        for name, step in unit_names(steps):
             if isinstance(step, tuple):
                 module = Block(inputs, step, common=common)
             elif isinstance(step, Conv):
@@ -202,7 +204,7 @@ class Chain(nnx.Module):
             else:
                 module = step
             setattr(self, name, module)
-            inputs = channels(inputs, (step,))
+            inputs = out_channels(inputs, (step,))
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """[B, H, W, in] → [B, H / stride, W / stride, out]."""
@@ -227,10 +229,10 @@ class Block(nnx.Module):
 class AuxiliaryClassifier(nnx.Module):
     """A classifier on an inner map; see `Auxiliary`."""
 
-    def __init__(self, inputs: int, config: Auxiliary, num_classes: int, *, norm: Norm, dtype, rngs):
+    def __init__(self, inputs: int, config: Auxiliary, num_classes: int, *, norm: BatchNormConfig, dtype, rngs):
         self.config = config
         self.chain = Chain(inputs, config.steps, common={"norm": norm, "dtype": dtype, "rngs": rngs})
-        features = config.places * channels(inputs, config.steps)
+        features = config.pool_to * out_channels(inputs, config.steps)
         self.hidden = Linear(features, config.hidden, dtype=dtype, rngs=rngs) if config.hidden else None
         self.drop = Dropout(config.dropout)
         self.dense = Linear(config.hidden or features, num_classes, dtype=dtype, rngs=rngs)
@@ -238,9 +240,9 @@ class AuxiliaryClassifier(nnx.Module):
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """The stage's map [B, H, W, in] → logits [B, num_classes], float32 at least."""
         _, height, width, _ = x.shape
-        if min(height, width) < self.config.least:
+        if min(height, width) < self.config.min_side:
             raise UserError(
-                f"The auxiliary classifier needs a map of at least {self.config.least}×{self.config.least} at "
+                f"The auxiliary classifier needs a map of at least {self.config.min_side}×{self.config.min_side} at "
                 f"{self.config.stage}, which is {height}×{width} here: raise data.image_size (Inception v3 takes 299) "
                 "or set model.aux_weight=0."
             )
@@ -260,7 +262,7 @@ def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> d
     built = {}
     for k, steps in enumerate(config.stages):
         built[f"stage{k}" if k else "stem"] = Chain(inputs, steps, common=common)
-        inputs = channels(inputs, steps)
+        inputs = out_channels(inputs, steps)
     return built
 
 
@@ -269,13 +271,13 @@ def auxiliary(config: Variant, num_classes: int, *, dtype=None, rngs: nnx.Rngs) 
     built = {}
     for k, each in enumerate(config.auxiliary, start=1):
         before = config.stages[: int(each.stage.removeprefix("stage")) + 1]
-        inputs = channels(0, sum(before, ()))
+        inputs = out_channels(0, sum(before, ()))
         module = AuxiliaryClassifier(inputs, each, num_classes, norm=config.norm, dtype=dtype, rngs=rngs)
         built[f"aux{k}"] = (each.stage, module)
     return built
 
 
-def named(steps: tuple[Step, ...]) -> Iterator[tuple[str, Step]]:
+def unit_names(steps: tuple[Step, ...]) -> Iterator[tuple[str, Step]]:
     """The steps under their names in a chain: `unit1`, `unit2`, ..., `block1`, ..., and `pool1`, ..."""
     counts = collections.Counter()
     for step in steps:
@@ -284,11 +286,11 @@ def named(steps: tuple[Step, ...]) -> Iterator[tuple[str, Step]]:
         yield f"{kind}{counts[kind]}", step
 
 
-def channels(inputs: int, steps: tuple[Step, ...]) -> int:
+def out_channels(inputs: int, steps: tuple[Step, ...]) -> int:
     """How many channels leave a chain that so many enter."""
     for step in steps:
         if isinstance(step, Conv):
             inputs = step.outputs
         elif isinstance(step, tuple):
-            inputs = sum(channels(inputs, branch) for branch in step)
+            inputs = sum(out_channels(inputs, branch) for branch in step)
     return inputs

@@ -12,8 +12,8 @@ import dataclasses
 import jax
 from flax import nnx
 
-from tljax.models.layers import KERAS, TORCH, ConvNorm, DropPath, Norm, drop_path_rates, max_pool
-from tljax.ops.fusion import once
+from tljax.models.layers import KERAS_BN, TORCH_BN, BatchNormConfig, ConvNorm, DropPath, drop_path_rates, max_pool
+from tljax.ops.fusion import fusion_barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Variant:
     group_width: int = 64
     stride_first: bool = False
     bias: bool = False
-    norm: Norm = TORCH
+    norm: BatchNormConfig = TORCH_BN
     drop_path: float = 0.0
     output_stride: int = 32
 
@@ -56,7 +56,7 @@ VARIANTS = {
     "resnet34": Variant((3, 4, 6, 3), bottleneck=False),
     **{f"resnet{n}": Variant(depths) for n, depths in _DEEP.items()},
     # Version 1 as Keras publishes it; ResNet-18 and -34 have no 1×1 convolution to stride in.
-    **{f"resnet{n}_v1": Variant(d, stride_first=True, bias=True, norm=KERAS) for n, d in _DEEP.items()},
+    **{f"resnet{n}_v1": Variant(d, stride_first=True, bias=True, norm=KERAS_BN) for n, d in _DEEP.items()},
     "resnext50_32x4d": Variant(_DEEP["50"], groups=32, group_width=4),
     "resnext101_32x8d": Variant(_DEEP["101"], groups=32, group_width=8),
     "wide_resnet50_2": Variant(_DEEP["50"], group_width=128),
@@ -86,7 +86,7 @@ class Block(nnx.Module):
             y = getattr(self, name)(y, train)
             y = nnx.relu(y) if name != self.names[-1] else y
         shortcut = x if self.shortcut is None else self.shortcut(x, train)
-        return once(nnx.relu(self.drop(y, train, rngs) + shortcut))
+        return fusion_barrier(nnx.relu(self.drop(y, train, rngs) + shortcut))
 
 
 class Stem(nnx.Module):

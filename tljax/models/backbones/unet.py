@@ -10,7 +10,7 @@ import dataclasses
 import jax
 from flax import nnx
 
-from tljax.models.layers import TORCH, ConvNorm, Dropout, Norm, max_pool
+from tljax.models.layers import TORCH_BN, BatchNormConfig, ConvNorm, Dropout, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Variant:
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    norm: Norm = TORCH
+    norm: BatchNormConfig = TORCH_BN
     dropout: float = 0.0
     bias: bool = False
 

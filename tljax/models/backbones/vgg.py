@@ -7,7 +7,7 @@ import dataclasses
 import jax
 from flax import nnx
 
-from tljax.models.layers import TORCH, Conv, ConvNorm, Norm, max_pool
+from tljax.models.layers import TORCH_BN, BatchNormConfig, Conv, ConvNorm, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Variant:
     """
 
     blocks: tuple[tuple[int, ...], ...]
-    norm: Norm | None = None
+    norm: BatchNormConfig | None = None
 
 
 _DEPTHS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -28,7 +28,7 @@ _PLAIN = {
     name: Variant(tuple((width,) * depth for width, depth in zip((64, 128, 256, 512, 512), depths, strict=True)))
     for name, depths in _DEPTHS.items()
 }
-VARIANTS = _PLAIN | {f"{name}_bn": dataclasses.replace(v, norm=TORCH) for name, v in _PLAIN.items()}
+VARIANTS = _PLAIN | {f"{name}_bn": dataclasses.replace(v, norm=TORCH_BN) for name, v in _PLAIN.items()}
 
 
 class Convs(nnx.Module):

@@ -14,10 +14,10 @@ from tljax.models.factory import Model, make_head
 from tljax.models.layers import Conv
 
 # Paths of what is added here, as a pattern.
-FURTHER = "head/(source|hint_[^/]+)/.*"
+TRAIN_ONLY_OUTPUTS = "head/(source|hint_[^/]+)/.*"
 
 
-class Regressor(nnx.Module):
+class HintProjection(nnx.Module):
     """A 1×1 convolution from a student's channels to a teacher's (Romero et al. 2015, arXiv:1412.6550)."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype=None, rngs):
@@ -28,7 +28,7 @@ class Regressor(nnx.Module):
         return self.conv(features)
 
 
-def add_source_output(
+def add_source_head(
     model: Model, num_classes: int, image_size: int, options: Mapping, dtype=None, head: str = "classifier"
 ) -> None:
     """Adds the output `source`: a second head on the same maps; a classifier as the network was published with one.
@@ -46,8 +46,8 @@ def add_source_output(
 
 def add_hint(model: Model, stage: str, channels: int, dtype=None) -> None:
     """Adds the output `hint_STAGE`: the stage's map [B, h, w, c], regressed to a teacher's `channels`."""
-    inputs = model.pyramid()[stage].channels
-    _add(model, f"hint_{stage}", stage, lambda rngs: Regressor(inputs, channels, dtype=dtype, rngs=rngs))
+    inputs = model.feature_info()[stage].channels
+    _add(model, f"hint_{stage}", stage, lambda rngs: HintProjection(inputs, channels, dtype=dtype, rngs=rngs))
 
 
 def _add(model: Model, name: str, stage: str | None, make) -> None:

@@ -21,15 +21,15 @@ class Head(nnx.Module):
     gives the logits, or a dict of outputs.
 
     Attributes:
-      transfers: pattern of paths below `head/` that are worth taking from weights which have them.
-      known_as: layer of another head → layer of this one that can take its weights, reshaped.
+      reusable_params: pattern of paths below `head/` that are worth taking from weights which have them.
+      weight_aliases: layer of another head → layer of this one that can take its weights, reshaped.
       initialisers: pattern of paths → initialiser, before the tables of `tljax.models.initializers` and the family.
       auxiliary_stages: (name, stage) of further outputs that look at a stage's map, or where that is None at all of
         them as heads do; each is an attribute.
     """
 
-    transfers: str = "(?!)"
-    known_as: Mapping[str, str] = MappingProxyType({})
+    reusable_params: str = "(?!)"
+    weight_aliases: Mapping[str, str] = MappingProxyType({})
     auxiliary_stages: tuple[tuple[str, str | None], ...] = ()
 
     @property
@@ -38,16 +38,16 @@ class Head(nnx.Module):
         return {}
 
     @property
-    def own_reads(self) -> dict[str, tuple[int, int] | None]:
+    def main_features(self) -> dict[str, tuple[int, int] | None]:
         """`reads` of the head without its further outputs."""
         raise NotImplementedError
 
     @property
-    def reads(self) -> dict[str, tuple[int, int] | None]:
+    def required_features(self) -> dict[str, tuple[int, int] | None]:
         """The stages whose maps are looked at, and the grid that one may be averaged to first without a difference."""
-        found = dict(self.own_reads)
+        found = dict(self.main_features)
         for name, stage in self.auxiliary_stages:
-            theirs = getattr(self, name).reads if stage is None else {stage: None}
+            theirs = getattr(self, name).required_features if stage is None else {stage: None}
             for one, grid in theirs.items():
                 found[one] = grid if found.get(one, grid) == grid else None
         return found
@@ -60,7 +60,7 @@ class Head(nnx.Module):
         }
 
 
-class Level(NamedTuple):
+class StrideLevel(NamedTuple):
     """The last map of a stride: its stage, about how many input pixels a place spans, and its shape [H, W, C]."""
 
     stage: str
@@ -68,7 +68,7 @@ class Level(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def levels(shapes: Shapes, side: int) -> list[Level]:
+def stride_levels(shapes: Shapes, side: int) -> list[StrideLevel]:
     """The last map of every stride, from the finest to the deepest.
 
     A stride is told from the one before by a side of at most half, rounded up: unpadded convolutions take off a little
@@ -81,10 +81,10 @@ def levels(shapes: Shapes, side: int) -> list[Level]:
     found, before = [], None
     for stage, shape in shapes.items():
         if before is None:
-            found.append(Level(stage, 2 ** round(math.log2(side / shape[0])), shape))
+            found.append(StrideLevel(stage, 2 ** round(math.log2(side / shape[0])), shape))
         elif shape[0] < before and shape[0] <= (before + 1) // 2:
-            found.append(Level(stage, 2 * found[-1].stride, shape))
+            found.append(StrideLevel(stage, 2 * found[-1].stride, shape))
         else:
-            found[-1] = Level(stage, found[-1].stride, shape)
+            found[-1] = StrideLevel(stage, found[-1].stride, shape)
         before = shape[0]
     return found

@@ -20,7 +20,7 @@ class Classifier(Head):
     Args:
       shapes: [H, W, C] of every stage's map, in the order of the stages; the last one is used.
       num_classes: outputs; 0 leaves `dense` out, so that what would go into it comes out.
-      pool: "gap" averages over the map; "flatten" keeps every place, in H, W, C order as Keras does.
+      pool: "avg" averages over the map; "flatten" keeps every place, in H, W, C order as Keras does.
       pool_size: with "flatten", side of the grid that the map is averaged to first; None keeps every place.
       norm: after pooling: "batch" standardises each channel, averaged or at all its places, by BatchNorm without
         scale and bias; "layer" is LayerNorm with both, as in ConvNeXt; "none" is neither.
@@ -30,14 +30,14 @@ class Classifier(Head):
     """
 
     # What is worth having of other weights, below head/.
-    transfers = r"norm/.*"
+    reusable_params = r"norm/.*"
 
     def __init__(
         self,
         shapes: dict[str, tuple[int, int, int]],
         num_classes: int,
         *,
-        pool: str = "gap",
+        pool: str = "avg",
         pool_size: int | None = None,
         norm: str = "none",
         hidden: tuple[int, ...] = (),
@@ -48,7 +48,7 @@ class Classifier(Head):
     ):
         # By name: a dict of maps that has been through jit is no longer in the order of the stages.
         self.stage, (height, width, channels) = list(shapes.items())[-1]
-        self.grid = {"gap": (1, 1), "flatten": (pool_size or height, pool_size or width)}[pool]
+        self.grid = {"avg": (1, 1), "flatten": (pool_size or height, pool_size or width)}[pool]
         self.norm = NORMS[norm](channels, dtype, rngs)
         inputs = math.prod(self.grid) * channels
         self.drop = Dropout(dropout)
@@ -72,7 +72,7 @@ class Classifier(Head):
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     @property
-    def own_reads(self) -> dict[str, tuple[int, int]]:
+    def main_features(self) -> dict[str, tuple[int, int]]:
         """The last stage's map, which may be averaged to the grid."""
         return {self.stage: self.grid}
 

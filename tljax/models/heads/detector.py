@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 from tljax.models.heads import necks
 from tljax.models.heads.base import Head, Shapes
 from tljax.models.layers import Conv, Dropout
@@ -43,7 +43,7 @@ class Detector(Head):
       dropout: rate before the outputs.
     """
 
-    transfers = r"(?!classes/).*"
+    reusable_params = r"(?!classes/).*"
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class Detector(Head):
     ):
         given = {"dtype": dtype, "rngs": rngs}
         make = {
-            "deconv": lambda: necks.Deconvolution(shapes, side, channels, **given),
-            "fpn": lambda: necks.Pyramid(shapes, side, channels, levels, **given),
-            "unet": lambda: necks.Decoder(shapes, side, channels, stride, **given),
-            "none": lambda: necks.Last(shapes, side),
+            "deconv": lambda: necks.DeconvNeck(shapes, side, channels, **given),
+            "fpn": lambda: necks.FPN(shapes, side, channels, levels, **given),
+            "unet": lambda: necks.UNetNeck(shapes, side, channels, stride, **given),
+            "none": lambda: necks.IdentityNeck(shapes, side),
         }
         if neck not in make:
-            raise UserError(f'model.head_options.neck: there is no "{neck}"{nearest(neck, make)}')
+            raise UserError(f'model.head_options.neck: there is no "{neck}"{did_you_mean(neck, make)}')
         self.side, self.neck = side, make[neck]()
         width, size = self.neck.channels, 3 if tower else 1
         self.class_tower, self.box_tower = (Tower(width, tower, **given) for _ in range(2))
@@ -117,7 +117,7 @@ class Detector(Head):
         return {"head/(classes|distances|centre)/kernel": _small, "head/classes/bias": _rare}
 
     @property
-    def own_reads(self) -> dict[str, None]:
+    def main_features(self) -> dict[str, None]:
         """The stages whose maps are looked at, whole."""
         return dict.fromkeys(self.neck.stages)
 

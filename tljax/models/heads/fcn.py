@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tljax.errors import UserError, nearest
+from tljax.errors import UserError, did_you_mean
 from tljax.models import initializers
-from tljax.models.heads.base import Head, Shapes, levels
+from tljax.models.heads.base import Head, Shapes, stride_levels
 from tljax.models.layers import Conv, ConvNorm, Dropout
-from tljax.models.upsample import ConvTranspose, bilinear, fit
+from tljax.models.upsample import ConvTranspose, bilinear, pad_or_crop
 
 # How many maps each of the paper's networks scores.
 MAPS = {"32s": 1, "16s": 2, "8s": 3}
@@ -40,8 +40,8 @@ class FCN(Head):
       auxiliary: with "torchvision", the same again on the stage before the last as `aux1`, for training.
     """
 
-    transfers = r"(fc6|fc7|(aux\d+/)?unit)/.*"
-    known_as = MappingProxyType({"head/hidden0": "head/fc6", "head/hidden1": "head/fc7"})
+    reusable_params = r"(fc6|fc7|(aux\d+/)?unit)/.*"
+    weight_aliases = MappingProxyType({"head/hidden0": "head/fc6", "head/hidden1": "head/fc7"})
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class FCN(Head):
         rngs: nnx.Rngs,
     ):
         if variant not in VARIANTS:
-            raise UserError(f'model.head_options.variant cannot be "{variant}"{nearest(variant, VARIANTS)}')
+            raise UserError(f'model.head_options.variant cannot be "{variant}"{did_you_mean(variant, VARIANTS)}')
         self.variant, self.side = variant, side
         common = {"dtype": dtype, "rngs": rngs}
         if variant == "torchvision":
@@ -72,7 +72,7 @@ class FCN(Head):
             raise UserError(
                 f'model.aux_weight: fcn has an auxiliary output with variant="torchvision", not "{variant}".'
             )
-        found = levels(shapes, side)[::-1][: MAPS[variant]]
+        found = stride_levels(shapes, side)[::-1][: MAPS[variant]]
         if len(found) < MAPS[variant]:
             raise UserError(
                 f'model.head_options.variant="{variant}" looks at maps of {MAPS[variant]} strides, but the backbone '
@@ -99,7 +99,7 @@ class FCN(Head):
         x = self.drop(nnx.relu(self.fc6(features[self.stages[0]])), train, rngs)
         x = self.score(self.drop(nnx.relu(self.fc7(x)), train, rngs))
         for k, size in enumerate(self.sizes, start=1):
-            x = fit(getattr(self, f"up{k}")(x), size)
+            x = pad_or_crop(getattr(self, f"up{k}")(x), size)
             if k < len(self.stages):
                 x += getattr(self, f"score{k}")(features[self.stages[k]])
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -112,7 +112,7 @@ class FCN(Head):
         return {r"head/score\d*/kernel": initializers.zeros, r"head/up\d+/kernel": initializers.bilinear}
 
     @property
-    def own_reads(self) -> dict[str, None]:
+    def main_features(self) -> dict[str, None]:
         """The stages whose maps are looked at, whole."""
         return dict.fromkeys(self.stages)
 

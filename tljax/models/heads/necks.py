@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tljax.errors import UserError
-from tljax.models.heads.base import Shapes, levels
+from tljax.models.heads.base import Shapes, stride_levels
 from tljax.models.heads.unet import Block
 from tljax.models.layers import BatchNorm, ConvNorm
-from tljax.models.upsample import ConvTranspose, fit, repeat
+from tljax.models.upsample import ConvTranspose, nearest_upsample, pad_or_crop
 
 Features = dict[str, jax.Array]
 
 
-class Last(nnx.Module):
+class IdentityNeck(nnx.Module):
     """The last map as it is."""
 
     def __init__(self, shapes: Shapes, side: int):
@@ -32,7 +32,7 @@ class Last(nnx.Module):
         return {self.strides[0]: features[self.stages[0]]}
 
 
-class Deconvolution(nnx.Module):
+class DeconvNeck(nnx.Module):
     """The last map at twice its side: a 4×4 transposed convolution of stride 2, BatchNorm and ReLU.
 
     As in the networks that find people's joints by places (Xiao et al. 2018, arXiv:1804.06208).
@@ -48,11 +48,11 @@ class Deconvolution(nnx.Module):
         """Maps by stage → [B, 2 H, 2 W, channels]."""
         x = features[self.stages[0]]
         # As torch's with padding 1: what each of the outer places adds beyond the map is cut off.
-        y = fit(self.up(x), (2 * x.shape[1], 2 * x.shape[2]))
+        y = pad_or_crop(self.up(x), (2 * x.shape[1], 2 * x.shape[2]))
         return {self.strides[0]: nnx.relu(self.bn(y, train))}
 
 
-class Pyramid(nnx.Module):
+class FPN(nnx.Module):
     """A feature pyramid over the deepest strides of a backbone (Lin et al. 2017, arXiv:1612.03144).
 
     A 1×1 convolution of each map, to which the coarser one, already added up, is added at its side by nearest
@@ -61,7 +61,7 @@ class Pyramid(nnx.Module):
     """
 
     def __init__(self, shapes: Shapes, side: int, channels: int, depth: int, *, dtype=None, rngs):
-        found = levels(shapes, side)
+        found = stride_levels(shapes, side)
         if not 1 <= depth <= len(found):
             raise UserError(
                 f"model.head_options.levels must be 1 to {len(found)}, the strides of the backbone's maps, got {depth}."
@@ -80,13 +80,13 @@ class Pyramid(nnx.Module):
             x = getattr(self, f"lateral_{stage}")(features[stage], train)
             if above is not None:
                 height, width = x.shape[1:3]
-                x += fit(repeat(above, round(height / above.shape[1])), (height, width))
+                x += pad_or_crop(nearest_upsample(above, round(height / above.shape[1])), (height, width))
             above = x
             maps[stride] = getattr(self, f"smooth_{stage}")(above, train)
         return dict(reversed(maps.items()))
 
 
-class Decoder(nnx.Module):
+class UNetNeck(nnx.Module):
     """The way up of a U-Net (Ronneberger et al. 2015, arXiv:1505.04597) as far as a stride, whose map is its only one.
 
     At every stride a 2×2 transposed convolution, the backbone's map beside it, and two 3×3 convolutions with BatchNorm
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, shapes: Shapes, side: int, channels: int, stride: int, *, dtype=None, rngs):
-        found = {level.stride: level for level in reversed(levels(shapes, side))}
+        found = {level.stride: level for level in reversed(stride_levels(shapes, side))}
         possible = list(found)[1:]
         if stride not in possible:
             raise UserError(
@@ -117,6 +117,6 @@ class Decoder(nnx.Module):
         x = features[deepest]
         for stage in others:
             skip = features[stage]
-            x = fit(getattr(self, f"up_{stage}")(x), skip.shape[1:3])
+            x = pad_or_crop(getattr(self, f"up_{stage}")(x), skip.shape[1:3])
             x = getattr(self, f"block_{stage}")(jnp.concatenate([skip, x], -1), train)
         return {self.strides[0]: x}

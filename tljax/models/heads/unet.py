@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tljax.errors import UserError, nearest
-from tljax.models.heads.base import Head, Level, Shapes, levels
+from tljax.errors import UserError, did_you_mean
+from tljax.models.heads.base import Head, Shapes, StrideLevel, stride_levels
 from tljax.models.layers import BatchNorm, Conv, Dropout
-from tljax.models.upsample import ConvTranspose, bilinear, fit, repeat
+from tljax.models.upsample import ConvTranspose, bilinear, nearest_upsample, pad_or_crop
 
 UPSAMPLE = ("transposed", "bilinear", "nearest")
 
@@ -65,7 +65,7 @@ class UNet(Head):
         2015, arXiv:1409.5185).
     """
 
-    transfers = r"(up\d+|block\d+|center)/.*"
+    reusable_params = r"(up\d+|block\d+|center)/.*"
 
     def __init__(
         self,
@@ -85,10 +85,10 @@ class UNet(Head):
         rngs: nnx.Rngs,
     ):
         if upsample not in UPSAMPLE:
-            raise UserError(f'model.head_options.upsample cannot be "{upsample}"{nearest(upsample, UPSAMPLE)}')
+            raise UserError(f'model.head_options.upsample cannot be "{upsample}"{did_you_mean(upsample, UPSAMPLE)}')
         if kernel % 2 == 0:
             raise UserError(f"model.head_options.kernel must be odd, got {kernel}.")
-        used = _deepest(levels(shapes, side), depth)
+        used = _deepest(stride_levels(shapes, side), depth)
         self.side, self.upsample, self.deepest = side, upsample, used[0].stage
         further = int(math.log2(used[-1].stride))
         self.skips = (*(level.stage for level in used[1:]), *(None,) * further)
@@ -127,7 +127,7 @@ class UNet(Head):
         x, outputs = features[self.deepest], {}
         x = x if self.center is None else self.center(x, train)
         for k, (stage, size) in enumerate(zip(self.skips, self.sizes, strict=True), start=1):
-            x = fit(self._enlarged(x, k), size)
+            x = pad_or_crop(self._enlarged(x, k), size)
             if stage is not None:
                 both = (x, features[stage]) if self.upsample == "nearest" else (features[stage], x)
                 x = jnp.concatenate(both, -1)
@@ -138,27 +138,31 @@ class UNet(Head):
         return {"logits": logits} | outputs if outputs else logits
 
     @property
-    def own_reads(self) -> dict[str, None]:
+    def main_features(self) -> dict[str, None]:
         """The stages whose maps are looked at, whole."""
         return dict.fromkeys((self.deepest, *filter(None, self.skips)))
 
     def _enlarged(self, x: jax.Array, k: int) -> jax.Array:
         if self.upsample == "transposed":
             return getattr(self, f"up{k}")(x)
-        return repeat(x) if self.upsample == "nearest" else bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), corners=True)
+        return (
+            nearest_upsample(x)
+            if self.upsample == "nearest"
+            else bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), corners=True)
+        )
 
     def _resized(self, x: jax.Array) -> jax.Array:
         return bilinear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (self.side, self.side))
 
 
-def _deepest(found: list[Level], depth: int | None) -> list[Level]:
+def _deepest(found: list[StrideLevel], depth: int | None) -> list[StrideLevel]:
     """The levels that are used, the deepest first."""
     if depth is not None and not 1 <= depth <= len(found):
         raise UserError(f"model.head_options.depth must be 1 to {len(found)}, the backbone's strides, got {depth}.")
     return found[::-1][:depth]
 
 
-def _widths(used: list[Level], further: int) -> list[int]:
+def _widths(used: list[StrideLevel], further: int) -> list[int]:
     widths = [level.shape[2] for level in used[1:]]
     for _ in range(further):
         widths.append(max(1, (widths[-1] if widths else used[0].shape[2]) // 2))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tljax.weights.layouts import convnext, densenet, inception, resnet, unet, vgg
-from tljax.weights.layouts.table import OURS, Layout, Rule
+from tljax.weights.layouts.table import NATIVE, Layout, Rule
 
 FAMILIES = {
     "vgg": vgg,
@@ -20,7 +20,7 @@ FAMILIES = {
     "unet": unet,
 }
 
-__all__ = ["FAMILIES", "OURS", "Layout", "Rule", "detect", "layouts"]
+__all__ = ["FAMILIES", "NATIVE", "Layout", "Rule", "detect_layout", "layouts"]
 
 
 def layouts(family: str, config: Any) -> dict[str, Layout]:
@@ -28,7 +28,7 @@ def layouts(family: str, config: Any) -> dict[str, Layout]:
     return {name: make(config) for name, make in FAMILIES[family].LAYOUTS.items()}
 
 
-def detect(names: Iterable[str], family: str, config: Any) -> str:
+def detect_layout(names: Iterable[str], family: str, config: Any) -> str:
     """The layout that leaves the fewest of these tensor names without a place."""
     names, known = list(names), layouts(family, config)
     return min(known, key=lambda layout: sum(known[layout].place(name) is None for name in names))

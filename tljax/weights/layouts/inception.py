@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from tljax.models.backbones.inception import Conv, Step, Variant, named
+from tljax.models.backbones.inception import Conv, Step, Variant, unit_names
 from tljax.weights.layouts.table import (
     COUNTERS,
     Layout,
@@ -47,7 +47,7 @@ _V3 = (
 
 def _units(steps: Iterable[Step], path: str) -> Iterator[str]:
     """The paths of a chain's convolutions with their norms, in the order of construction."""
-    for name, step in named(steps):
+    for name, step in unit_names(steps):
         if isinstance(step, Conv):
             yield f"{path}/{name}"
         elif isinstance(step, tuple):

@@ -25,10 +25,10 @@ class Transform(NamedTuple):
     """
 
     view: Callable[[np.ndarray], np.ndarray]
-    theirs: Callable[[np.ndarray], np.ndarray]
+    to_foreign: Callable[[np.ndarray], np.ndarray]
     pieces: int = 1
 
-    def ours(self, x: np.ndarray) -> np.ndarray:
+    def from_foreign(self, x: np.ndarray) -> np.ndarray:
         """Foreign to ours, a view where that can be."""
         view = self.view(x)
         return view if self.pieces == 1 else view.reshape(-1, *view.shape[self.pieces :])
@@ -150,7 +150,7 @@ def _fill(pattern: str, blanks: dict[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: blanks[match[1]], pattern) if blanks else pattern
 
 
-class Ours(Layout):
+class NativeLayout(Layout):
     """Our own names, as checkpoints of runs have them."""
 
     def place(self, name: str) -> Rule:
@@ -160,7 +160,7 @@ class Ours(Layout):
     origin = place
 
 
-OURS = Ours(())
+NATIVE = NativeLayout(())
 
 # torch counts batches for a momentum mode that none of these networks uses.
 COUNTERS = (r".*\.num_batches_tracked",)
