@@ -1,4 +1,4 @@
-"""What every item of run.py is given: settings, processes, and the rows that come of them."""
+"""What every item of run.py shares: settings, processes and result rows."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from driver import Failed, Process, environment
+from driver import WorkerError, WorkerProcess, environment
 
 REPO = Path(__file__).resolve().parents[1]
-KERAS_OF = {"keras-tensorflow": "tensorflow", "keras-jax": "jax", "keras-torch": "torch"}
+KERAS_BACKENDS = {"keras-tensorflow": "tensorflow", "keras-jax": "jax", "keras-torch": "torch"}
 
 
 @dataclasses.dataclass
@@ -24,16 +24,16 @@ class Bench:
 
     Attributes:
       device: cpu or gpu.
-      quick: whether sizes are tiny, to try the driver.
-      rounds: of turns.
-      seconds: of one turn.
-      threads: that every process may use.
-      peer_python: the interpreter that has the peers.
-      torch_compile: whether torch.compile is tried too.
-      epochs_as_written: of the scripts that take minutes.
-      folder: for files that are not kept.
-      say: hears what is being done.
-      kept: rows of items that ran before, by item.
+      quick: use tiny sizes, to test the driver.
+      rounds: number of rounds of turns.
+      seconds: length of one turn.
+      threads: number of cores that every process may use.
+      peer_python: interpreter that has the peers.
+      torch_compile: also time torch.compile.
+      epochs_as_written: epochs of the scripts that take minutes.
+      folder: temporary folder.
+      on_status: called with a description of the current step.
+      results: rows of the items that ran before, by item.
     """
 
     device: str
@@ -45,70 +45,75 @@ class Bench:
     torch_compile: bool
     epochs_as_written: int
     folder: Path
-    say: Callable[[str], None]
-    kept: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
+    on_status: Callable[[str], None]
+    results: dict[str, list[dict]] = dataclasses.field(default_factory=dict)
 
     @property
     def env(self) -> dict[str, str]:
-        """Of every process; where compiled programs are kept is for items to say."""
+        """The environment of every process, without a compilation cache, which the items set themselves."""
         env = environment(self.threads, self.device == "cpu")
         return {name: value for name, value in env.items() if name != "JAX_COMPILATION_CACHE_DIR"}
 
     @contextlib.contextmanager
-    def worker(self, peer: str) -> Iterator[Process]:
-        """A fresh worker of training.py; raises Failed where the framework is missing or has no such device."""
-        python = sys.executable if peer in ("matmul", "triad", "tljax") else self.peer_python
-        log = self.folder / f"{peer}-{time.monotonic_ns()}.log"
-        process = Process(peer, python, self.env, self.threads, log, "training.py")
+    def worker(self, framework: str) -> Iterator[WorkerProcess]:
+        """Start a worker of training.py. Raises WorkerError if the framework or its device is missing."""
+        python = sys.executable if framework in ("matmul", "triad", "tljax") else self.peer_python
+        log = self.folder / f"{framework}-{time.monotonic_ns()}.log"
+        process = WorkerProcess(framework, python, self.env, self.threads, log, "training.py")
         try:
-            found = process.ask("hello")
-            if found["device"] != self.device:
-                raise Failed(f"sees no {self.device} ({found['versions']})")
+            info = process.call("describe")
+            if info["device"] != self.device:
+                raise WorkerError(f"sees no {self.device} ({info['versions']})")
             yield process
         finally:
             process.close()
 
     def versions(self) -> dict[str, str]:
-        """Of each framework, or why it is not there."""
-        found = {}
-        for peer in ("tljax", "torch", "keras-tensorflow", "keras-jax"):
-            self.say(f"{peer}: which version")
+        """Return the versions of each framework, or the reason why it is not available."""
+        versions = {}
+        for framework in ("tljax", "torch", "keras-tensorflow", "keras-jax"):
+            self.on_status(f"{framework}: version")
             try:
-                with self.worker(peer) as worker:
-                    found[peer] = worker.ask("hello")["versions"]
-            except Failed as error:
-                found[peer] = str(error)
-        return found
+                with self.worker(framework) as worker:
+                    versions[framework] = worker.call("describe")["versions"]
+            except WorkerError as error:
+                versions[framework] = str(error)
+        return versions
 
-    def whole(self, command: Sequence[str], **env: str) -> tuple[float, str]:
-        """Runs a process to its end; returns its seconds and its last line. Raises Failed."""
+    def run_process(self, command: Sequence[str], **env: str) -> tuple[float, str]:
+        """Run a process to its end and return its seconds and its last line of output.
+
+        Raises:
+          WorkerError: the process failed, with the last line of its standard error.
+        """
         start = time.perf_counter()
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=self.env | env, cwd=REPO, capture_output=True, text=True, errors="replace", check=False
         )
         seconds = time.perf_counter() - start
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            missing = last.partition("No module named ")[2]
-            raise Failed(f"not installed ({missing})" if missing else last[:200])
-        return seconds, (done.stdout.strip().splitlines() or [""])[-1]
+        if process.returncode:
+            last_line = (process.stderr.strip().splitlines() or ["no output"])[-1]
+            missing = last_line.partition("No module named ")[2]
+            raise WorkerError(f"not installed ({missing})" if missing else last_line[:200])
+        return seconds, (process.stdout.strip().splitlines() or [""])[-1]
 
-    def script(self, name: str, *options: str, **env: str) -> tuple[float, dict]:
-        """Runs one of scripts/ with the peers' interpreter; returns its seconds and what it printed."""
-        seconds, line = self.whole([self.peer_python, str(REPO / "benchmarks" / "scripts" / name), *options], **env)
+    def run_script(self, file: str, *options: str, **env: str) -> tuple[float, dict]:
+        """Run a file of scripts/ with the peers' interpreter and return its seconds and the JSON that it prints."""
+        path = REPO / "benchmarks" / "scripts" / file
+        seconds, line = self.run_process([self.peer_python, str(path), *options], **env)
         return seconds, json.loads(line)
 
 
-def row(case: str, who: str, values: Sequence[float], unit: str, dtype: str = "float32", **more) -> dict:
-    """A row of the results.
+def row(case: str, name: str, values: Sequence[float], unit: str, dtype: str = "float32", **fields) -> dict:
+    """Return a row of the results.
 
     Args:
-      case: rows of one case do the same work and are held against each other.
-      who: the name of the row; those of this project begin with tljax.
-      values: one of each round; `median` is theirs.
-      unit: of the values; `pictures/s` and the like are better when there are more, all others when there are fewer.
-      dtype: of the computation.
-      more: note, error, variant, accuracy, flops (of a picture) and whatever else is worth keeping in the JSON.
+      case: rows of one case do the same work and are compared with each other.
+      name: name of the row; those of this project begin with tljax.
+      values: one value per round.
+      unit: unit of the values; of units that end in /s more is better, of all others less.
+      dtype: type of the computation.
+      **fields: note, error, variant, accuracy, flops (per image) and other entries for the JSON file.
     """
     median = {"median": statistics.median(values)} if values else {}
-    return {"case": case, "who": who, "dtype": dtype, "values": list(values), "unit": unit} | median | more
+    return {"case": case, "name": name, "dtype": dtype, "values": list(values), "unit": unit} | median | fields

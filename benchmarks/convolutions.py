@@ -1,9 +1,10 @@
-"""The forms of a convolution beside XLA's own, shape by shape: what `rule` in tljax/ops/convolution.py rests on.
+"""Time the convolution algorithms of tljax/ops/convolution.py against XLA's convolution, shape by shape.
 
-python benchmarks/convolutions.py [--models resnet50 --size 64 --batch 16] [--dtype bfloat16] [--json FILE]
+    python benchmarks/convolutions.py [--models resnet50 --size 64 --batch 16] [--dtype bfloat16] [--json FILE]
 
-The shapes are those of the networks' convolutions. All forms of a shape run in turns and the fastest time counts, in
-GFLOP/s; `rule` marks the form chosen, and `best` is the fastest form's time over the chosen one's.
+The shapes are those of the networks' convolutions. All algorithms of a shape run in turns, and the fastest time of each
+counts, in GFLOP/s. "(selected)" marks the algorithm of `select_algorithms`; "best" is the time of the fastest
+algorithm divided by that of the selected one.
 """
 
 from __future__ import annotations
@@ -28,41 +29,49 @@ from tljax.ops.convolution import ALGORITHMS, ConvAlgorithms, ConvSpec, select_a
 PARTS = ConvAlgorithms._fields
 
 
-def shapes_of(model: str, size: int, batch: int) -> list[tuple]:
-    """(x, kernel, window) of the convolutions of a network, each once."""
-    found, whole = {}, convolution.convolve
+def conv_shapes(model: str, size: int, batch: int) -> list[tuple]:
+    """Return the distinct (input shape, kernel shape, ConvSpec) of a network's convolutions."""
+    shapes = {}
+    convolve = convolution.convolve
     network = models.create_model(model, num_classes=2, image_size=size, rngs=nnx.Rngs(0))
 
-    def seen(x, kernel, window):
-        found[x.shape, kernel.shape, window] = None
-        return whole(x, kernel, window)
+    def record(x, kernel, spec):
+        shapes[x.shape, kernel.shape, spec] = None
+        return convolve(x, kernel, spec)
 
-    models_layers = sys.modules["tljax.models.layers"]
-    models_layers.convolve = seen
+    layers = sys.modules["tljax.models.layers"]
+    layers.convolve = record
     nnx.eval_shape(lambda x: network(x), jnp.zeros((batch, size, size, 3)))
-    models_layers.convolve = whole
-    return list(found)
+    layers.convolve = convolve
+    return list(shapes)
 
 
-def programs(x, kernel, window: ConvSpec) -> dict[tuple[str, str], object]:
-    """(part, form) → a compiled step that waits for its result."""
+def algorithm_names(x_shape: tuple, kernel_shape: tuple, spec: ConvSpec) -> tuple[str, ...]:
+    """Return the algorithms that apply to a shape."""
+    if spec.groups == x_shape[-1] == kernel_shape[-1]:
+        return ("xla_conv", "depthwise_shift")
+    if spec.groups > 1:
+        return ("xla_conv",)
+    return tuple(name for name in ALGORITHMS if name != "depthwise_shift")
+
+
+def make_steps(x, kernel, spec: ConvSpec) -> dict[tuple[str, str], object]:
+    """Return {(part, algorithm): compiled step that waits for its result}."""
+    names = algorithm_names(x.shape, kernel.shape, spec)
     keys = jax.random.split(jax.random.key(0))
     x, kernel = (jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, (x, kernel), strict=True))
-    dy = jnp.ones_like(convolution.xla_conv(x, kernel, window))
-    depthwise = window.groups == x.shape[-1] == kernel.shape[-1]
-    names = ("xla_conv", "depthwise_shift") if depthwise else tuple(n for n in ALGORITHMS if n != "depthwise_shift")
-    names = ("xla_conv",) if window.groups > 1 and not depthwise else names
+    dy = jnp.ones_like(convolution.xla_conv(x, kernel, spec))
     steps = {}
     for name in names:
-        forms = ConvAlgorithms(name, "im2col" if name == "columns" else name, name)
-        if name == "rows" and max(window.strides) > 1:
-            forms = forms._replace(to_input="im2col")
+        algorithms = ConvAlgorithms(name, "im2col" if name == "columns" else name, name)
+        if name == "rows" and max(spec.strides) > 1:
+            algorithms = algorithms._replace(to_input="im2col")
 
-        def gradients(saved, dy, forms=forms):
-            return convolution._backward((forms, window, x.shape, kernel.shape), saved, dy)
+        def gradients(residuals, dy, algorithms=algorithms):
+            return convolution._backward((algorithms, spec, x.shape, kernel.shape), residuals, dy)
 
         calls = {
-            "value": (lambda x, k, form=ALGORITHMS[name]: form(x, k, window), (x, kernel)),
+            "value": (lambda x, k, algorithm=ALGORITHMS[name]: algorithm(x, k, spec), (x, kernel)),
             "to_input": (lambda k, dy, f=gradients: f((None, k), dy)[0], (kernel, dy)),
             "to_kernel": (lambda x, dy, f=gradients: f((x, None), dy)[1], (x, dy)),
         }
@@ -73,9 +82,10 @@ def programs(x, kernel, window: ConvSpec) -> dict[tuple[str, str], object]:
     return steps
 
 
-def times(steps: dict, seconds: float) -> dict:
-    """The fastest run of each step, in seconds; all have their turns for a while."""
-    best, end = dict.fromkeys(steps, np.inf), time.perf_counter() + seconds
+def fastest_times(steps: dict, seconds: float) -> dict:
+    """Return the fastest time of each step in seconds, running all in turns for `seconds`."""
+    best = dict.fromkeys(steps, np.inf)
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or np.inf in best.values():
         for name, step in steps.items():
             start = time.perf_counter()
@@ -84,37 +94,42 @@ def times(steps: dict, seconds: float) -> dict:
     return best
 
 
+def measure(x_shape: tuple, kernel_shape: tuple, spec: ConvSpec, dtype: str, seconds: float) -> list[dict]:
+    """Time all algorithms of a shape, print a line per part, and return a row per part."""
+    x = jax.ShapeDtypeStruct(x_shape, dtype)
+    kernel = jax.ShapeDtypeStruct(kernel_shape, dtype)
+    result = jax.eval_shape(lambda a, b: convolution.xla_conv(a, b, spec), x, kernel)
+    flops = 2 * np.prod(result.shape) * np.prod(kernel_shape[:3])
+    times = fastest_times(make_steps(x, kernel, spec), seconds)
+    algorithms = select_algorithms(x_shape, kernel_shape, spec, jnp.dtype(dtype))
+    print(f"{x_shape} {kernel_shape} strides {spec.strides} groups {spec.groups}")
+    rows = []
+    for part in PARTS:
+        selected = getattr(algorithms, part)
+        part_times = {name: t for (p, name), t in times.items() if p == part}
+        best = min(part_times.values()) / part_times[selected]
+        rates = {name: float(flops / t / 1e9) for name, t in part_times.items()}
+        text = "  ".join(f"{name}{' (selected)' * (name == selected)} {r:.0f}" for name, r in rates.items())
+        print(f"  {part:9}  {text}   best: {best:.2f}", flush=True)
+        row = {"x": x_shape, "kernel": kernel_shape, "spec": spec._asdict(), "part": part, "gflops": rates}
+        rows.append(row | {"selected": selected, "best": best})
+    return rows
+
+
 def main() -> None:
-    """The command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=["resnet50"], type=lambda text: text.split(","))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per shape")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    shapes = dict.fromkeys(shape for model in args.models for shape in shapes_of(model, args.size, args.batch))
+    shapes = dict.fromkeys(shape for model in args.models for shape in conv_shapes(model, args.size, args.batch))
     rows = []
-    for x, kernel, window in shapes:
-        like = (jax.ShapeDtypeStruct(x, args.dtype), jax.ShapeDtypeStruct(kernel, args.dtype))
-        result = jax.eval_shape(lambda a, b, w=window: convolution.xla_conv(a, b, w), *like)
-        flops = 2 * np.prod(result.shape) * np.prod(kernel[:3])
-        best, chosen = (
-            times(programs(*like, window), args.seconds),
-            select_algorithms(x, kernel, window, jnp.dtype(args.dtype)),
-        )
-        print(f"{x} {kernel} strides {window.strides} groups {window.groups}")
-        for part in PARTS:
-            of_part = {form: taken for (p, form), taken in best.items() if p == part}
-            share = min(of_part.values()) / of_part[getattr(chosen, part)]
-            rates = {form: float(flops / taken / 1e9) for form, taken in of_part.items()}
-            text = "  ".join(
-                f"{form}{' (rule)' * (form == getattr(chosen, part))} {r:.0f}" for form, r in rates.items()
-            )
-            print(f"  {part:9}  {text}   best: {share:.2f}", flush=True)
-            rows.append({"x": x, "kernel": kernel, "window": window._asdict(), "part": part, "gflops": rates})
-            rows[-1] |= {"rule": getattr(chosen, part), "best": share}
+    for x_shape, kernel_shape, spec in shapes:
+        rows += measure(x_shape, kernel_shape, spec, args.dtype, args.seconds)
     if args.json:
         args.json.write_text(json.dumps({"settings": vars(args) | {"json": None}, "rows": rows}, default=str, indent=1))
 

@@ -1,8 +1,8 @@
-"""One training step on one device, on several virtual ones, and on those of two processes: the same losses.
+"""The same training steps on one device, on several virtual devices, and on devices of two processes.
 
     python benchmarks/devices.py STEPS [PROCESS PROCESSES PORT]
 
-is what the item runs: a ResNet on digits in batches of 64, whose losses and seconds per step it prints.
+runs one configuration: a ResNet on digits with batch size 64. It prints the losses and the seconds per step.
 """
 
 from __future__ import annotations
@@ -17,33 +17,35 @@ import time
 from bench import REPO, Bench, row
 
 BATCH = 64
-GLOO = "jax_cpu_collectives_implementation"
 
 
 def devices(bench: Bench) -> list[dict]:
-    """The same steps on 1, 2, 4 and 8 virtual devices of the processor, and on two devices of two processes."""
+    """The same steps on 1, 2, 4 and 8 virtual CPU devices, and on two devices of two processes."""
     steps = 3 if bench.quick else 20
-    rows, losses = [], None
+    rows = []
+    expected_losses = None
     for count, processes in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2)):
-        who = f"tljax, {count} device{'s' * (count > 1)}" + (f" of {processes} processes" if processes > 1 else "")
-        bench.say(f"devices: {who}")
-        printed, error = _run(bench, steps, count // processes, processes)
+        name = f"tljax, {count} device{'s' * (count > 1)}" + (f" of {processes} processes" if processes > 1 else "")
+        bench.on_status(f"devices: {name}")
+        output, error = _run(bench, steps, count // processes, processes)
         if error:
-            rows.append(row("devices", who, [], "s/step", error=error))
+            rows.append(row("devices", name, [], "s/step", error=error))
             continue
-        losses = losses or printed["losses"]
-        difference = max(abs(a - b) for a, b in zip(losses, printed["losses"], strict=True))
-        note = f"{steps} losses, {losses[0]:.4f} to {losses[-1]:.4f}; largest difference to one device {difference:.1e}"
-        rows.append(row("devices", who, printed["seconds"], "s/step", note=note, losses=printed["losses"]))
+        losses = output["losses"]
+        expected_losses = expected_losses or losses
+        difference = max(abs(a - b) for a, b in zip(expected_losses, losses, strict=True))
+        note = f"{steps} losses, {expected_losses[0]:.4f} to {expected_losses[-1]:.4f}; "
+        note += f"largest difference to one device {difference:.1e}"
+        rows.append(row("devices", name, output["seconds"], "s/step", note=note, losses=losses))
     return rows
 
 
-def _run(bench: Bench, steps: int, count: int, processes: int) -> tuple[dict, str]:
-    """What the first process printed, and why not."""
+def _run(bench: Bench, steps: int, devices_per_process: int, processes: int) -> tuple[dict, str]:
+    """Return the output of the first process, and an error message or an empty string."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices_per_process}"
     env = bench.env | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, __file__, str(steps)]
     started = [
@@ -66,18 +68,18 @@ def _run(bench: Bench, steps: int, count: int, processes: int) -> tuple[dict, st
     return json.loads(outputs[0][0].strip().splitlines()[-1]), ""
 
 
-class AllProcesses:
-    """The mesh over the devices of all processes, each of which knows the whole arrays and places its own parts."""
+class MultiProcessMesh:
+    """A mesh over the devices of all processes, each of which has the whole arrays and places its own parts."""
 
     def __init__(self, mesh):
         self.mesh = mesh
 
     def put(self, tree):
-        """Copies to all devices."""
+        """Replicate arrays over all devices."""
         return self._place(tree, self.mesh.replicated)
 
     def put_batch(self, batch):
-        """Splits the leading axis over the devices."""
+        """Shard the leading axis over the devices."""
         return self._place(batch, self.mesh.batch_sharding)
 
     def _place(self, tree, sharding):
@@ -93,26 +95,29 @@ class AllProcesses:
         return jax.tree.map(place, tree)
 
 
-def work(steps: int, process: int = 0, processes: int = 1, port: int = 0) -> None:
-    """Runs the steps and prints their losses and seconds; the first step, which compiles, is not among the seconds."""
+def run_steps(steps: int, process: int = 0, processes: int = 1, port: int = 0) -> None:
+    """Run the steps and print losses and seconds; the first step, which compiles, is left out of the seconds."""
     sys.path.insert(0, str(REPO))
     import jax
 
     if processes > 1:
-        jax.config.update(GLOO, "gloo")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", processes, process)
-    from ours import LEARNS, OurStep
+    from ours import RULES, TljaxStep
 
     from tljax import config
     from tljax.data.loader import train_batches
 
     c = config.default()
-    c.data.image_size, c.train.batch_size, c.optim.name = 32, BATCH, "momentum"
-    # Small steps: at 0.02, weights that differ by 1e-7 lead to losses that differ by 1e-3 five steps later.
+    c.data.image_size = 32
+    c.train.batch_size = BATCH
+    c.optim.name = "momentum"
+    # A small learning rate: at 0.02, weights that differ by 1e-7 give losses that differ by 1e-3 five steps later.
     c.optim.lr = 5e-4
-    c.strategy.name, c.strategy.phases = "custom", (config.Phase("all", LEARNS["all"]),)
-    step = OurStep(config.parse(c), AllProcesses if processes > 1 else lambda mesh: mesh)
-    train = step.prepared.data.train
+    c.strategy.name = "custom"
+    c.strategy.phases = (config.Phase("all", RULES["all"]),)
+    step = TljaxStep(config.parse(c), MultiProcessMesh if processes > 1 else lambda mesh: mesh)
+    train = step.experiment.data.train
     arrays = {"image": train.images, "label": train.labels}
     losses, seconds = [], []
     for batch in train_batches(arrays, BATCH, (0, 0), steps):
@@ -123,4 +128,4 @@ def work(steps: int, process: int = 0, processes: int = 1, port: int = 0) -> Non
 
 
 if __name__ == "__main__":
-    work(*map(int, sys.argv[1:]))
+    run_steps(*map(int, sys.argv[1:]))

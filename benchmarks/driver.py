@@ -1,4 +1,4 @@
-"""The driver's side: workers (worker.py) seen from outside, and measuring them in turns."""
+"""The driver's side of the workers (worker.py): starting them, and timing them in turns."""
 
 from __future__ import annotations
 
@@ -13,47 +13,52 @@ from pathlib import Path
 CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-class Failed(Exception):
-    """A worker could not do what it was asked."""
+class WorkerError(Exception):
+    """A worker could not handle a request."""
 
 
-class Process:
-    """A worker seen from the driver.
+class WorkerProcess:
+    """A worker as the driver uses it.
 
     Args:
-      peer: which of the script's frameworks it is.
-      python: the interpreter.
-      env: of the process.
-      threads: that it may use.
-      log: file for what it prints to standard error.
-      script: that has the frameworks, beside this file.
+      name: the framework, a name in the script's table.
+      python: path of the interpreter.
+      env: environment of the process.
+      threads: number of cores that it may use.
+      log: file for its standard error.
+      script: file beside this one that defines the frameworks.
     """
 
     def __init__(
-        self, peer: str, python: str, env: Mapping[str, str], threads: int, log: Path, script: str = "frameworks.py"
+        self, name: str, python: str, env: Mapping[str, str], threads: int, log: Path, script: str = "frameworks.py"
     ):
-        self.peer, self.log = peer, log
+        self.name = name
+        self.log = log
         self.process = subprocess.Popen(
-            [python, str(Path(__file__).with_name(script)), peer, str(threads)],
+            [python, str(Path(__file__).with_name(script)), name, str(threads)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log.open("w"), env=env, text=True,
         )  # fmt: skip
 
-    def ask(self, do: str, **request) -> dict:
-        """Sends a request and waits for the answer."""
+    def call(self, method: str, **arguments) -> dict:
+        """Call a method of the worker and return its reply.
+
+        Raises:
+          WorkerError: a module is missing, the method failed, or the process ended.
+        """
         try:
-            print(json.dumps({"do": do} | request), file=self.process.stdin, flush=True)
+            print(json.dumps({"method": method} | arguments), file=self.process.stdin, flush=True)
             reply = json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
-            last = (self.log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-            raise Failed(f"the worker died: {last[:200]}") from None
+            last_line = (self.log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+            raise WorkerError(f"the worker ended: {last_line[:200]}") from None
         if "missing" in reply:
-            raise Failed(f"not installed ({reply['missing']})")
+            raise WorkerError(f"not installed ({reply['missing']})")
         if "error" in reply:
-            raise Failed(reply["error"])
+            raise WorkerError(reply["error"])
         return reply
 
     def close(self) -> None:
-        """Ends the worker: at the end of its input, or by force if it is in the middle of something."""
+        """End the worker by closing its input; kill it if it does not end within five seconds."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:
@@ -64,48 +69,49 @@ class Process:
 
 
 def environment(threads: int, cpu: bool) -> dict[str, str]:
-    """What processes of all frameworks get; `cpu` hides GPUs from them."""
-    # Whether PyTorch's threads spin while they wait is left as it is: with OMP_WAIT_POLICY=ACTIVE they would through
-    # the others' turns, with PASSIVE they are slower on a quiet machine.
+    """Return the environment of all workers; `cpu` hides GPUs from them."""
+    # OMP_WAIT_POLICY is not set: with ACTIVE, PyTorch's threads would spin during the turns of others; with PASSIVE
+    # they are slower on an idle machine.
     env = {"TF_CPP_MIN_LOG_LEVEL": "2"} | os.environ | {"OMP_NUM_THREADS": str(threads)}
-    # Several frameworks share one GPU: none may take its memory for itself.
+    # Several frameworks share one GPU: none may reserve its whole memory.
     env |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
     return env | (CPU if cpu else {})
 
 
-def in_turns(
-    entrants: Mapping[str, tuple[Process, dict]], rounds: int, seconds: float, say: Callable[[str], None]
+def time_in_turns(
+    workers: Mapping[str, tuple[WorkerProcess, dict]], rounds: int, seconds: float, on_status: Callable[[str], None]
 ) -> list[dict]:
-    """Prepares a task in each worker, then lets each run for a while in every round; returns a row of each.
+    """Prepare a task in each worker, then run each for a while in every round.
 
     Args:
-      entrants: worker and task, by name; no worker stands in two.
-      rounds: how many.
-      seconds: of one turn.
-      say: hears what is done, once for each entrant and once more for each round.
+      workers: {name: (worker, task)}; a worker appears only once.
+      rounds: number of rounds.
+      seconds: length of one turn.
+      on_status: called with a description of each step, once per worker and once more per round.
 
     Returns:
-      Rows with `peer` (the name), `rates` (pictures per second of each round), what the worker said of its step, and
-      `error` where something failed.
+      A row per worker with `peer` (the name), `rates` (images per second of each round), the worker's reply to
+      `prepare`, and `error` if something failed.
     """
-    rows, turns = {}, list(entrants)
-    for name, (worker, task) in entrants.items():
-        say(f"{name} compiles")
+    rows = {}
+    order = list(workers)
+    for name, (worker, task) in workers.items():
+        on_status(f"{name} compiles")
         rows[name] = {"peer": name, "rates": [], "variant": None, "flops": None}
         try:
             start = time.perf_counter()
-            rows[name] |= worker.ask("prepare", **task)
+            rows[name] |= worker.call("prepare", **task)
             rows[name]["prepare_seconds"] = time.perf_counter() - start
-        except Failed as error:
+        except WorkerError as error:
             rows[name]["error"] = str(error)
-            turns.remove(name)
+            order.remove(name)
     for _ in range(rounds):
-        for name in turns:
-            say(f"{name} runs")
-            time.sleep(0.2)  # threads of the one before may spin for a while before they sleep
+        for name in order:
+            on_status(f"{name} runs")
+            time.sleep(0.2)  # threads of the previous worker may spin for a while before they sleep
             try:
-                rows[name]["rates"].append(entrants[name][0].ask("run", seconds=seconds)["rate"])
-            except Failed as error:
+                rows[name]["rates"].append(workers[name][0].call("run", seconds=seconds)["rate"])
+            except WorkerError as error:
                 rows[name]["error"] = str(error)
-        turns = turns[1:] + turns[:1]  # nobody always comes after the same one first in a round
+        order = order[1:] + order[:1]  # so that no worker is first in every round
     return list(rows.values())

@@ -1,8 +1,7 @@
-"""The networks of each framework, as functions of workers (worker.py) that the driver of models.py starts.
+"""The networks of each framework, as variants for the workers (worker.py) that models.py starts.
 
-A function takes a task (model, train, dtype, size, batch; classes, where there is to be a new head) and returns
-{variant: make}; make() is as worker.py says. What it imports stands in the function: the peers' environment need not
-have tljax or rich.
+A function takes a task (model, train, dtype, size, batch; classes of a new head) and returns {variant: make}, where
+make is as in worker.py. Imports are inside the functions, because the peers' environment need not have tljax or rich.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ import os
 import sys
 
 from machine import matmul
-from worker import Peer, work
+from worker import Framework, serve
 
 CLASSES = 1000
 VGG_HEAD = {"pool": "flatten", "pool_size": 7, "hidden": (4096, 4096)}
 KERAS = {"vgg16": "VGG16", "resnet50": "ResNet50", "densenet121": "DenseNet121", "inception_v3": "InceptionV3"}
-# Keras' own variants, for a comparison of like with like; torchvision does not have them.
+# Variants of Keras, to compare equal networks; torchvision does not have them.
 KERAS |= {"resnet50_v1": "ResNet50", "densenet121_keras": "DenseNet121", "inception_v3_keras": "InceptionV3"}
 
 
 def tljax(task):
-    """This project: pure functions of flat leaves, as in tljax/train/step.py."""
+    """Return the variant of this project: pure functions of flat variables, as in tljax/train/step.py."""
     import jax.numpy as jnp
     from flax import nnx
 
@@ -35,33 +34,33 @@ def tljax(task):
     model = models.create_model(
         task["model"], num_classes=CLASSES, image_size=task["size"], dtype=dtype, rngs=nnx.Rngs(0), **head
     )
-    graphdef, params, stats = params_lib.flatten_model(model)
+    graphdef, params, batch_stats = params_lib.flatten_model(model)
 
-    def call(params, stats, x, train):
-        model = params_lib.merge(graphdef, params | stats)
+    def call(params, batch_stats, x, train):
+        model = params_lib.merge(graphdef, params | batch_stats)
         return model(x, train=train), params_lib.batch_stats(model)
 
-    return {"jit": lambda: jax_step(task, call, params, stats)}
+    return {"jit": lambda: jax_step(task, call, params, batch_stats)}
 
 
 def keras_jax(task):
-    """Keras 3 on JAX: the stateless call, in the same step as ours."""
+    """Return the variant of Keras 3 on JAX: its stateless call in the same step as tljax."""
     model = keras_model(task, "jax")
     params = [v.value for v in model.trainable_variables]
-    stats = [v.value for v in model.non_trainable_variables]
+    batch_stats = [v.value for v in model.non_trainable_variables]
 
-    def call(params, stats, x, train):
-        return model.stateless_call(params, stats, x, training=train)
+    def call(params, batch_stats, x, train):
+        return model.stateless_call(params, batch_stats, x, training=train)
 
-    return {"jit": lambda: jax_step(task, call, params, stats)}
+    return {"jit": lambda: jax_step(task, call, params, batch_stats)}
 
 
-def jax_step(task, call, params, stats):
-    """The step of `call(params, stats, images, train) → (logits, new stats)`, and its FLOPs.
+def jax_step(task, call, params, batch_stats):
+    """Return the step of `call(params, batch_stats, images, train) → (logits, new batch_stats)`, and its FLOPs.
 
-    The FLOPs are XLA's count of the program before optimization: 2 per multiply-add of convolutions and products where
-    they do not touch padding, 1 per elementwise operation. It leaves out transcendental functions (XLA counts them
-    apart) and whatever the compiler does otherwise than written: fusion that computes again, Winograd, custom calls.
+    The FLOPs are XLA's count of the program before optimization: 2 per multiply-add of convolutions and products except
+    with padding, 1 per elementwise operation. It excludes transcendental functions (XLA counts them separately) and
+    changes by the compiler: recomputation in fusions, Winograd, custom calls.
     """
     import jax
     import jax.numpy as jnp
@@ -69,22 +68,22 @@ def jax_step(task, call, params, stats):
     images, labels = batch_of(task)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
 
-    def loss_of(params, stats, x, y):
-        logits, stats = call(params, stats, x, True)
-        logs = jax.nn.log_softmax(logits.astype(jnp.float32))
-        return -jnp.take_along_axis(logs, y[:, None], axis=1).mean(), stats
+    def loss_fn(params, batch_stats, x, y):
+        logits, batch_stats = call(params, batch_stats, x, True)
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        return -jnp.take_along_axis(log_probs, y[:, None], axis=1).mean(), batch_stats
 
-    def infer(params, stats, x, y):
-        return call(params, stats, x, False)[0]
+    def infer(params, batch_stats, x, y):
+        return call(params, batch_stats, x, False)[0]
 
-    # Statistics are returned, or XLA would drop their updates, which the peers do.
-    program = jax.jit(jax.value_and_grad(loss_of, has_aux=True) if task["train"] else infer)
-    flops = program.lower(params, stats, images, labels).cost_analysis()["flops"]
-    return lambda: jax.block_until_ready(program(params, stats, images, labels)), flops
+    # The running statistics are returned; otherwise XLA would remove their updates, which the peers compute.
+    program = jax.jit(jax.value_and_grad(loss_fn, has_aux=True) if task["train"] else infer)
+    flops = program.lower(params, batch_stats, images, labels).cost_analysis()["flops"]
+    return lambda: jax.block_until_ready(program(params, batch_stats, images, labels)), flops
 
 
 def keras_tensorflow(task):
-    """Keras 3 on TensorFlow: compiled by XLA, and as a plain graph, which has TensorFlow's oneDNN kernels."""
+    """Return the variants of Keras 3 on TensorFlow: compiled by XLA, and as a graph with oneDNN kernels."""
     model = keras_model(task, "tensorflow")
     import tensorflow as tf
 
@@ -101,15 +100,15 @@ def keras_tensorflow(task):
 
     def make(compiled):
         function = tf.function(train if task["train"] else infer, jit_compile=compiled)
-        last = (lambda out: out[1][0]) if task["train"] else (lambda out: out)
-        return lambda: last(function(images, labels)).numpy(), None  # reading a result waits for it
+        select = (lambda out: out[1][0]) if task["train"] else (lambda out: out)
+        return lambda: select(function(images, labels)).numpy(), None  # reading a result waits for it
 
     return {"jit_compile": lambda: make(True), "graph": lambda: make(False)}
 
 
 def keras_model(task, backend):
-    """A network of keras.applications, with the same head as in the other frameworks."""
-    os.environ["KERAS_BACKEND"] = backend  # of a process, set before the first import
+    """Return a network of keras.applications with the same head as in the other frameworks."""
+    os.environ["KERAS_BACKEND"] = backend  # read at the first import
     import keras
 
     keras.backend.clear_session()
@@ -118,12 +117,12 @@ def keras_model(task, backend):
     shape = (task["size"], task["size"], 3)
     if has_dense_layers(task):
         return make(weights=None, input_shape=shape, classes=CLASSES, classifier_activation=None)
-    trunk = make(weights=None, input_shape=shape, include_top=False, pooling="avg")
-    return keras.Model(trunk.input, keras.layers.Dense(task.get("classes", CLASSES))(trunk.output))
+    backbone = make(weights=None, input_shape=shape, include_top=False, pooling="avg")
+    return keras.Model(backbone.input, keras.layers.Dense(task.get("classes", CLASSES))(backbone.output))
 
 
 def torch(task):
-    """PyTorch with torchvision's architecture, eager in two layouts and compiled."""
+    """Return the variants of PyTorch with torchvision's networks: eager in two layouts, and compiled."""
     import torch
 
     net, device = torch_network(task)
@@ -151,14 +150,14 @@ def torch(task):
 
 
 def torch_network(task):
-    """A network of torchvision, with the same head as in the other frameworks, and the device's name."""
+    """Return a network of torchvision with the same head as in the other frameworks, and the device's name."""
     import torch
     import torchvision
 
     torch._dynamo.reset()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # JAX multiplies float32 in TF32 there too
+        torch.set_float32_matmul_precision("high")  # JAX also multiplies float32 in TF32 on GPUs
     # No dropout, as in the other frameworks, and no auxiliary classifier.
     options = {"vgg16": {"dropout": 0.0}, "inception_v3": {"aux_logits": False, "dropout": 0.0, "init_weights": False}}
     classes = task.get("classes", CLASSES)
@@ -170,7 +169,7 @@ def torch_network(task):
 
 
 def torch_batch(task, device):
-    """Pictures [B, 3, H, W] and labels [B] on the device."""
+    """Return images [B, 3, H, W] and labels [B] on the device."""
     import torch
 
     images, labels = (torch.from_numpy(array).to(device) for array in batch_of(task))
@@ -178,7 +177,7 @@ def torch_batch(task, device):
 
 
 def torch_layouts(make, task):
-    """The variants: both layouts, and both compiled where the task says so; `make(layout, compiled)` makes a step."""
+    """Return `make(layout, compiled)` for both layouts, and for both compiled if the task sets `torch_compile`."""
     import torch
 
     layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -189,7 +188,7 @@ def torch_layouts(make, task):
 
 
 def batch_of(task):
-    """Images [B, H, W, 3] and labels [B]; their values do not matter."""
+    """Return random images [B, H, W, 3] and labels [B]."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -198,18 +197,18 @@ def batch_of(task):
 
 
 def has_dense_layers(task) -> bool:
-    """VGG's dense layers fit 224 pixels and their own classes: else all average the map and have one dense layer."""
+    """Return whether VGG keeps its dense layers, which need 224 pixels and 1000 classes; otherwise it has one."""
     return task["model"].startswith("vgg") and task["size"] == 224 and "classes" not in task
 
 
-PEERS = {
-    "matmul": Peer(matmul, ("jax",)),
-    "tljax": Peer(tljax, ("jax", "flax", "tljax")),
-    "torch": Peer(torch, ("torch", "torchvision")),
-    "keras-tensorflow": Peer(keras_tensorflow, ("tensorflow", "keras")),
-    "keras-jax": Peer(keras_jax, ("jax", "keras")),
+FRAMEWORKS = {
+    "matmul": Framework(matmul, ("jax",)),
+    "tljax": Framework(tljax, ("jax", "flax", "tljax")),
+    "torch": Framework(torch, ("torch", "torchvision")),
+    "keras-tensorflow": Framework(keras_tensorflow, ("tensorflow", "keras")),
+    "keras-jax": Framework(keras_jax, ("jax", "keras")),
 }
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]), PEERS)
+    serve(sys.argv[1], int(sys.argv[2]), FRAMEWORKS)

@@ -1,6 +1,6 @@
-"""What the machine can do: matrix products, memory traffic, and the names of its parts.
+"""Limits and names of the machine: matrix products, memory traffic, peak memory, processor.
 
-The functions that take a task are workers' functions like those of frameworks.py; they import what they need.
+The functions that take a task return variants of steps like those of frameworks.py and import what they need.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 
 
 def matmul(task):
-    """The measured peak: a product of large matrices, in the precision that the networks get."""
+    """Return the step of a large matrix product in the task's dtype, the measured peak."""
     import jax
     import jax.numpy as jnp
 
     side = 2048 if jax.default_backend() == "cpu" else 8192
     a = jnp.ones((side, side), task["dtype"])
-    # Sums in float32: with results in bfloat16, XLA takes a slower way on processors.
+    # Accumulates in float32: with results in bfloat16, XLA chooses a slower algorithm on CPU.
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     return {"jit": lambda: (lambda: product(a, a).block_until_ready(), 2 * side**3)}
 
 
 def torch_matmul(task):
-    """The same product by PyTorch, whose libraries know instructions that XLA's may not use."""
+    """Return the same product in PyTorch, whose libraries may use instructions that XLA does not."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,22 +45,22 @@ def torch_matmul(task):
 
 
 def triad(task):
-    """Memory traffic: a + 2 b into a, of arrays far larger than caches. It counts bytes, two reads and a write."""
+    """Return the step a ← a + 2 b on arrays far larger than the caches; its "FLOPs" are bytes: two reads, one write."""
     import jax
     import jax.numpy as jnp
 
     count = task["megabytes"] * 2**20 // 4
-    place = {"a": jnp.ones(count), "b": jnp.ones(count)}
-    add = jax.jit(lambda a, b: a + 2 * b, donate_argnums=0)  # in place: pages that are new each time cost more
+    arrays = {"a": jnp.ones(count), "b": jnp.ones(count)}
+    add = jax.jit(lambda a, b: a + 2 * b, donate_argnums=0)  # in place: fresh pages in every step cost more
 
     def step():
-        place["a"] = add(place["a"], place["b"]).block_until_ready()
+        arrays["a"] = add(arrays["a"], arrays["b"]).block_until_ready()
 
     return {"jit": lambda: (step, 3 * 4 * count)}
 
 
 def peak_bytes(framework: str) -> int:
-    """The most memory that was in use so far: of the GPU as the framework counts it, else of the process."""
+    """Return the peak memory so far: of the GPU if the framework reports it, else of the process."""
     if framework == "jax":
         import jax
 
@@ -81,29 +81,29 @@ def peak_bytes(framework: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def cores() -> int:
-    """Those that this process may use."""
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def processor() -> str:
-    """As the machine calls it."""
+def processor_name() -> str:
+    """Return the processor's model name."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found.group(1) if found else platform.processor() or platform.machine()
+        match = None
+    return match.group(1) if match else platform.processor() or platform.machine()
 
 
-def name_of(part: str, count: int | None = None) -> str:
-    """A name for files: `AMD EPYC` and 2 cores → `amd-epyc-2cores`."""
-    plain = re.sub(r"\(.*?\)|@.*|\bCPU\b|\bProcessor\b", " ", part)
-    name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    return name if count is None else f"{name}-{count}cores"
+def machine_name(device: str, cores: int | None = None) -> str:
+    """Return a name for files: `AMD EPYC` and 2 cores → `amd-epyc-2cores`."""
+    text = re.sub(r"\(.*?\)|@.*|\bCPU\b|\bProcessor\b", " ", device)
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return name if cores is None else f"{name}-{cores}cores"
 
 
 def memory_bytes() -> int | None:
-    """Of the whole machine."""
+    """Return the memory of the machine in bytes, None if it is unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):

@@ -1,4 +1,4 @@
-"""Pictures for benchmarks in IDX files, the format that every script and tljax read. Needs NumPy alone."""
+"""Images for benchmarks in IDX files, which the peers' scripts and tljax read. Needs only NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PREFIXES = ("train", "t10k")
 
 
 def read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [N, H, W] and labels uint8 [N] of `train` or `t10k`, plain or gzipped."""
+    """Return images uint8 [N, H, W] and labels uint8 [N] of prefix `train` or `t10k`, from plain or gzipped files."""
     arrays = []
     for name, rank in ((f"{prefix}-images-idx3-ubyte", 3), (f"{prefix}-labels-idx1-ubyte", 1)):
         path = folder / name
@@ -23,7 +23,7 @@ def read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """The reverse of `read`, plain."""
+    """Write images uint8 [N, H, W] and labels [N] as plain IDX files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
         header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
@@ -31,26 +31,27 @@ def write(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray) -> 
 
 
 def first_per_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the first `count` rows of each class, in ascending order."""
+    """Return the indices of the first `count` images of each class, in ascending order."""
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in np.unique(labels)]))
 
 
-def random_pictures(per_class: int, size: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of chance and their labels, so many of each class."""
-    rng, labels = np.random.default_rng(0), np.arange(per_class * classes) % classes
+def random_images(per_class: int, size: int, num_classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Return random images uint8 [N, size, size] and labels uint8 [N], `per_class` of each class."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(per_class * num_classes) % num_classes
     return rng.integers(0, 256, (len(labels), size, size), np.uint8), labels.astype(np.uint8)
 
 
-def write_subset(folder: Path, source: Path | None, per_class: int, beyond: int = 10) -> None:
-    """What the tutorial's script looks at: the first pictures of each class of a folder's files, or random ones.
+def write_subset(folder: Path, source: Path | None, per_class: int, num_test: int = 10) -> None:
+    """Write the images of the tutorial's script: the first ones of each class, or random ones.
 
     Args:
-      folder: where the four files are written.
-      source: folder with Fashion-MNIST; None: random pictures of its size.
-      per_class: pictures of each class for training, and as many for validation.
-      beyond: further ones of each class in the test files, behind those for validation.
+      folder: destination of the four IDX files.
+      source: folder with Fashion-MNIST; None: random images of its size.
+      per_class: training images per class, and as many validation images.
+      num_test: images per class that follow those for validation in the test files.
     """
-    for prefix, count in zip(PREFIXES, (per_class, per_class + beyond), strict=True):
-        images, labels = read(source, prefix) if source else random_pictures(count, 28)
-        rows = first_per_class(labels, count)
-        write(folder, prefix, images[rows], labels[rows])
+    for prefix, count in zip(PREFIXES, (per_class, per_class + num_test), strict=True):
+        images, labels = read(source, prefix) if source else random_images(count, 28)
+        indices = first_per_class(labels, count)
+        write(folder, prefix, images[indices], labels[indices])

@@ -1,8 +1,8 @@
-"""Whole training steps of each framework, with optimizer, freezing and augmentation, as functions of workers.
+"""Whole training steps of each framework, with optimizer, freezing and augmentation, as variants for workers.
 
-A task has model, learns ("all", "last": the last stage and the head, or "head"), augment, optimizer, dtype, size,
-batch, classes and cached; networks are those of frameworks.py under one dense layer. What learns nothing is in
-inference mode and gets no gradient, in every framework.
+A task has model, trainable ("all", "last": the last stage and the head, or "head"), augment, optimizer, dtype, size,
+batch, classes and cached; networks are those of frameworks.py with one dense layer. In every framework, frozen parts
+are in inference mode and get no gradient.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import sys
 
 from frameworks import batch_of, keras_model, torch_batch, torch_layouts, torch_network
 from machine import matmul, torch_matmul, triad
-from ours import our_step
-from worker import Peer, work
+from ours import tljax_variants
+from worker import Framework, serve
 
-RATE = 1e-3
+LEARNING_RATE = 1e-3
 PADDING = 4
 
 
 def torch(task):
-    """PyTorch, with its fused optimizer."""
+    """Return the variants of PyTorch with its fused optimizer."""
     import torch
 
     net, device = torch_network(task)
@@ -29,9 +29,9 @@ def torch(task):
 
     def make(layout, compiled=False):
         model = copy.deepcopy(net).to(device, memory_format=layout).train()
-        freeze(model, task["learns"])
-        learning = [p for p in model.parameters() if p.requires_grad]
-        optimizer = optimizers[task["optimizer"]](learning, RATE, fused=True)
+        freeze(model, task["trainable"])
+        params = [p for p in model.parameters() if p.requires_grad]
+        optimizer = optimizers[task["optimizer"]](params, LEARNING_RATE, fused=True)
         x = images.contiguous(memory_format=layout)
         call = torch.compile(model) if compiled else model
 
@@ -47,23 +47,23 @@ def torch(task):
 
         def facts():
             moments = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v) and v.ndim]
-            return {"learning_bytes": nbytes(learning), "optimizer_bytes": nbytes(moments)}
+            return {"trainable_bytes": nbytes(params), "optimizer_bytes": nbytes(moments)}
 
         return step, None, facts
 
     return torch_layouts(make, task)
 
 
-def freeze(model, learns: str) -> None:
-    """No gradients and inference mode for what does not learn."""
-    last = {"last": ("layer4", "fc"), "head": ("classifier", "fc")}.get(learns)
+def freeze(model, trainable: str) -> None:
+    """Disable gradients and training mode for the frozen children of a module."""
+    names = {"last": ("layer4", "fc"), "head": ("classifier", "fc")}.get(trainable)
     for name, child in model.named_children():
-        if last and name not in last:
+        if names and name not in names:
             child.requires_grad_(False).eval()
 
 
 def flip_and_crop(x):
-    """Each picture mirrored or not, padded and cropped back at a place of its own."""
+    """Return images [B, C, H, W] flipped at random, padded, and cropped at random positions."""
     import torch
 
     count, _, height, width = x.shape
@@ -72,38 +72,39 @@ def flip_and_crop(x):
     tops, lefts = torch.randint(2 * PADDING + 1, (2, count), device=x.device)
     rows = tops[:, None] + torch.arange(height, device=x.device)
     columns = lefts[:, None] + torch.arange(width, device=x.device)
-    every = torch.arange(count, device=x.device)[:, None, None]
-    # Indexing puts the channels last, so that the result has the layout of channels_last.
-    cropped = padded.permute(0, 2, 3, 1)[every, rows[:, :, None], columns[:, None]]
+    index = torch.arange(count, device=x.device)[:, None, None]
+    # Indexing puts the channels last, so the result has the layout of channels_last.
+    cropped = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None]]
     return cropped.permute(0, 3, 1, 2)
 
 
 def keras_network(task, backend):
-    """A network of Keras that learns in part, behind Keras' layers for augmentation, and its optimizer."""
+    """Return a partly frozen Keras model with augmentation layers, its optimizer, and a function of its facts."""
     model = keras_model(task, backend)
     import keras
 
-    first = {"last": "conv5", "head": model.layers[-1].name}.get(task["learns"], "")
+    prefix = {"last": "conv5", "head": model.layers[-1].name}.get(task["trainable"], "")
     for layer in model.layers[:-1]:
-        layer.trainable = layer.name.startswith(first)
+        layer.trainable = layer.name.startswith(prefix)
     if task["augment"]:
-        layers, size = keras.layers, task["size"]
+        layers = keras.layers
+        size = task["size"]
         crop = [layers.ZeroPadding2D(PADDING), layers.RandomCrop(size, size)]
-        if backend == "jax":  # where RandomCrop cannot be compiled, but this can, which moves each picture by itself
+        if backend == "jax":  # RandomCrop does not compile there; RandomTranslation does, with one shift per image
             crop = [layers.RandomTranslation(PADDING / size, PADDING / size, fill_mode="constant")]
         model = keras.Sequential([keras.Input((size, size, 3)), layers.RandomFlip("horizontal"), *crop, model])
-    optimizer = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[task["optimizer"]](RATE)
+    optimizer = {"adam": keras.optimizers.Adam, "sgd": keras.optimizers.SGD}[task["optimizer"]](LEARNING_RATE)
     optimizer.build(model.trainable_variables)
 
     def facts():
         moments = [v.value for v in optimizer.variables if len(v.shape)]
-        return {"learning_bytes": nbytes(model.trainable_variables), "optimizer_bytes": nbytes(moments)}
+        return {"trainable_bytes": nbytes(model.trainable_variables), "optimizer_bytes": nbytes(moments)}
 
     return model, optimizer, facts
 
 
 def keras_tensorflow(task):
-    """Keras on TensorFlow: compiled by XLA, and as a plain graph."""
+    """Return the variants of Keras on TensorFlow: compiled by XLA, and as a graph."""
     model, optimizer, facts = keras_network(task, "tensorflow")
     import tensorflow as tf
 
@@ -121,7 +122,7 @@ def keras_tensorflow(task):
 
         def step():
             function(images, labels).numpy()
-            optimizer.iterations.numpy()  # the update is done when its last variable is there
+            optimizer.iterations.numpy()  # waits for the update, of which this variable is the last
 
         return step, None, facts
 
@@ -129,27 +130,27 @@ def keras_tensorflow(task):
 
 
 def keras_jax(task):
-    """Keras on JAX: its stateless calls in one compiled step, its state donated."""
+    """Return the variant of Keras on JAX: its stateless calls in one compiled step with donated state."""
     model, optimizer, facts = keras_network(task, "jax")
     import jax
     import jax.numpy as jnp
 
     images, labels = map(jnp.asarray, batch_of(task))
 
-    def train(params, stats, moments, x, y):
-        def loss_of(params):
-            logits, moved = model.stateless_call(params, stats, x, training=True)
-            logs = jax.nn.log_softmax(logits.astype(jnp.float32))
-            return -jnp.take_along_axis(logs, y[:, None], axis=1).mean(), moved
+    def train(params, batch_stats, moments, x, y):
+        def loss_fn(params):
+            logits, new_stats = model.stateless_call(params, batch_stats, x, training=True)
+            log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+            return -jnp.take_along_axis(log_probs, y[:, None], axis=1).mean(), new_stats
 
-        (loss, moved), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (loss, new_stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         params, moments = optimizer.stateless_apply(moments, grads, params)
-        return params, moved, moments, loss
+        return params, new_stats, moments, loss
 
     def make():
         program = jax.jit(train, donate_argnums=(0, 1, 2))
         variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-        state = [[jnp.copy(v.value) for v in of_kind] for of_kind in variables]
+        state = [[jnp.copy(v.value) for v in group] for group in variables]
         flops = program.lower(*state, images, labels).cost_analysis()["flops"]
 
         def step():
@@ -161,25 +162,25 @@ def keras_jax(task):
 
 
 def nbytes(arrays) -> int:
-    """Bytes of arrays of any framework, all of float32."""
-    count = 0
+    """Return the bytes of float32 arrays of any framework."""
+    total = 0
     for array in arrays:
         elements = 1
         for side in array.shape:
             elements *= int(side)
-        count += 4 * elements
-    return count
+        total += 4 * elements
+    return total
 
 
-PEERS = {
-    "matmul": Peer(matmul, ("jax",)),
-    "matmul-torch": Peer(torch_matmul, ("torch",)),
-    "triad": Peer(triad, ("jax",)),
-    "tljax": Peer(our_step, ("jax", "flax", "tljax")),
-    "torch": Peer(torch, ("torch", "torchvision")),
-    "keras-tensorflow": Peer(keras_tensorflow, ("tensorflow", "keras")),
-    "keras-jax": Peer(keras_jax, ("jax", "keras")),
+FRAMEWORKS = {
+    "matmul": Framework(matmul, ("jax",)),
+    "matmul-torch": Framework(torch_matmul, ("torch",)),
+    "triad": Framework(triad, ("jax",)),
+    "tljax": Framework(tljax_variants, ("jax", "flax", "tljax")),
+    "torch": Framework(torch, ("torch", "torchvision")),
+    "keras-tensorflow": Framework(keras_tensorflow, ("tensorflow", "keras")),
+    "keras-jax": Framework(keras_jax, ("jax", "keras")),
 }
 
 if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]), PEERS)
+    serve(sys.argv[1], int(sys.argv[2]), FRAMEWORKS)

@@ -1,10 +1,10 @@
-"""The tutorial's script as a config: `configs/vgg16_fashion.py:classic` in either precision.
+"""The tutorial's script as a config: `configs/vgg16_fashion.py:classic` in float32 or bfloat16.
 
     python run.py --config=benchmarks/tutorial.py:float32 --config.data.path=FOLDER
 
-The variant is a precision; `-8x4` behind it makes a sweep of it over so many learning rates and weight decays.
-benchmarks/run.py writes the folder, whose test files have few pictures more than validation takes, for the peers have
-no test split.
+The variant is a dtype, optionally followed by a grid: `float32-8x4` is a sweep over eight learning rates and four
+weight decays. benchmarks/run.py writes the folder. Its test files have few images beyond those for validation, because
+the peers' scripts have no test split.
 """
 
 from configs import vgg16_fashion
@@ -14,13 +14,13 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def get_config(variant="float32"):
-    """The recipe; `variant` is float32 or bfloat16, or either with -8x4."""
-    precision, _, sweep = variant.partition("-")
+    """Return the config; `variant` is float32 or bfloat16, or one of them followed by a grid such as -8x4."""
+    dtype, _, grid = variant.partition("-")
     c = vgg16_fashion.get_config("classic")
-    c.train.compute_dtype = precision
+    c.train.compute_dtype = dtype
     c.report.figures = False
     c.report.tensorboard = False
-    if sweep:
-        rates, decays = map(int, sweep.split("x"))
-        c.sweep = {"optim.lr": RATES[:rates], "optim.weight_decay": DECAYS[:decays]}
+    if grid:
+        num_rates, num_decays = map(int, grid.split("x"))
+        c.sweep = {"optim.lr": RATES[:num_rates], "optim.weight_decay": DECAYS[:num_decays]}
     return c

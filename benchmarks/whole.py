@@ -13,49 +13,49 @@ from pathlib import Path
 
 import numpy as np
 import pictures
-from bench import KERAS_OF, REPO, Bench, row
-from driver import Failed
+from bench import KERAS_BACKENDS, REPO, Bench, row
+from driver import WorkerError
 from scripts.fashion import VGG16
 
 WEIGHTS = "vgg16_imagenet_notop"
-PRECISIONS = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """What all scripts are given.
+class ScriptSettings:
+    """Settings that all scripts share.
 
     Attributes:
-      data: folder of the pictures.
-      weights: the file.
-      ours: flags of run.py.
-      note: what is not real, if anything.
-      per_class: pictures of each class.
-      size: side of the pictures.
-      epochs: of training.
+      data: folder of the images.
+      weights: file of VGG-16's weights.
+      flags: flags of run.py for the same settings.
+      note: which parts are random instead of real, or an empty string.
+      per_class: number of images per class.
+      size: side of the images, in pixels.
+      epochs: number of training epochs.
     """
 
     data: Path
     weights: Path
-    ours: tuple[str, ...]
+    flags: tuple[str, ...]
     note: str
     per_class: int
     size: int
     epochs: int
 
     @classmethod
-    def of(cls, bench: Bench) -> Setting:
-        """Fashion-MNIST and ImageNet's weights where the environment has them, and random ones where it has not."""
+    def from_environment(cls, bench: Bench) -> ScriptSettings:
+        """Use Fashion-MNIST and ImageNet's weights if the environment variables name them, else random ones."""
         per_class, size, epochs = (20, 32, 1) if bench.quick else (200, 64, 10)
-        notes, folders = [], {name: os.environ.get(name) for name in ("TLJAX_DATA_DIR", "TLJAX_WEIGHTS_DIR")}
-        source = Path(folders["TLJAX_DATA_DIR"] or "") / "fashion-mnist"
+        notes = []
+        source = Path(os.environ.get("TLJAX_DATA_DIR", "")) / "fashion-mnist"
         if not source.is_dir():
             source = None
-            notes.append("random pictures")
-        data = bench.folder / "pictures"
+            notes.append("random images")
+        data = bench.folder / "images"
         pictures.write_subset(data, source, per_class)
-        weights = Path(folders["TLJAX_WEIGHTS_DIR"] or "") / f"{WEIGHTS}.safetensors"
-        ours = [
+        weights = Path(os.environ.get("TLJAX_WEIGHTS_DIR", "")) / f"{WEIGHTS}.safetensors"
+        flags = [
             f"--config.data.path={data}",
             f"--config.data.labels_per_class={per_class}",
             f"--config.data.image_size={size}",
@@ -63,161 +63,184 @@ class Setting:
         ]
         if not weights.is_file():
             weights = bench.folder / "random.safetensors"
-            write_weights(weights)
+            write_random_weights(weights)
             notes.append("random weights")
-            ours += [f"--config.model.weights={weights}", "--config.model.preprocess=caffe"]
+            flags += [f"--config.model.weights={weights}", "--config.model.preprocess=caffe"]
         note = f"{' and '.join(notes)}: accuracies mean nothing" if notes else ""
-        return cls(data, weights, tuple(ours), note, per_class, size, epochs)
+        return cls(data, weights, tuple(flags), note, per_class, size, epochs)
 
-    def options(self, epochs: int | None = None) -> list[str]:
-        """Those of the peers' scripts."""
-        given = {"data": self.data, "weights": self.weights, "per-class": self.per_class, "size": self.size}
-        return [f"--{k}={v}" for k, v in (given | {"epochs": epochs or self.epochs}).items()]
+    def script_options(self, epochs: int | None = None) -> list[str]:
+        """Return the options of the peers' scripts; `epochs` overrides the number of epochs."""
+        options = {"data": self.data, "weights": self.weights, "per-class": self.per_class, "size": self.size}
+        return [f"--{k}={v}" for k, v in (options | {"epochs": epochs or self.epochs}).items()]
 
 
-def write_weights(path: Path) -> None:
-    """Random weights of VGG-16's convolutions in torchvision's names, of a scale that keeps activations alive."""
+def write_random_weights(path: Path) -> None:
+    """Write random weights of VGG-16's convolutions with torchvision's names, scaled to preserve activations."""
     from safetensors.numpy import save_file
 
-    rng, tensors, before, place = np.random.default_rng(0), {}, 3, 0
+    rng = np.random.default_rng(0)
+    tensors = {}
+    inputs = 3
+    index = 0
     for channels in VGG16:
         if channels != "M":
-            kernel = rng.standard_normal((channels, before, 3, 3), np.float32) * (2 / (9 * before)) ** 0.5
-            tensors[f"features.{place}.weight"] = kernel.astype(np.float32)
-            tensors[f"features.{place}.bias"] = np.zeros(channels, np.float32)
-            before = channels
-        place += 1 if channels == "M" else 2
+            kernel = rng.standard_normal((channels, inputs, 3, 3), np.float32) * (2 / (9 * inputs)) ** 0.5
+            tensors[f"features.{index}.weight"] = kernel.astype(np.float32)
+            tensors[f"features.{index}.bias"] = np.zeros(channels, np.float32)
+            inputs = channels
+        index += 1 if channels == "M" else 2
     save_file(tensors, path)
 
 
+@dataclasses.dataclass(frozen=True)
+class PeerScript:
+    """A script of a peer.
+
+    Attributes:
+      name: name of its row.
+      file: file in scripts/.
+      env: additional environment variables.
+      options: additional command-line options.
+      dtype: type of the computation.
+    """
+
+    name: str
+    file: str
+    env: dict[str, str] = dataclasses.field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    dtype: str = "float32"
+
+
 def script(bench: Bench) -> list[dict]:
-    """The scripts of the experts and ours in turns; ours with nothing kept, and again with what the run before kept."""
-    setting = Setting.of(bench)
+    """The experts' scripts and tljax in turns; tljax without cached features, and again with those of its first run."""
+    settings = ScriptSettings.from_environment(bench)
     entrants: dict[str, Callable[[], list[dict]]] = {}
-    for precision in PRECISIONS:
-        entrants[f"tljax {precision}"] = functools.partial(_ours, bench, setting, precision)
-    for name in ("keras-tensorflow", "keras-jax"):
-        env = {"KERAS_BACKEND": KERAS_OF[name]}
-        entrants[f"{name} expert"] = functools.partial(_peer, bench, f"{name} expert", "keras_expert.py", setting, env)
-    for precision in PRECISIONS:
-        name, option = f"torch expert {precision}", f"--precision={precision}"
-        entrants[name] = functools.partial(_peer, bench, name, "torch_expert.py", setting, {}, option, dtype=precision)
-    rows, turns = {}, list(entrants)
+    for dtype in DTYPES:
+        entrants[f"tljax {dtype}"] = functools.partial(_run_tljax_twice, bench, settings, dtype)
+    peers = [
+        PeerScript(f"{name} expert", "keras_expert.py", {"KERAS_BACKEND": KERAS_BACKENDS[name]})
+        for name in ("keras-tensorflow", "keras-jax")
+    ]
+    peers += [
+        PeerScript(f"torch expert {dtype}", "torch_expert.py", {}, (f"--precision={dtype}",), dtype) for dtype in DTYPES
+    ]
+    for peer in peers:
+        entrants[peer.name] = functools.partial(_run_peer, bench, settings, peer)
+    rows = {}
+    order = list(entrants)
     for turn in range(bench.rounds):
-        for name in turns:
-            bench.say(f"script, round {turn + 1} of {bench.rounds}: {name}")
-            for found in entrants[name]():
-                first = rows.setdefault(found["who"], found)
-                if "error" in found:
-                    first["error"] = found["error"]
-                elif first is not found:
-                    rows[found["who"]] = row(**_merged(first, found))
-        turns = [name for name in turns[1:] + turns[:1] if "error" not in rows[name]]
+        for name in order:
+            bench.on_status(f"script, round {turn + 1} of {bench.rounds}: {name}")
+            for result in entrants[name]():
+                first = rows.setdefault(result["name"], result)
+                if "error" in result:
+                    first["error"] = result["error"]
+                elif first is not result:
+                    rows[result["name"]] = row(**_merge_rounds(first, result))
+        order = [name for name in order[1:] + order[:1] if "error" not in rows[name]]
     return list(rows.values())
 
 
-def _merged(first: dict, found: dict) -> dict:
-    """A row with the values of another round."""
-    values = first["values"] + found["values"]
-    lists = {k: (first[k] or []) + found[k] for k in ("head_seconds",) if k in found}
+def _merge_rounds(first: dict, result: dict) -> dict:
+    """Return the fields of a row with the values of another round added."""
+    values = first["values"] + result["values"]
+    lists = {k: (first[k] or []) + result[k] for k in ("head_seconds",) if k in result}
     return {k: v for k, v in first.items() if k != "median"} | {"values": values} | lists
 
 
 def as_written(bench: Bench) -> list[dict]:
-    """Keras' `fit` on the whole frozen network, as tutorials have it, once for each backend."""
-    setting, rows = Setting.of(bench), []
-    epochs = min(setting.epochs, bench.epochs_as_written)
-    for name, backend in KERAS_OF.items():
-        who = f"{name} as written"
-        bench.say(f"script: {who}, {epochs} epochs")
-        (found,) = _peer(bench, who, "keras_as_written.py", setting, {"KERAS_BACKEND": backend}, epochs=epochs)
-        if epochs < setting.epochs and found["values"]:
-            times = setting.epochs / epochs
-            found["note"] = f"computed: start-up and {times:g} × {epochs} epochs of fit"
-            found["median"] += (times - 1) * found["fit_seconds"]
-            del found["accuracy"]
-        rows.append(found)
+    """Keras' `fit` on the whole frozen network, as in tutorials, once per backend."""
+    settings = ScriptSettings.from_environment(bench)
+    rows = []
+    epochs = min(settings.epochs, bench.epochs_as_written)
+    for keras, backend in KERAS_BACKENDS.items():
+        name = f"{keras} as written"
+        bench.on_status(f"script: {name}, {epochs} epochs")
+        peer = PeerScript(name, "keras_as_written.py", {"KERAS_BACKEND": backend})
+        (result,) = _run_peer(bench, settings, peer, epochs)
+        if epochs < settings.epochs and result["values"]:
+            factor = settings.epochs / epochs
+            result["note"] = f"computed: start-up and {factor:g} × {epochs} epochs of fit"
+            result["median"] += (factor - 1) * result["fit_seconds"]
+            del result["accuracy"]
+        rows.append(result)
     return rows
 
 
-def _peer(
-    bench: Bench,
-    who: str,
-    name: str,
-    setting: Setting,
-    env: dict,
-    *options: str,
-    epochs: int | None = None,
-    dtype: str = "float32",
-) -> list[dict]:
-    """One run of a peer's script."""
+def _run_peer(bench: Bench, settings: ScriptSettings, peer: PeerScript, epochs: int | None = None) -> list[dict]:
+    """Run a peer's script once and return its row."""
     try:
-        seconds, printed = bench.script(name, *setting.options(epochs), *options, **env)
-    except (Failed, ValueError) as error:
-        return [row("script", who, [], "s", dtype, error=str(error))]
-    head = {"head_seconds": [printed["head_seconds"]]} if "head_seconds" in printed else {}
-    head |= {name: printed[name] for name in ("fit_seconds",) if name in printed}
-    note = {"note": setting.note} if setting.note else {}
-    return [row("script", who, [seconds], "s", dtype, accuracy=printed["accuracy"], **head, **note)]
+        seconds, output = bench.run_script(peer.file, *settings.script_options(epochs), *peer.options, **peer.env)
+    except (WorkerError, ValueError) as error:
+        return [row("script", peer.name, [], "s", peer.dtype, error=str(error))]
+    fields = {"accuracy": output["accuracy"]}
+    if "head_seconds" in output:
+        fields["head_seconds"] = [output["head_seconds"]]
+    if "fit_seconds" in output:
+        fields["fit_seconds"] = output["fit_seconds"]
+    if settings.note:
+        fields["note"] = settings.note
+    return [row("script", peer.name, [seconds], "s", peer.dtype, **fields)]
 
 
-def _ours(bench: Bench, setting: Setting, precision: str) -> list[dict]:
-    """Two runs of ours: the first keeps compiled programs alone of what earlier ones kept, the second has all."""
-    cache, rows, who = bench.folder / f"cache-{precision}", [], f"tljax {precision}"
+def _run_tljax_twice(bench: Bench, settings: ScriptSettings, dtype: str) -> list[dict]:
+    """Run tljax twice: first with compiled programs but no features in the cache, then with the whole cache."""
+    cache = bench.folder / f"cache-{dtype}"
+    name = f"tljax {dtype}"
+    rows = []
     if not cache.exists():
-        rows.append(_run(bench, setting, precision, cache, f"{who}, nothing compiled before", accuracy=True))
-    for kept in cache.glob("*") if cache.exists() else ():
-        if kept.is_dir() and kept.name != "xla":
-            shutil.rmtree(kept)
-    rows.append(_run(bench, setting, precision, cache, who, accuracy=True))
-    rows.append(_run(bench, setting, precision, cache, f"{who}, second run", accuracy=True))
+        rows.append(_run_tljax(bench, settings, dtype, cache, f"{name}, nothing compiled before"))
+    for folder in cache.glob("*") if cache.exists() else ():
+        if folder.is_dir() and folder.name != "xla":
+            shutil.rmtree(folder)
+    rows.append(_run_tljax(bench, settings, dtype, cache, name))
+    rows.append(_run_tljax(bench, settings, dtype, cache, f"{name}, second run"))
     return rows
 
 
-def _run(
-    bench: Bench,
-    setting: Setting,
-    variant: str,
-    cache: Path,
-    who: str,
-    case: str = "script",
-    accuracy: bool = False,
+def _run_tljax(
+    bench: Bench, settings: ScriptSettings, variant: str, cache: Path, name: str, case: str = "script"
 ) -> dict:
-    """One run of run.py in a fresh work directory."""
-    workdir, dtype = bench.folder / "workdir", variant.partition("-")[0]
+    """Run a variant of tutorial.py in a fresh work directory; the row of the script also has its accuracy."""
+    workdir = bench.folder / "workdir"
+    dtype = variant.partition("-")[0]
     shutil.rmtree(workdir, ignore_errors=True)
     command = [sys.executable, str(REPO / "run.py"), f"--config=benchmarks/tutorial.py:{variant}"]
     env = {"TLJAX_CACHE": str(cache)}
     try:
-        seconds, _ = bench.whole([*command, f"--workdir={workdir}", *setting.ours], **env)
-    except Failed as error:
-        return row(case, who, [], "s", dtype, error=str(error))
-    note = {"note": setting.note} if setting.note else {}
-    if accuracy:
+        seconds, _ = bench.run_process([*command, f"--workdir={workdir}", *settings.flags], **env)
+    except WorkerError as error:
+        return row(case, name, [], "s", dtype, error=str(error))
+    fields = {"note": settings.note} if settings.note else {}
+    if case == "script":
         last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-        note["accuracy"] = last["valid"]["accuracy"]
-    return row(case, who, [seconds], "s", dtype, **note)
+        fields["accuracy"] = last["valid"]["accuracy"]
+    return row(case, name, [seconds], "s", dtype, **fields)
 
 
 def sweep(bench: Bench) -> list[dict]:
-    """Eight learning rates by four weight decays; the peers' rows are computed from what the scripts took once."""
-    setting, grid = Setting.of(bench), "2x2" if bench.quick else "8x4"
-    cells = int(np.prod([int(n) for n in grid.split("x")]))
-    case, rows = f"sweep: {cells} cells", []
-    for precision in PRECISIONS:
-        who = f"tljax {precision}"
-        bench.say(f"{case}: {who}")
-        cache = bench.folder / f"cache-sweep-{precision}"
-        rows.append(_run(bench, setting, f"{precision}-{grid}", cache, who, case))
-    for measured in (*bench.kept.get("as-written", ()), *bench.kept.get("script", ())):
-        who, dtype = measured["who"], measured["dtype"]
-        if who.startswith("tljax") or "median" not in measured:
+    """Eight learning rates by four weight decays; the peers' rows are computed from the times of their scripts."""
+    settings = ScriptSettings.from_environment(bench)
+    grid = "2x2" if bench.quick else "8x4"
+    trials = int(np.prod([int(n) for n in grid.split("x")]))
+    case = f"sweep: {trials} trials"
+    rows = []
+    for dtype in DTYPES:
+        name = f"tljax {dtype}"
+        bench.on_status(f"{case}: {name}")
+        cache = bench.folder / f"cache-sweep-{dtype}"
+        rows.append(_run_tljax(bench, settings, f"{dtype}-{grid}", cache, name, case))
+    for result in (*bench.results.get("as-written", ()), *bench.results.get("script", ())):
+        name = result["name"]
+        dtype = result["dtype"]
+        if name.startswith("tljax") or "median" not in result:
             continue
-        once = measured["median"]
-        rows.append(row(case, who, [cells * once], "s", dtype, note=f"computed: {cells} × {once:.1f} s"))
-        if "head_seconds" in measured:
-            head = float(np.median(measured["head_seconds"]))
-            note = f"computed: {once:.1f} s + {cells - 1} heads of {head:.2f} s"
-            name = f"{who}, one process for all cells"
-            rows.append(row(case, name, [once + (cells - 1) * head], "s", dtype, note=note))
+        once = result["median"]
+        rows.append(row(case, name, [trials * once], "s", dtype, note=f"computed: {trials} × {once:.1f} s"))
+        if "head_seconds" in result:
+            head = float(np.median(result["head_seconds"]))
+            note = f"computed: {once:.1f} s + {trials - 1} heads of {head:.2f} s"
+            one_process = f"{name}, one process for all trials"
+            rows.append(row(case, one_process, [once + (trials - 1) * head], "s", dtype, note=note))
     return rows

@@ -1,6 +1,6 @@
-"""A worker: one framework in a process of its own, which prepares steps and runs them when a driver says so.
+"""A worker: one framework in its own process, which prepares and runs steps on request.
 
-Driver and workers talk in lines of JSON. A worker sleeps on its standard input while others are timed.
+Driver and workers exchange lines of JSON. A worker sleeps on its standard input while other workers are timed.
 """
 
 from __future__ import annotations
@@ -21,105 +21,120 @@ from machine import peak_bytes
 REPO = Path(__file__).resolve().parents[1]
 
 
-class Peer(NamedTuple):
-    """A framework.
+class Framework(NamedTuple):
+    """A framework to be timed.
 
     Attributes:
-      variants: from a task to {variant: make}; make() returns a step, which does one batch and waits for it, the FLOPs
-        of the step where the framework counts them, else None, and perhaps a function that tells facts about it.
-      modules: those it cannot do without, the first of which knows the device.
+      variants: function from a task to {variant: make}. make() returns a step, a function that processes one batch and
+        waits for the result; the step's FLOPs if the framework counts them, else None; and optionally a function that
+        returns facts about the step.
+      modules: names of the required modules; the first one reports the device.
     """
 
     variants: Callable[[dict], dict[str, Callable]]
     modules: tuple[str, ...]
 
 
-def work(peer: str, threads: int, peers: dict[str, Peer]) -> None:
-    """A worker of one of the peers: answers each line of standard input with one line."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log
-    if hasattr(os, "sched_setaffinity"):  # the one limit on threads that every framework obeys
+def serve(name: str, threads: int, frameworks: dict[str, Framework]) -> None:
+    """Run the worker of a framework: reply to each line of standard input with one line.
+
+    Args:
+      name: key of `frameworks`.
+      threads: number of cores that the process may use.
+      frameworks: the frameworks by name.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # output of libraries goes to the log
+    if hasattr(os, "sched_setaffinity"):  # the only limit on threads that every framework obeys
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    os.environ["KERAS_BACKEND"] = peer.removeprefix("keras-")  # read at the first import
+    os.environ["KERAS_BACKEND"] = name.removeprefix("keras-")  # read at the first import
     sys.path.insert(0, str(REPO))
-    # The module describes the shapes of torchvision's compiled operators, which the networks do not use, and fails
-    # where these are missing or were built for another PyTorch.
+    # This module describes the shapes of torchvision's compiled operators, which the networks do not use. It fails to
+    # import if they are missing or were built for another version of PyTorch.
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    answer = Worker(peers[peer]).answer
+    worker = Worker(frameworks[name])
     for line in sys.stdin:
         try:
-            reply = answer(**json.loads(line))
+            reply = worker.handle(**json.loads(line))
         except ModuleNotFoundError as error:
             reply = {"missing": error.name}
         except Exception as error:
-            reply = {"error": shortened(error)}
-        print(json.dumps(reply), file=answers, flush=True)
+            reply = {"error": one_line(error)}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 class Worker:
-    """What a worker holds: the fastest variant's step of the latest task."""
+    """The state of a worker: the step of the fastest variant of the latest task."""
 
-    def __init__(self, peer: Peer):
-        self.peer, self.step, self.batch, self.facts = peer, None, 0, dict
+    def __init__(self, framework: Framework):
+        self.framework = framework
+        self.step = None
+        self.batch = 0
+        self.facts = dict
 
-    def answer(self, do: str, **request) -> dict:
-        """Answers one request of the driver."""
-        return getattr(self, do)(**request)
+    def handle(self, method: str, **arguments) -> dict:
+        """Return the reply to one request of the driver: the result of a method."""
+        return getattr(self, method)(**arguments)
 
-    def hello(self) -> dict:
-        """The versions, or ModuleNotFoundError; and the device."""
-        modules = [importlib.import_module(name) for name in self.peer.modules]
+    def describe(self) -> dict:
+        """Return the versions of the modules and the device. Raises ModuleNotFoundError if a module is missing."""
+        modules = [importlib.import_module(name) for name in self.framework.modules]
         first = modules[0]
         device = {
             "jax": lambda: first.default_backend(),
             "torch": lambda: "gpu" if first.cuda.is_available() else "cpu",
             "tensorflow": lambda: "gpu" if first.config.list_physical_devices("GPU") else "cpu",
         }[first.__name__]()
-        named = [f"{m.__name__} {m.__version__}" for m in modules if hasattr(m, "__version__")]
-        return {"versions": ", ".join(named), "device": device}
+        versions = [f"{m.__name__} {m.__version__}" for m in modules if hasattr(m, "__version__")]
+        return {"versions": ", ".join(versions), "device": device}
 
     def prepare(self, **task) -> dict:
-        """Compiles every variant, or the one that the task names, tries each for a moment and keeps the fastest."""
-        self.step, self.batch, self.facts = None, task["batch"], dict
+        """Compile every variant, or only `task["variant"]`, time each briefly and keep the fastest."""
+        self.step = None
+        self.batch = task["batch"]
+        self.facts = dict
         gc.collect()
         best, trials, errors = {}, {}, {}
-        for name, make in self.peer.variants(task).items():
+        for name, make in self.framework.variants(task).items():
             if task.get("variant", name) != name:
                 continue
             try:
                 step, flops, *facts = make()
                 step()  # compiles
                 step()
-                trials[name] = self.batch * repeat(step, task["trial"])
-            except Exception as error:  # torch.compile wants a C++ compiler, and XLA lacks some of TensorFlow
-                errors[name] = shortened(error)
+                trials[name] = self.batch * steps_per_second(step, task["trial"])
+            except Exception as error:  # torch.compile needs a C++ compiler, and XLA lacks some TensorFlow operations
+                errors[name] = one_line(error)
                 continue
             if trials[name] == max(trials.values()):
-                self.step, self.facts = step, facts[0] if facts else dict
+                self.step = step
+                self.facts = facts[0] if facts else dict
                 best = {"variant": name, "flops": flops and flops / self.batch}
         if self.step is None:
             raise RuntimeError("; ".join(errors.values()))
         return best | {"trials": trials, "errors": errors}
 
     def run(self, seconds: float) -> dict:
-        """Pictures per second over a while."""
-        return {"rate": self.batch * repeat(self.step, seconds)}
+        """Return the images per second over `seconds`."""
+        return {"rate": self.batch * steps_per_second(self.step, seconds)}
 
-    def tell(self) -> dict:
-        """Facts about the step, and the peak of memory so far: of the device where it counts, else of the process."""
-        return {"peak_bytes": peak_bytes(self.peer.modules[0])} | self.facts()
+    def memory(self) -> dict:
+        """Return the peak memory so far, of the device if the framework reports it, and the facts of the step."""
+        return {"peak_bytes": peak_bytes(self.framework.modules[0])} | self.facts()
 
 
-def repeat(step: Callable[[], object], seconds: float) -> float:
-    """Steps per second over at least `seconds` and one step."""
-    count, start = 0, time.perf_counter()
+def steps_per_second(step: Callable[[], object], seconds: float) -> float:
+    """Return the steps per second over at least `seconds` and one step."""
+    count = 0
+    start = time.perf_counter()
     while True:
         step()
-        count, passed = count + 1, time.perf_counter() - start
-        if passed >= seconds:
-            return count / passed
+        count += 1
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds:
+            return count / elapsed
 
 
-def shortened(error: Exception) -> str:
-    """An error in one short line."""
+def one_line(error: Exception) -> str:
+    """Return an error as one short line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

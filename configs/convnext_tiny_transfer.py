@@ -1,18 +1,18 @@
-"""ConvNeXt-T from ImageNet-22k: everything by AdamW, lower stages slower, with stochastic depth (arXiv:2201.03545).
+"""Fine-tune ConvNeXt-T from ImageNet-22k with AdamW, layer-wise learning rates and stochastic depth (arXiv:2201.03545).
 
-    python run.py --config=configs/convnext_tiny_transfer.py                        Fashion-MNIST, 20 labels a class
+    python run.py --config=configs/convnext_tiny_transfer.py                  Fashion-MNIST, 20 labels per class
     python run.py --config=configs/convnext_tiny_transfer.py --config.strategy.name=feature_extraction
     python run.py --config=configs/convnext_tiny_transfer.py \\
         --config.model.weights=torchvision:convnext_tiny.IMAGENET1K_V1
 
-Downloads 178 MB from the Hugging Face Hub, once. XLA's depthwise convolutions are slow on processors: take a GPU.
+Downloads 178 MB from the Hugging Face Hub once. Use a GPU: XLA's depthwise convolutions are slow on CPU.
 """
 
 from tljax import config
 
 
 def get_config():
-    """The recipe."""
+    """Return the config."""
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.labels_per_class = 20

@@ -1,18 +1,18 @@
-"""DenseNet-121 from ImageNet: the stages one after another from the top, by Adam (gradual unfreezing, ULMFiT).
+"""Fine-tune DenseNet-121 from ImageNet by gradual unfreezing from the top, with Adam (ULMFiT).
 
-    python run.py --config=configs/densenet121_transfer.py                          Fashion-MNIST, 20 labels a class
+    python run.py --config=configs/densenet121_transfer.py                    Fashion-MNIST, 20 labels per class
     python run.py --config=configs/densenet121_transfer.py --config.strategy.name=feature_extraction
     python run.py --config=configs/densenet121_transfer.py \\
         --config.model.backbone=densenet121_keras --config.model.weights=keras:densenet121_notop
 
-Downloads 32 MB from the Hugging Face Hub, once. Howard & Ruder 2018, arXiv:1801.06146.
+Downloads 32 MB from the Hugging Face Hub once. Howard & Ruder 2018, arXiv:1801.06146.
 """
 
 from tljax import config
 
 
 def get_config():
-    """The recipe."""
+    """Return the config."""
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.labels_per_class = 20

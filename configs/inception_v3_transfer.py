@@ -1,18 +1,18 @@
-"""Inception v3 from ImageNet: everything at once by RMSprop, with its auxiliary classifier (arXiv:1512.00567).
+"""Fine-tune Inception v3 from ImageNet with RMSprop and its auxiliary classifier (arXiv:1512.00567).
 
-    python run.py --config=configs/inception_v3_transfer.py                         Fashion-MNIST, 20 labels a class
+    python run.py --config=configs/inception_v3_transfer.py                   Fashion-MNIST, 20 labels per class
     python run.py --config=configs/inception_v3_transfer.py --config.data.image_size=160 --config.model.aux_weight=0
     python run.py --config=configs/inception_v3_transfer.py --config.model.aux_weight=0 \\
         --config.model.backbone=inception_v3_keras --config.model.weights=keras:inception_v3_notop
 
-Downloads 109 MB from the Hugging Face Hub, once. At 299 pixels, which the auxiliary classifier needs, this wants a GPU.
+Downloads 109 MB from the Hugging Face Hub once. Use a GPU: the auxiliary classifier requires 299 pixels.
 """
 
 from tljax import config
 
 
 def get_config():
-    """The recipe."""
+    """Return the config."""
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.labels_per_class = 20

@@ -1,14 +1,14 @@
-"""The source network of the quickstart: a small ResNet on the handwritten digits 0-4, from random weights.
+"""Train the source network of the quickstart: a small ResNet on the handwritten digits 0-4, from random weights.
 
-Label smoothing, shifts and a strong decay keep its features from collapsing onto the five source classes: with them,
-features transfer better to other digits than those of a network that merely fits (docs/quickstart.md).
+Label smoothing, shifts and strong weight decay keep its features from collapsing onto the five source classes, so they
+transfer better to other digits (docs/quickstart.md).
 """
 
 from tljax import config
 
 
 def get_config():
-    """The recipe."""
+    """Return the config."""
     c = config.default()
     c.data.name = "digits"
     c.data.classes = (0, 1, 2, 3, 4)

@@ -1,7 +1,7 @@
-"""A source network on Fashion-MNIST's t-shirts, trousers, pullovers, dresses and coats, from random weights.
+"""Train a source network on Fashion-MNIST's t-shirts, trousers, pullovers, dresses and coats, from random weights.
 
     python run.py --config=configs/pretrain_fashion.py             all 30,000 labels of classes 0-4
-    python run.py --config=configs/pretrain_fashion.py:teacher     of classes 5-9: a teacher for experiments there
+    python run.py --config=configs/pretrain_fashion.py:teacher     classes 5-9: a teacher for experiments on them
 
 Needs the data in TLJAX_DATA_DIR (or --config.data.path).
 """
@@ -10,9 +10,9 @@ from tljax import config
 
 
 def get_config(variant="source"):
-    """The recipe; `variant` is source or teacher."""
+    """Return the config; `variant` is source or teacher."""
     if variant not in ("source", "teacher"):
-        raise ValueError(f'There is no variant "{variant}": take source or teacher.')
+        raise ValueError(f'There is no variant "{variant}": choose source or teacher.')
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.classes = (0, 1, 2, 3, 4) if variant == "source" else (5, 6, 7, 8, 9)

@@ -1,22 +1,22 @@
-"""A source network on one digit at a time: a small U-Net, or with `:vgg16` a narrow VGG-16, finds its pixels.
+"""Train a source network to segment single digits: a small U-Net, or with `:vgg16` a narrow VGG-16.
 
-    python run.py --config=configs/pretrain_scenes.py             what configs/unet_scenes.py starts from
-    python run.py --config=configs/pretrain_scenes.py:vgg16       what configs/vgg16_detector_scenes.py:built_in does
+    python run.py --config=configs/pretrain_scenes.py             source of configs/unet_scenes.py
+    python run.py --config=configs/pretrain_scenes.py:vgg16       source of configs/vgg16_detector_scenes.py:built_in
 
-A picture of 32×32 pixels is a quarter of the work of one of 64×64 and has as much to say about its digit.
+Images have 32×32 pixels, which suffice for a single digit: a quarter of the computation of 64×64.
 """
 
 from tljax import config
 
 
 def get_config(backbone="unet"):
-    """The recipe; `backbone` is unet or vgg16."""
+    """Return the config; `backbone` is unet or vgg16."""
     variants = {
         "unet": ("unet", {"widths": (16, 32, 64, 128)}),
         "vgg16": ("vgg16_bn", {"blocks": ((16, 16), (32, 32), (64, 64, 64), (128, 128, 128), (128, 128, 128))}),
     }
     if backbone not in variants:
-        raise ValueError(f'There is no variant "{backbone}": take one of {", ".join(variants)}.')
+        raise ValueError(f'There is no variant "{backbone}": choose one of {", ".join(variants)}.')
     c = config.default()
     c.data.name = "scenes"
     c.data.options = {

@@ -1,14 +1,14 @@
-"""Both halves of transfer on scikit-learn's handwritten digits: pretrain on 0-4, then learn 5-9 from ten of each.
+"""Pretrain on the handwritten digits 0-4, then transfer to 5-9 with ten labels per class.
 
-Compares the same network from scratch, feature extraction, and linear probing followed by fine-tuning (LP-FT), with the
-same budget and learning rate, over three draws of the ten labels. docs/quickstart.md reads the table.
+Compares training from scratch, feature extraction, and linear probing followed by fine-tuning (LP-FT), with the same
+network, budget and learning rate, over three draws of the ten labels. docs/quickstart.md explains the result.
 """
 
 from tljax import config
 
 
 def get_config():
-    """The recipe."""
+    """Return the config."""
     c = config.default()
     c.data.name = "digits"
     c.data.classes = (5, 6, 7, 8, 9)
@@ -24,11 +24,11 @@ def get_config():
     c.train.eval_epochs = 10
     c.sweep = {"strategy.name": ["scratch", "feature_extraction", "lp_ft"], "seed": [0, 1, 2]}
     c.report.next_steps = (
-        "What learns, and what it costs:",
+        "Show what each phase trains and costs:",
         "  python run.py --config=configs/quickstart.py --mode=plan",
-        "Fifty labels of each digit instead of ten:",
+        "Use fifty labels per class instead of ten:",
         "  python run.py --config=configs/quickstart.py --config.data.labels_per_class=50 --workdir=runs/fifty",
-        "A real network on real pictures:",
+        "Transfer ImageNet's VGG-16 to Fashion-MNIST:",
         "  python run.py --config=configs/vgg16_fashion.py",
     )
     return c

@@ -1,17 +1,18 @@
-"""ResNet-50 from ImageNet: a linear probe, then everything, by SGD (LP-FT, Kumar et al. 2022, arXiv:2202.10054).
+"""Fine-tune ResNet-50 from ImageNet: a linear probe, then everything, with SGD (LP-FT, Kumar et al. 2022).
 
-    python run.py --config=configs/resnet50_transfer.py                             Fashion-MNIST, 20 labels a class
+    python run.py --config=configs/resnet50_transfer.py                       Fashion-MNIST, 20 labels per class
     python run.py --config=configs/resnet50_transfer.py --config.data.name=tfds:oxford_flowers102
     python run.py --config=configs/resnet50_transfer.py --config.model.weights=torchvision:resnet50.IMAGENET1K_V2
 
-Downloads 102 MB from the Hugging Face Hub, once. `python -m tljax.weights list '*resnet50*'` shows what else fits.
+Downloads 102 MB from the Hugging Face Hub once. `python -m tljax.weights list '*resnet50*'` lists other weights.
+Kumar et al. 2022, arXiv:2202.10054.
 """
 
 from tljax import config
 
 
 def get_config():
-    """The recipe."""
+    """Return the config."""
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.labels_per_class = 20

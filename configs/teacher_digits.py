@@ -1,10 +1,10 @@
-"""A teacher for the digits 5-9: the quickstart's network, twice as wide, with all labels."""
+"""Train a teacher for the digits 5-9: the quickstart's network, twice as wide, with all labels."""
 
 from configs import pretrain_digits
 
 
 def get_config():
-    """The recipe."""
+    """Return the config."""
     c = pretrain_digits.get_config()
     c.data.classes = (5, 6, 7, 8, 9)
     c.model.options = {"widths": (32, 64, 128)}

@@ -1,19 +1,19 @@
-"""A U-Net finds the pixels of digits on textured canvases: pretrained on single digits, then everything learns.
+"""Segment digits on textured backgrounds with a U-Net: pretrained on single digits, then fine-tuned.
 
-    python run.py --config=configs/unet_scenes.py                 pretrains, then learns: under five minutes, two cores
-    python run.py --config=configs/unet_scenes.py:scratch         the same pictures and steps from random weights
-    python run.py --workdir=runs/unet_scenes --mode=predict --input=PICTURE_OR_FOLDER
+    python run.py --config=configs/unet_scenes.py                 pretraining and fine-tuning: under 5 minutes, 2 cores
+    python run.py --config=configs/unet_scenes.py:scratch         the same images and steps, from random weights
+    python run.py --workdir=runs/unet_scenes --mode=predict --input=IMAGE_OR_FOLDER
 
-No download. Pictures of 64×64 pixels with one or two digits of any class, colour, size and place.
+No download. Images have 64×64 pixels with one or two digits of any class, color, size and position.
 """
 
 from tljax import config
 
 
 def get_config(variant="transfer"):
-    """The recipe; `variant` is transfer or scratch."""
+    """Return the config; `variant` is transfer or scratch."""
     if variant not in ("transfer", "scratch"):
-        raise ValueError(f'There is no variant "{variant}": take transfer or scratch.')
+        raise ValueError(f'There is no variant "{variant}": choose transfer or scratch.')
     c = config.default()
     c.data.name = "scenes"
     c.data.options = {"train": 2000, "objects": (1, 2), "scale": (0.45, 0.65), "palette": "light"}

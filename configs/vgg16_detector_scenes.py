@@ -1,13 +1,13 @@
-"""Digits found on textured canvases by VGG-16, its convolutions frozen (the first 19 layers), under a feature pyramid.
+"""Detect digits on textured backgrounds with a frozen VGG-16 (its first 19 layers) under a feature pyramid.
 
     python run.py --config=configs/vgg16_detector_scenes.py               ImageNet's weights, from TLJAX_WEIGHTS_DIR
     python run.py --config=configs/vgg16_detector_scenes.py:deconv        the same under one transposed convolution
     python run.py --config=configs/vgg16_detector_scenes.py:built_in      a narrow VGG-16, pretrained on single digits
-    python run.py --config=configs/vgg16_detector_scenes.py:scratch       the narrow one, everything from random weights
+    python run.py --config=configs/vgg16_detector_scenes.py:scratch       the narrow one, trained from random weights
 
-The usual script for this looks at the last map alone, as `deconv` does, where a digit is two places wide. The pyramid
-looks at the last three strides. Both have FCOS' targets and losses (arXiv:1904.01355). Without TLJAX_WEIGHTS_DIR the
-default is `built_in`.
+The usual script, `deconv`, uses only the last feature map, in which a digit is two locations wide. The pyramid uses the
+last three strides. Both have the targets and losses of FCOS (arXiv:1904.01355). Without TLJAX_WEIGHTS_DIR the default
+is `built_in`.
 """
 
 import os
@@ -18,10 +18,10 @@ VARIANTS = ("imagenet", "deconv", "built_in", "scratch")
 
 
 def get_config(variant=None):
-    """The recipe; `variant` is imagenet (by default, where the weights are), deconv, built_in or scratch."""
+    """Return the config; `variant` is imagenet (the default with TLJAX_WEIGHTS_DIR), deconv, built_in or scratch."""
     variant = variant or ("imagenet" if "TLJAX_WEIGHTS_DIR" in os.environ else "built_in")
     if variant not in VARIANTS:
-        raise ValueError(f'There is no variant "{variant}": take one of {", ".join(VARIANTS)}.')
+        raise ValueError(f'There is no variant "{variant}": choose one of {", ".join(VARIANTS)}.')
     c = config.default()
     c.data.name = "scenes"
     c.data.options = {"train": 1000, "objects": (1, 2), "scale": (0.4, 0.6), "palette": "light"}

@@ -1,18 +1,18 @@
-"""ImageNet's VGG-16, frozen, under a linear head: Fashion-MNIST from 200 pictures of each class.
+"""Train a linear head on ImageNet's VGG-16, frozen: Fashion-MNIST with 200 images per class.
 
-    python run.py --config=configs/vgg16_fashion.py              block 3, standardised: 0.91 on validation
+    python run.py --config=configs/vgg16_fashion.py              block 3, standardized: 0.91 on validation
     python run.py --config=configs/vgg16_fashion.py:classic      the usual script, block 5, Flatten + Dense: 0.81
     python run.py --config=configs/vgg16_fashion.py:scratch      a small ResNet from random weights: 0.86
 
-docs/vgg16_fashion.md says what made the difference. Needs the weights in TLJAX_WEIGHTS_DIR and the data in
-TLJAX_DATA_DIR (or --config.data.path).
+docs/vgg16_fashion.md explains the differences. Needs the weights in TLJAX_WEIGHTS_DIR and the data in TLJAX_DATA_DIR
+(or --config.data.path).
 """
 
 from tljax import config
 
 
 def get_config(variant="tapped"):
-    """The recipe; `variant` is tapped, classic or scratch."""
+    """Return the config; `variant` is tapped, classic or scratch."""
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.split = "first_per_class"
@@ -43,5 +43,5 @@ def get_config(variant="tapped"):
         c.optim.lr = 2e-4
         c.optim.schedule = "cosine"
     elif variant != "classic":
-        raise ValueError(f'There is no variant "{variant}": take tapped, classic or scratch.')
+        raise ValueError(f'There is no variant "{variant}": choose tapped, classic or scratch.')
     return c

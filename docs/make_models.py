@@ -1,7 +1,7 @@
-"""Writes models.md, next to this file: every network, and how near it is to the reference implementations.
+"""Write models.md, next to this file: every network, and its differences from the reference implementations.
 
-Builds each network, loads the weights that the references were given (tests/golden/make_zoo.py), and compares. Takes
-about a half an hour on two cores:
+Builds each network, loads the weights that the references used (tests/golden/make_zoo.py), and compares their outputs.
+Takes about half an hour on two cores:
 
     python docs/make_models.py
 """
@@ -33,26 +33,26 @@ COLUMNS = "backbone", "parameters", "GFLOP", "inference", "training", "gradient"
 
 
 def describe(backbone: str) -> dict:
-    """Facts of a network with its published classifier, at 224 pixels; Inception v3 at 299."""
+    """Return size, cost and stages of a network with its published classifier, at 224 pixels (Inception v3: 299)."""
     size = 299 if backbone.startswith("inception_v3") else 224
     family, config = models.get_variant(backbone)
-    vgg = {"pool": "flatten", "pool_size": 7, "hidden": (4096, 4096)} if family == "vgg" else {}
-    classes = {"unet": 0}.get(family, 10 if getattr(config, "small", False) else 1000)
-    model = models.create_model(backbone, num_classes=classes, image_size=size, rngs=None, **vgg)
-    graphdef, params, stats = params_lib.flatten_model(model)
-    picture = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    forward = jax.jit(lambda leaves, x: params_lib.merge(graphdef, leaves)(x)).lower(params | stats, picture)
+    head_options = {"pool": "flatten", "pool_size": 7, "hidden": (4096, 4096)} if family == "vgg" else {}
+    num_classes = {"unet": 0}.get(family, 10 if getattr(config, "small", False) else 1000)
+    model = models.create_model(backbone, num_classes=num_classes, image_size=size, rngs=None, **head_options)
+    graphdef, params, batch_stats = params_lib.flatten_model(model)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    forward = jax.jit(lambda variables, x: params_lib.merge(graphdef, variables)(x)).lower(params | batch_stats, image)
     return {
         "family": family,
         "parameters": sum(x.size for x in params.values()),
         "flops": forward.cost_analysis()["flops"],
-        "pyramid": model.feature_info(),
+        "feature_info": model.feature_info(),
         "layouts": list(layouts(family, config)),
     }
 
 
 def compare(case: zoo.Case) -> dict[str, float]:
-    """The worst errors of a case by kind, which must be within what the tests ask for."""
+    """Return the largest errors of a case by kind, after checking that they are within the tests' tolerances."""
     assert zoo.misplaced(case) == [], case
     assert zoo.round_trip(case) == [], case
     worst = {"inference": max(zoo.inference_errors(case).values())}
@@ -60,52 +60,52 @@ def compare(case: zoo.Case) -> dict[str, float]:
         worst["training"] = max(zoo.training_errors(case).values())
     if case.has("loss"):
         worst["gradient"] = max(zoo.gradient_errors(case).values())
-    bars = {"inference": 1e-4, "training": 1e-4, "gradient": 1e-6}
-    assert all(worst[kind] < bars[kind] for kind in worst), (case, worst)
+    tolerances = {"inference": 1e-4, "training": 1e-4, "gradient": 1e-6}
+    assert all(worst[kind] < tolerances[kind] for kind in worst), (case, worst)
     print(case, worst, file=sys.stderr, flush=True)
     return worst
 
 
 def main() -> None:
-    """Runs everything and writes the page."""
+    """Measure all networks and write the page."""
     cases = zoo.cases()
-    # A process each time: what a network leaves behind in the compiler's caches adds up to gigabytes.
+    # Fresh processes, because the compiler's caches of one process grow to gigabytes.
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=4) as pool:
         names = models.list_backbones()
-        facts = dict(zip(names, track(pool.imap(describe, names), "describing", len(names)), strict=True))
+        descriptions = dict(zip(names, track(pool.imap(describe, names), "describing", len(names)), strict=True))
         errors = dict(zip(cases, track(pool.imap(compare, cases), "comparing", len(cases)), strict=True))
     text = (Path(__file__).parent / "models.md.in").read_text()
-    (Path(__file__).parent / "models.md").write_text(text.replace("{TABLES}", "\n".join(tables(facts, errors))))
+    (Path(__file__).parent / "models.md").write_text(text.replace("{TABLES}", "\n".join(tables(descriptions, errors))))
 
 
-def tables(facts: dict[str, dict], errors: dict[zoo.Case, dict[str, float]]) -> list[str]:
-    """One table a family, in Markdown, behind its stages and layouts."""
+def tables(descriptions: dict[str, dict], errors: dict[zoo.Case, dict[str, float]]) -> list[str]:
+    """Return the lines of the page's tables: for each family its layouts, its stages and a table in Markdown."""
     lines = []
     for family, title in TITLES.items():
-        mine = {name: fact for name, fact in facts.items() if fact["family"] == family}
-        layouts_read = ", ".join(next(iter(mine.values()))["layouts"])
-        lines += [f"### {title}", "", f"Layouts: {layouts_read}. Stages, stride × channels:", ""]
-        pyramids = {}
-        for name, fact in mine.items():
-            levels = ", ".join(f"{stage} {level.stride}×{level.channels}" for stage, level in fact["pyramid"].items())
-            pyramids.setdefault(levels, []).append(f"`{name}`")
-        lines += [f"- {levels}: {', '.join(names)}" for levels, names in pyramids.items()]
+        members = {name: facts for name, facts in descriptions.items() if facts["family"] == family}
+        layout_names = ", ".join(next(iter(members.values()))["layouts"])
+        lines += [f"### {title}", "", f"Layouts: {layout_names}. Stages, stride × channels:", ""]
+        backbones_by_stages = {}
+        for name, facts in members.items():
+            stages = ", ".join(f"{stage} {x.stride}×{x.channels}" for stage, x in facts["feature_info"].items())
+            backbones_by_stages.setdefault(stages, []).append(f"`{name}`")
+        lines += [f"- {stages}: {', '.join(names)}" for stages, names in backbones_by_stages.items()]
         lines += ["", f"| {' | '.join(COLUMNS)} |", "|---|---:|---:|---|---|---|"]
-        for name, fact in mine.items():
-            found = {case: worst for case, worst in errors.items() if case.backbone == name}
-            cells = [worst_of(found, kind) for kind in ("inference", "training", "gradient")]
-            lines.append(f"| `{name}` | {fact['parameters']:,} | {fact['flops'] / 1e9:.2f} | {' | '.join(cells)} |")
+        for name, facts in members.items():
+            errors_by_case = {case: worst for case, worst in errors.items() if case.backbone == name}
+            cells = [largest_error(errors_by_case, kind) for kind in ("inference", "training", "gradient")]
+            lines.append(f"| `{name}` | {facts['parameters']:,} | {facts['flops'] / 1e9:.2f} | {' | '.join(cells)} |")
         lines.append("")
     return lines
 
 
-def worst_of(found: dict[zoo.Case, dict[str, float]], kind: str) -> str:
-    """The largest error of a kind, and against whom."""
-    known = {case: worst[kind] for case, worst in found.items() if kind in worst}
-    if not known:
+def largest_error(errors: dict[zoo.Case, dict[str, float]], kind: str) -> str:
+    """Return the largest error of a kind and the reference that it was measured against."""
+    measured = {case: worst[kind] for case, worst in errors.items() if kind in worst}
+    if not measured:
         return "-"
-    case = max(known, key=known.get)
-    return f"{known[case]:.0e} ({case.reference if case.reference != 'unet' else case.variant.split('_')[0]})"
+    case = max(measured, key=measured.get)
+    return f"{measured[case]:.0e} ({case.reference if case.reference != 'unet' else case.variant.split('_')[0]})"
 
 
 if __name__ == "__main__":

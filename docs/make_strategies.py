@@ -1,7 +1,7 @@
-"""Writes strategies.md, next to this file: every strategy, what learns, what it costs, and what it reached.
+"""Write strategies.md, next to this file: every strategy with its phases, cost and measured accuracy.
 
-Takes the folder of sweeps over strategies, which are finished first if they are not, and probes the features of
-the first one's source network on the same pictures:
+Reads the sweeps over strategies in a folder, running those that are not finished, and fits probes on the features of
+the first sweep's source network for the same images:
 
     python docs/make_strategies.py runs
 """
@@ -37,11 +37,12 @@ from tljax.run.workdir import config_hash  # noqa: E402
 from tljax.storage.cache_dir import enable_compilation_cache  # noqa: E402
 from tljax.strategies import PRESETS  # noqa: E402
 
-# The first is the page's own; of the others it has the table alone.
+# The first is the main measurement of the page; for the others the page has only the tables.
 EXPERIMENTS = tuple(f"experiments/{n}.py" for n in ("strategies_fashion", "strategies_digits", "vgg16_few_labels"))
-Accuracies = dict[tuple[str, int], dict[int, float]]  # of (method, labels of each class): test accuracy by seed
-TEACHERS, UNLABELLED = {"strategy.teachers": ("workdir:RUN",)}, {"data.unlabelled": -1}
-# What a config must set besides the name. Of teachers and unlabelled pictures the experiment has its own.
+Accuracies = dict[tuple[str, int], dict[int, float]]  # {(method, labels per class): {seed: test accuracy}}
+TEACHERS = {"strategy.teachers": ("workdir:RUN",)}
+UNLABELLED = {"data.unlabelled": -1}
+# Config fields that a strategy requires besides its name. The experiment sets its own teachers and unlabeled images.
 FIELDS = {
     "layers": {"strategy.layers": ("stage3/.*", "head/.*")},
     **dict.fromkeys(("distillation", "attention_transfer", "fitnets"), TEACHERS),
@@ -50,49 +51,54 @@ FIELDS = {
 
 
 def main() -> None:
-    """Measures what is not measured yet, draws, and writes the page."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("runs", type=Path, help="folder of the sweeps' work directories")
-    flags.add_argument("--to", type=Path, default=HERE, help="folder of the page")
-    given = flags.parse_args()
+    """Run the missing measurements, draw the diagrams, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the sweeps' work directories")
+    parser.add_argument("--to", type=Path, default=HERE, help="folder of the page")
+    args = parser.parse_args()
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True)
-    text = (HERE / "strategies.md.in").read_text()
-    if missing := [name for name in PRESETS if f'row("{name}", ' not in text]:
+    template = (HERE / "strategies.md.in").read_text()
+    if missing := [name for name in PRESETS if f'row("{name}", ' not in template]:
         raise UserError(f"strategies.md.in has no row for {', '.join(missing)}.")
     enable_compilation_cache()
     console = Console(stderr=True)
-    sweeps = [measurement(name, given.runs, console) for name in EXPERIMENTS]
-    config, accuracies = sweeps[0]["config"], sweeps[0]["accuracies"]
-    accuracies |= probed(config, console)
-    costs = {name: described(name, config, given.to / "strategies") for name in PRESETS}
-    phase_diagram.draw_legend(given.to / "strategies" / "key.png")
+    sweeps = [load_sweep(name, args.runs, console) for name in EXPERIMENTS]
+    config = sweeps[0]["config"]
+    accuracies = sweeps[0]["accuracies"]
+    accuracies |= probe_accuracies(config, console)
+    costs = {name: draw_and_count(name, config, args.to / "strategies") for name in PRESETS}
+    phase_diagram.draw_legend(args.to / "strategies" / "key.png")
     page = environment.get_template("strategies.md.in").render(
         sweeps=sweeps,
         config=config,
-        row=lambda name, *facts: f"| {lines_of(name)} | {' | '.join((facts[0], costs[name], *facts[1:]))} |",
-        pictures=pictures,
-        results=results,
-        verdicts=verdicts,
+        row=lambda name, *cells: f"| {config_lines(name)} | {' | '.join((cells[0], costs[name], *cells[1:]))} |",
+        diagrams=diagrams,
+        results_table=results_table,
+        comparisons=comparisons,
         left_out=[name for name in PRESETS if not any(name == method for method, _ in accuracies)],
-        objectives=[(o.name, sorted(o.requires), summary(o.function.__doc__)) for o in LOSSES.values()],
-        needs=REQUIREMENTS,
-        own=(HERE / "batch_spectral_shrinkage.py").read_text(),
+        losses=[(loss.name, sorted(loss.requires), summary(loss.function.__doc__)) for loss in LOSSES.values()],
+        requirements=REQUIREMENTS,
+        example=(HERE / "batch_spectral_shrinkage.py").read_text(),
     )
-    if unseen := [name for name in PRESETS if f"(strategies/{name}.png)" not in page]:
-        raise UserError(f"strategies.md.in shows no picture of {', '.join(unseen)}.")
-    (given.to / "strategies.md").write_text(page)
+    if missing := [name for name in PRESETS if f"(strategies/{name}.png)" not in page]:
+        raise UserError(f"strategies.md.in has no diagram of {', '.join(missing)}.")
+    (args.to / "strategies.md").write_text(page)
 
 
-def measurement(name: str, runs: Path, console: Console) -> dict:
-    """A sweep, finished first if it is not: its config, what ran, and its accuracies."""
+def load_sweep(name: str, runs: Path, console: Console) -> dict:
+    """Return the config, the facts and the accuracies of an experiment's sweep, running it first if necessary."""
     workdir = runs / Path(name).stem
     config = dataclasses.replace(load_config_file(name), workdir=str(workdir))
-    result = finished(config, console)
-    return {"file": name, "config": config, "run": about(result, workdir), "accuracies": measured(result)}
+    result = sweep_result(config, console)
+    return {"file": name, "config": config, "run": describe_sweep(result, workdir), "accuracies": accuracies_of(result)}
 
 
-def finished(config: Config, console: Console) -> dict:
-    """The sweep's result.json, of this very config."""
+def sweep_result(config: Config, console: Console) -> dict:
+    """Return the sweep's result.json, running the sweep first if necessary.
+
+    Raises:
+      UserError: the result belongs to another config.
+    """
     path = Path(config.workdir) / "result.json"
     result = json.loads(path.read_text()) if path.is_file() else sweep.run(config, console)
     if result["config_digest"] != config_hash(config):
@@ -100,124 +106,131 @@ def finished(config: Config, console: Console) -> dict:
     return result
 
 
-def measured(result: dict) -> Accuracies:
-    """The sweep's cells that opened the test split."""
-    found: Accuracies = {}
-    for cell in result["cells"]:
-        settings = cell["settings"]
-        if cell["test"] is not None:
+def accuracies_of(result: dict) -> Accuracies:
+    """Return the accuracies of the sweep's trials that were evaluated on the test split."""
+    accuracies: Accuracies = {}
+    for trial in result["cells"]:
+        settings = trial["settings"]
+        if trial["test"] is not None:
             key = settings["strategy.name"], settings["data.labels_per_class"]
-            found.setdefault(key, {})[settings["seed"]] = cell["test"]
-    return found
+            accuracies.setdefault(key, {})[settings["seed"]] = trial["test"]
+    return accuracies
 
 
-def probed(config: Config, console: Console) -> Accuracies:
-    """The probes of the source's last map, for the sweep's budgets and seeds."""
-    found: Accuracies = {}
+def probe_accuracies(config: Config, console: Console) -> Accuracies:
+    """Return the accuracies of probes on the source's last feature map, for the sweep's budgets and seeds."""
+    accuracies: Accuracies = {}
     for budget in config.sweep["data.labels_per_class"]:
         settings = {"strategy.name": "feature_extraction", "data.labels_per_class": budget}
         settings |= {"workdir": f"{config.workdir}/probes/{budget}", "sweep": {"seed": config.sweep["seed"]}}
         runs = features.runs(schema.override(config, settings), "probe")
         runs = run_recipes(runs, Path(config.workdir).parent, console)
-        if not all(is_probed(run) for run in runs):
+        if not all(has_probes(run) for run in runs):
             probe.run(runs, settings["workdir"], console)
         for run in runs:
             probes = json.loads((Path(run.workdir) / "probe.json").read_text())["probes"]
             for name, row in probes.items():
-                found.setdefault((f"probe: {name}", budget), {})[run.seed] = row["test"]["accuracy"]
-    return found
+                accuracies.setdefault((f"probe: {name}", budget), {})[run.seed] = row["test"]["accuracy"]
+    return accuracies
 
 
-def is_probed(run: Config) -> bool:
-    """Whether a run's probes of this very config are there."""
+def has_probes(run: Config) -> bool:
+    """Return whether probe.json of this config exists."""
     path = Path(run.workdir) / "probe.json"
     return path.is_file() and json.loads(path.read_text())["about"]["config_digest"] == config_hash(run)
 
 
-def described(name: str, config: Config, folder: Path) -> str:
-    """Draws a strategy's blocks, and says what it costs: step over forward pass, optimizer state."""
-    first = {field: values[0] for field, values in config.sweep.items()}
-    own = {k: v for k, v in FIELDS.get(name, {}).items() if k not in TEACHERS | UNLABELLED}
-    single = schema.override(config, {**first, "sweep": {}, "strategy.name": name, **own})
-    prepared = prepare(*run_recipes([single], Path(config.workdir).parent, None))
-    rows = phase_rows(prepared.plans, prepared.predictor.model, prepared.config.optim.lr)
+def draw_and_count(name: str, config: Config, folder: Path) -> str:
+    """Draw a strategy's phase diagram and return its cost as two table cells.
+
+    The cells are FLOPs of a step over those of a forward pass, and the size of the optimizer state.
+    """
+    first_values = {field: values[0] for field, values in config.sweep.items()}
+    fields = {k: v for k, v in FIELDS.get(name, {}).items() if k not in TEACHERS | UNLABELLED}
+    single = schema.override(config, {**first_values, "sweep": {}, "strategy.name": name, **fields})
+    experiment = prepare(*run_recipes([single], Path(config.workdir).parent, None))
+    rows = phase_rows(experiment.plans, experiment.predictor.model, experiment.config.optim.lr)
     phase_diagram.draw_phase_diagram(phase_diagram.from_dicts(rows), folder / f"{name}.png")
-    costs = [phase_cost(prepared, plan) for plan in prepared.plans]
-    steps = [plan.steps for plan in prepared.plans]
+    costs = [phase_cost(experiment, plan) for plan in experiment.plans]
+    steps = [plan.steps for plan in experiment.plans]
     flops = sum(c.step_flops * n for c, n in zip(costs, steps, strict=True)) / sum(steps)
     return f"{flops / costs[0].forward_flops:.1f} | {humanise_bytes(max(c.optimizer_bytes for c in costs))}"
 
 
-def lines_of(name: str) -> str:
-    """What a config says to have a strategy, as a table's cell."""
+def config_lines(name: str) -> str:
+    """Return the config lines that select a strategy, as a table cell."""
     fields = {"strategy.name": name, **FIELDS.get(name, {})}
     literals = {k: json.dumps(v) if isinstance(v, str) else repr(v).replace("'", '"') for k, v in fields.items()}
     return "<br>".join(f"`c.{field} = {literal}`" for field, literal in literals.items())
 
 
-def pictures(*names: str) -> str:
-    """The pictures of some strategies, one under another."""
-    return "\n\n".join(f"`{name}`:\n\n![what learns under {name}](strategies/{name}.png)" for name in names)
+def diagrams(*names: str) -> str:
+    """Return the Markdown of the phase diagrams of some strategies, one below the other."""
+    return "\n\n".join(f"`{name}`:\n\n![phases of {name}](strategies/{name}.png)" for name in names)
 
 
-def results(accuracies: Accuracies) -> str:
-    """Test accuracies of all methods, and their differences from `full` on the same labelled pictures."""
+def results_table(accuracies: Accuracies) -> str:
+    """Return a table of test accuracies and their differences from `full`, paired by seed."""
     budgets = sorted({budget for _, budget in accuracies})
     header = [f"{budget} labels: test % | minus `full`" for budget in budgets]
     lines = [f"| method | {' | '.join(header)} |", "|---" + "|---:" * 2 * len(budgets) + "|"]
-    known = [*PRESETS, *sorted({method for method, _ in accuracies} - PRESETS.keys())]
-    for method in known:
+    methods = [*PRESETS, *sorted({method for method, _ in accuracies} - PRESETS.keys())]
+    for method in methods:
         if not any((method, budget) in accuracies for budget in budgets):
             continue
         cells = []
         for budget in budgets:
             seeds = accuracies.get((method, budget))
+            difference = paired_difference(accuracies, method, "full", budget)
             cells.append(percent(mean_interval(list(seeds.values()))) if seeds else MISSING)
-            cells.append(MISSING if method == "full" else shown(paired(accuracies, method, "full", budget)))
+            cells.append(MISSING if method == "full" else format_difference(difference))
         lines.append(f"| {method if ':' in method else f'`{method}`'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def paired(accuracies: Accuracies, one: str, other: str, budget: int) -> tuple[float, float | None] | None:
-    """Mean and half-width of the 95 % interval of the differences, seed by seed; None without seeds in common."""
-    a, b = (accuracies.get((method, budget), {}) for method in (one, other))
+def paired_difference(
+    accuracies: Accuracies, method: str, baseline: str, budget: int
+) -> tuple[float, float | None] | None:
+    """Return mean and half-width of the 95 % interval of the differences by seed; None without common seeds."""
+    a = accuracies.get((method, budget), {})
+    b = accuracies.get((baseline, budget), {})
     differences = [a[seed] - b[seed] for seed in a if seed in b]
     return mean_interval(differences) if differences else None
 
 
-def clear(difference: tuple[float, float | None] | None) -> int:
-    """1 where the interval is above zero, -1 where it is below, else 0."""
+def significant_sign(difference: tuple[float, float | None] | None) -> int:
+    """Return 1 if the interval is above zero, -1 if it is below, else 0."""
     if difference is None or difference[1] is None or abs(difference[0]) <= difference[1]:
         return 0
     return 1 if difference[0] > 0 else -1
 
 
-def shown(difference: tuple[float, float | None] | None) -> str:
-    """A difference in points, in bold where zero is outside its interval."""
+def format_difference(difference: tuple[float, float | None] | None) -> str:
+    """Return a difference in percentage points, in bold if its interval excludes zero."""
     if difference is None:
         return MISSING
     text = f"{'+' if difference[0] >= 0 else ''}{percent(difference)}"
-    return f"**{text}**" if clear(difference) else text
+    return f"**{text}**" if significant_sign(difference) else text
 
 
-def verdicts(accuracies: Accuracies) -> list[dict]:
-    """By budget and baseline, the methods that are clearly better than it, and clearly worse."""
-    found = []
+def comparisons(accuracies: Accuracies) -> list[dict]:
+    """Return, for every budget and baseline, the methods that are significantly better or worse."""
+    rows = []
     for budget in sorted({budget for _, budget in accuracies}):
         for baseline in ("full", "scratch"):
             signs = {
-                (m if ":" in m else f"`{m}`"): clear(paired(accuracies, m, baseline, budget))
+                (m if ":" in m else f"`{m}`"): significant_sign(paired_difference(accuracies, m, baseline, budget))
                 for m, b in accuracies
                 if b == budget and m != baseline
             }
             groups = {word: [m for m, s in signs.items() if s == sign] for word, sign in (("better", 1), ("worse", -1))}
-            found.append({"budget": budget, "baseline": baseline, **groups})
-    return found
+            rows.append({"budget": budget, "baseline": baseline, **groups})
+    return rows
 
 
-def about(result: dict, workdir: Path) -> dict:
-    """What ran, and on what."""
-    runs = [json.loads((workdir / cell["workdir"] / "result.json").read_text()) for cell in result["cells"]]
+def describe_sweep(result: dict, workdir: Path) -> dict:
+    """Return software versions, device, hours, and sizes of a sweep."""
+    runs = [json.loads((workdir / trial["workdir"] / "result.json").read_text()) for trial in result["cells"]]
     data = runs[0]["data"]
     return {
         "versions": runs[0]["versions"],
@@ -232,7 +245,7 @@ def about(result: dict, workdir: Path) -> dict:
 
 
 def summary(docstring: str) -> str:
-    """A docstring's first line, without its full stop."""
+    """Return a docstring's first line without its full stop."""
     return docstring.strip().splitlines()[0].rstrip(".")
 
 

@@ -1,8 +1,8 @@
-"""Claim: a source network, a teacher and unlabelled pictures are each worth having when labels are few.
+"""Hypothesis: with few labels, a source network, a teacher and unlabeled images each improve the accuracy.
 
-Every strategy by its name alone, on the handwritten digits 5-9: from a network pretrained on 0-4, with a teacher that
-has seen all labels of 5-9, and with all other training pictures of 5-9 without their labels. The same rate, budget and
-five draws of the labelled pictures for all; docs/strategies.md explains the strategies.
+Every strategy on the handwritten digits 5-9: from a network pretrained on 0-4, with a teacher trained on all labels of
+5-9, and with all other training images of 5-9 without labels. Learning rate, budget and five draws of the labeled
+images are the same for all. docs/strategies.md describes the strategies.
 """
 
 from configs import quickstart
@@ -28,7 +28,7 @@ STRATEGIES = (
 
 
 def get_config():
-    """The sweep."""
+    """Return the sweep's config."""
     c = quickstart.get_config()
     c.report.next_steps = ()
     c.report.figures = False

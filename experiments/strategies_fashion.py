@@ -1,8 +1,8 @@
-"""Claim: which strategy is best depends on the labels there are; none is best because it is the newest.
+"""Hypothesis: the best strategy depends on the number of labels, and newer strategies are not always better.
 
-Every strategy by its name alone, on Fashion-MNIST's sandals, shirts, sneakers, bags and boots with 10 and 50 labels of
-each, from a ResNet-8 pretrained on the other five classes; with a teacher that has seen all labels, and 2,000 pictures
-without labels. The same rate, budget and five draws of the labelled pictures for all. docs/strategies.md has the table.
+Every strategy on Fashion-MNIST's sandals, shirts, sneakers, bags and boots with 10 and 50 labels per class, from a
+ResNet-8 pretrained on the other five classes, with a teacher trained on all labels and with 2,000 unlabeled images.
+Learning rate, budget and five draws of the labeled images are the same for all. docs/strategies.md has the results.
 """
 
 from experiments import strategies_digits
@@ -10,7 +10,7 @@ from tljax import config
 
 
 def get_config():
-    """The sweep."""
+    """Return the sweep's config."""
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.classes = (5, 6, 7, 8, 9)

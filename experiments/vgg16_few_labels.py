@@ -1,15 +1,15 @@
-"""Claim: with few labels ImageNet's features beat a start from nothing, whatever of them learns.
+"""Hypothesis: with few labels, ImageNet's features beat random weights, whichever part of the network is trained.
 
-Fashion-MNIST with 10 and 50 labels of each class, VGG-16 up to its second block, whose map is averaged to 4x4
-places and standardised per channel under a linear layer. The same network, rate, budget and five draws of the labelled
-pictures for all; from random weights, frozen, fine-tuned, and the two in turn (LP-FT).
+Fashion-MNIST with 10 and 50 labels per class; VGG-16 up to its second block, whose features are averaged to 4x4 and
+standardized per channel under a linear layer. Random weights, frozen, fine-tuned, and LP-FT, with the same network,
+learning rate, budget and five draws of the labeled images.
 """
 
 from tljax import config
 
 
 def get_config():
-    """The sweep."""
+    """Return the sweep's config."""
     c = config.default()
     c.data.name = "fashion-mnist"
     c.data.valid_fraction = 0.01

@@ -1,14 +1,14 @@
-"""Claim: for small grey pictures unlike ImageNet's, the middle of a frozen VGG-16 says more than its end.
+"""Hypothesis: for small gray images unlike ImageNet's, middle stages of a frozen VGG-16 transfer better than late ones.
 
-Fashion-MNIST at 64x64, 200 pictures of each class, a linear head on the map of one stage, averaged to 4x4 places and
-standardised per channel. Only the stage differs (Yosinski et al. 2014, arXiv:1411.1792, on why depth matters).
+Fashion-MNIST at 64x64, 200 images per class, a linear head on the features of one stage, averaged to 4x4 and
+standardized per channel. Only the stage varies (Yosinski et al. 2014, arXiv:1411.1792, on transfer by depth).
 """
 
 from configs import vgg16_fashion
 
 
 def get_config():
-    """The sweep: the recipe of configs/vgg16_fashion.py, tapped at four depths."""
+    """Return the config of configs/vgg16_fashion.py with a sweep over four stages."""
     c = vgg16_fashion.get_config()
     c.model.pool_size = 4
     c.train.eval_epochs = 5

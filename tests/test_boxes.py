@@ -1,3 +1,5 @@
+"""Box overlaps and non-maximum suppression compared with reference implementations."""
+
 from pathlib import Path
 
 import jax
@@ -10,52 +12,56 @@ from hypothesis import strategies as st
 from tljax.ops import boxes
 
 GOLDEN = np.load(Path(__file__).parents[0] / "golden" / "boxes.npz")
-A, B = (jnp.asarray(GOLDEN["boxes"][part], jnp.float32) for part in (slice(20), slice(20, None)))
+A = jnp.asarray(GOLDEN["boxes"][:20], jnp.float32)
+B = jnp.asarray(GOLDEN["boxes"][20:], jnp.float32)
 
 
-def test_overlaps_equal_torchvisions():
+def test_iou_and_giou_match_torchvision():
     np.testing.assert_allclose(boxes.pairwise_iou(A, B), GOLDEN["iou"], atol=1e-6)
     np.testing.assert_allclose(boxes.giou(A, B), GOLDEN["giou"], atol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5])
-def test_suppression_equals_tensorflows(threshold):
-    every, scores, classes = (jnp.asarray(GOLDEN[name]) for name in ("boxes", "scores", "classes"))
-    kept = boxes.nms(every, scores, classes, threshold, min_score=-1.0, max_boxes=60)
-    assert kept.index[kept.valid].tolist() == GOLDEN[f"nms{threshold}"].tolist()
-    assert kept.index.shape == (60,)
-    few = boxes.nms(every, scores, classes, threshold, min_score=0.5, max_boxes=4)
-    assert few.index.tolist() == [i for i in GOLDEN[f"nms{threshold}"] if GOLDEN["scores"][i] > 0.5][:4]
+def test_nms_matches_tensorflow(threshold):
+    all_boxes, scores, classes = (jnp.asarray(GOLDEN[name]) for name in ("boxes", "scores", "classes"))
+    result = boxes.nms(all_boxes, scores, classes, threshold, min_score=-1.0, max_boxes=60)
+    assert result.index[result.valid].tolist() == GOLDEN[f"nms{threshold}"].tolist()
+    assert result.index.shape == (60,)
+    result = boxes.nms(all_boxes, scores, classes, threshold, min_score=0.5, max_boxes=4)
+    assert result.index.tolist() == [i for i in GOLDEN[f"nms{threshold}"] if GOLDEN["scores"][i] > 0.5][:4]
 
 
-def test_suppression_is_the_same_for_a_batch():
-    every = jnp.stack([jnp.asarray(GOLDEN["boxes"], jnp.float32)] * 2)
+def test_nms_of_a_batch():
+    all_boxes = jnp.stack([jnp.asarray(GOLDEN["boxes"], jnp.float32)] * 2)
     scores = jnp.stack([jnp.asarray(GOLDEN["scores"]), jnp.zeros(40)])
     classes = jnp.stack([jnp.asarray(GOLDEN["classes"])] * 2)
-    kept = jax.vmap(lambda *x: boxes.nms(*x, 0.5, 0.0, 10))(every, scores, classes)
-    assert kept.index[0].tolist() == GOLDEN["nms0.5"][:10].tolist()
-    assert not kept.valid[1].any()
+    result = jax.vmap(lambda *x: boxes.nms(*x, 0.5, 0.0, 10))(all_boxes, scores, classes)
+    assert result.index[0].tolist() == GOLDEN["nms0.5"][:10].tolist()
+    assert not result.valid[1].any()
 
 
-sides = st.floats(0, 50, width=32)
+coordinates = st.floats(0, 50, width=32)
 
 
 @settings(deadline=None)
-@given(st.tuples(sides, sides, sides, sides), st.tuples(sides, sides, sides, sides))
-def test_overlaps_are_symmetric_and_bounded_whatever_the_boxes(a, b):
-    a, b = jnp.array(a), jnp.array(b)
-    both = float(boxes.iou(a, b)), float(boxes.giou(a, b))
-    assert both == (float(boxes.iou(b, a)), float(boxes.giou(b, a)))
-    assert 0 <= both[0] <= 1 + 1e-6
-    assert -1 - 1e-6 <= both[1] <= both[0] + 1e-6
+@given(st.tuples(*[coordinates] * 4), st.tuples(*[coordinates] * 4))
+def test_iou_and_giou_are_symmetric_and_bounded(a, b):
+    a = jnp.array(a)
+    b = jnp.array(b)
+    iou = float(boxes.iou(a, b))
+    giou = float(boxes.giou(a, b))
+    assert (iou, giou) == (float(boxes.iou(b, a)), float(boxes.giou(b, a)))
+    assert 0 <= iou <= 1 + 1e-6
+    assert -1 - 1e-6 <= giou <= iou + 1e-6
 
 
-def test_boxes_without_area_overlap_nothing_and_have_finite_gradients():
+def test_empty_boxes_have_no_overlap_and_finite_gradients():
     empty = jnp.array([[3.0, 3.0, 3.0, 3.0], [5.0, 5.0, 2.0, 9.0]])
     assert not boxes.pairwise_iou(empty, empty).any()
-    for of in (boxes.iou, boxes.giou):
-        assert jnp.isfinite(jax.grad(lambda a, of=of: of(a, empty).sum())(empty)).all()
+    for overlap in (boxes.iou, boxes.giou):
+        gradient = jax.grad(lambda a, overlap=overlap: overlap(a, empty).sum())(empty)
+        assert jnp.isfinite(gradient).all()
 
 
-def test_clipping_leaves_what_lies_on_the_picture():
+def test_clip():
     assert boxes.clip(jnp.array([[-5.0, 2.0, 30.0, 70.0]]), 20, 40).tolist() == [[0, 2, 20, 40]]

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, where nobody has said otherwise."""
+"""The compilation cache on disk."""
 
 import os
 import subprocess
@@ -14,20 +14,19 @@ print(sum(1 for f in cache_dir("xla").rglob("*") if f.is_file()))
 """
 
 
-def files_kept(cache, **environment):
+def count_cached_files(cache, **environment):
     base = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=base | {"TLJAX_CACHE": str(cache)} | environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    return int(done.stdout)
+    return int(process.stdout)
 
 
-def test_programs_are_kept_unless_jax_has_a_folder_of_its_own(tmp_path):
-    first = files_kept(tmp_path / "a")
-    assert first > 0
-    assert files_kept(tmp_path / "b", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")) == 0
-    assert any((tmp_path / "own").iterdir())
+def test_compilation_cache_yields_to_the_folder_set_for_jax(tmp_path):
+    assert count_cached_files(tmp_path / "a") > 0
+    assert count_cached_files(tmp_path / "b", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "jax")) == 0
+    assert any((tmp_path / "jax").iterdir())

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept, and which of them is the best."""
+"""Ranking and retention of checkpoints."""
 
 import numpy as np
 import pytest
@@ -14,12 +14,12 @@ from tljax.storage.checkpoints import CheckpointManager, ranking_key
         ((0.9, 0.5, 1.0), (0.9, 0.5, 3.0)),  # the earlier epoch
     ],
 )
-def test_score_then_loss_then_the_earlier_epoch_decide(better, worse):
+def test_ranking_key_compares_score_then_loss_then_epoch(better, worse):
     a, b = (dict(zip(("accuracy", "loss", "epoch"), values, strict=True)) for values in (better, worse))
     assert ranking_key(a) > ranking_key(b)
 
 
-def test_best_and_latest_are_kept(tmp_path):
+def test_manager_keeps_best_and_latest(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: 0.7, 4: None}
     (tmp_path / "checkpoints").mkdir()
     with CheckpointManager(tmp_path) as checkpoints:
@@ -29,5 +29,5 @@ def test_best_and_latest_are_kept(tmp_path):
             checkpoints.wait()
         assert (checkpoints.best, checkpoints.latest) == (2, 4)
         assert checkpoints.load_variables(2)["a"].tolist() == [2, 2]
-    kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
-    assert kept == [2, 4]
+    steps = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir() if folder.name.isdigit())
+    assert steps == [2, 4]

@@ -1,4 +1,4 @@
-"""The digest by which cached features know the code that made them."""
+"""The digest of the source code that cached features depend on."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from tljax.features.feature_cache import CODE
 from tljax.storage.source_digest import PACKAGE, digest_files, imported_files, source_digest
 
 
-def test_what_is_imported_is_found_directly_or_not(tmp_path):
+def test_imported_files_follow_indirect_imports(tmp_path):
     package = tmp_path / "pkg"
     (package / "sub").mkdir(parents=True)
     sources = {
@@ -22,8 +22,8 @@ def test_what_is_imported_is_found_directly_or_not(tmp_path):
     }
     for name, text in sources.items():
         (package / name).write_text(text)
-    found = [path.relative_to(package).as_posix() for path in imported_files(("pkg.a",), package)]
-    assert found == ["a.py", "c.py", "d.py", "sub/__init__.py", "sub/b.py"]
+    files = [path.relative_to(package).as_posix() for path in imported_files(("pkg.a",), package)]
+    assert files == ["a.py", "c.py", "d.py", "sub/__init__.py", "sub/b.py"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def package(tmp_path):
     return shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def test_any_file_that_features_depend_on_changes_their_digest(package):
+def test_digest_depends_on_every_imported_file(package):
     files = imported_files(CODE, package)
     names = {path.relative_to(package).as_posix() for path in files}
     assert names >= {"models/layers.py", "models/backbones/vgg.py", "weights/preprocess.py", "augment/affine.py"}

@@ -1,4 +1,4 @@
-"""What ends a run, each with one sentence for the user and an exit code."""
+"""Errors that end a run with a one-line message and an exit code."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Iterable
 
 
 class TljaxError(Exception):
-    """An end that is no bug: `run.py` prints `label` and the message, one sentence, and exits with `exit_code`."""
+    """Base class of expected errors: `run.py` prints `label` and the one-line message and exits with `exit_code`."""
 
-    label, exit_code = "error", 1
+    label = "error"
+    exit_code = 1
 
 
 class UserError(TljaxError):
-    """Bad input, found before the expensive part."""
+    """Invalid input, detected before any expensive work starts."""
 
     exit_code = 2
 
 
 class TrainingStopped(TljaxError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
     label = "stopped"
 
@@ -27,13 +28,23 @@ class TrainingStopped(TljaxError):
 class Interrupted(TljaxError):
     """The user asked to stop; the state is saved."""
 
-    label, exit_code = "stopped", 130
+    label = "stopped"
+    exit_code = 130
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = 20) -> str:
-    """Returns `'; did you mean "x"?'` for the known name closest to `name`, else lists what there is, or its start."""
-    known = [str(k) for k in known]
-    if close := difflib.get_close_matches(str(name), known, n=1, cutoff=0.5):
+def did_you_mean(name: str, candidates: Iterable[str], max_listed: int = 20) -> str:
+    """Return the end of an error message about an unknown name.
+
+    Args:
+      name: the unknown name.
+      candidates: the valid names.
+      max_listed: number of candidates listed if none is similar to `name`.
+
+    Returns:
+      `'; did you mean "x"?'` with the most similar candidate, or else `"; available: x, y."`.
+    """
+    candidates = [str(candidate) for candidate in candidates]
+    if close := difflib.get_close_matches(str(name), candidates, n=1, cutoff=0.5):
         return f'; did you mean "{close[0]}"?'
-    more = f" and {len(known) - most} more" if len(known) > most else ""
-    return f"; there is: {', '.join(known[:most]) or 'nothing'}{more}."
+    more = f" and {len(candidates) - max_listed} more" if len(candidates) > max_listed else ""
+    return f"; available: {', '.join(candidates[:max_listed]) or 'none'}{more}."

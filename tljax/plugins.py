@@ -1,4 +1,4 @@
-"""Things of the user's own: an attribute of a Python file, named `path/to/FILE.py:NAME`."""
+"""Plugins: objects loaded from a Python file by a name of the form `path/to/FILE.py:NAME`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,32 @@ from tljax.errors import UserError, did_you_mean
 
 
 def is_plugin(name: str) -> bool:
-    """Whether a name means something in a file: `FILE.py:NAME`, or a file whose NAME was forgotten."""
+    """Return whether `name` refers to a Python file: `FILE.py:NAME`, or `FILE.py` with the NAME left out."""
     return name.endswith(".py") or ".py:" in name
 
 
 def load_plugin(spec: str, what: str) -> Any:
-    """Returns what a Python file calls `NAME`.
+    """Load the attribute NAME of a Python file.
 
-    A file runs once per process and version: as long as it does not change, the same spec gives the same object.
+    The file is executed once per process and version: until it changes, the same spec returns the same object.
 
     Args:
       spec: `path/to/FILE.py:NAME`, the path relative to the current folder or absolute.
-      what: the noun for messages, e.g. "objective".
+      what: kind of object for error messages, e.g. "loss".
+
+    Returns:
+      The attribute.
 
     Raises:
-      UserError: spec without a file or a name, no such file, a file that raises, or no such name in it.
+      UserError: the spec lacks a file or a name, the file does not exist or raises, or it does not define the name.
     """
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
-        raise UserError(f'A {what} of your own is named by file and name, as in FILE.py:NAME, got "{spec}".')
+        raise UserError(f'A custom {what} must be given as FILE.py:NAME, got "{spec}".')
     path = Path(file)
     if not path.is_file():
-        raise UserError(f'{what} "{spec}": {_missing(path)}')
-    module = _module(path.resolve(), path.stat().st_mtime_ns)
+        raise UserError(f'{what} "{spec}": {_describe_missing(path)}')
+    module = _run_file(path.resolve(), path.stat().st_mtime_ns)
     if not hasattr(module, name):
         public = [n for n, value in vars(module).items() if not n.startswith("_") and not inspect.ismodule(value)]
         raise UserError(f'{path} has no {what} "{name}"{did_you_mean(name, public)}')
@@ -45,35 +48,37 @@ def load_plugin(spec: str, what: str) -> Any:
 
 
 def plugin_digest(spec: str) -> str:
-    """SHA-256 of the file of `FILE.py:NAME`."""
+    """Return the SHA-256 (hexadecimal) of the file named in `FILE.py:NAME`."""
     return hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
 
 
-def _missing(path: Path) -> str:
+def _describe_missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent}."
     return f"there is no file {path}{did_you_mean(path.name, sorted(p.name for p in path.parent.glob('*.py')))}"
 
 
 @functools.cache
-def _module(path: Path, mtime_ns: int) -> ModuleType:
-    """Runs a file; a later `mtime_ns` runs it anew."""
+def _run_file(path: Path, mtime_ns: int) -> ModuleType:
+    """Execute a file as a module; `mtime_ns` is part of the cache key, so a changed file is executed again."""
     module = ModuleType(f"tljax_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # Dataclasses look up their annotations there.
+    sys.modules[module.__name__] = module  # dataclasses resolve their annotations there
     try:
-        # Not by importlib: it keeps byte code beside the file, and takes it for fresh by whole seconds.
+        # importlib would write byte code beside the file and detect changes only to the second.
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except Exception as error:
         del sys.modules[module.__name__]
-        raise UserError(_sentence(path, error)) from error
+        raise UserError(_format_error(path, error)) from error
     return module
 
 
-def _sentence(path: Path, error: Exception) -> str:
+def _format_error(path: Path, error: Exception) -> str:
+    """Return a one-line message with the line of the file that raised the error."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
-        lines, error = [error.lineno], SyntaxError(error.msg)
-    where = f"{path}, line {lines[-1]}" if lines else str(path)
+        lines = [error.lineno]
+        error = SyntaxError(error.msg)
+    location = f"{path}, line {lines[-1]}" if lines else str(path)
     text = " ".join(str(error).split())
-    return f"{where}: {text}" if isinstance(error, UserError) else f"{where}: {type(error).__name__}: {text}"
+    return f"{location}: {text}" if isinstance(error, UserError) else f"{location}: {type(error).__name__}: {text}"

@@ -1,4 +1,4 @@
-"""VGG-16, frozen, under Flatten and Dense, as every tutorial has it: `fit` runs the whole network in every epoch."""
+"""Frozen VGG-16 under Flatten and Dense, as in tutorials: `fit` runs the whole network in every epoch."""
 
 import json
 import time
@@ -8,27 +8,28 @@ import keras
 
 
 def vgg16(size, weights):
-    """The network without its classifier, with ImageNet's weights."""
+    """Return the frozen network without its classifier, with ImageNet's weights."""
     base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(size, size, 3))
     layers = [layer for layer in base.layers if isinstance(layer, keras.layers.Conv2D)]
-    for layer, (kernel, bias) in zip(layers, fashion.convolutions(weights), strict=True):
+    for layer, (kernel, bias) in zip(layers, fashion.load_convolutions(weights), strict=True):
         layer.set_weights([kernel.transpose(2, 3, 1, 0), bias])
     base.trainable = False
     return base
 
 
-def prepared(images, size):
-    """Grey pictures → what the network was trained on."""
-    colour = keras.ops.repeat(keras.ops.convert_to_tensor(images, "float32"), 3, axis=-1)
-    resized = keras.ops.image.resize(colour, (size, size), interpolation="bilinear")
+def preprocess(images, size):
+    """Return the network's input [N, size, size, 3] of gray images."""
+    rgb = keras.ops.repeat(keras.ops.convert_to_tensor(images, "float32"), 3, axis=-1)
+    resized = keras.ops.image.resize(rgb, (size, size), interpolation="bilinear")
     return keras.applications.vgg16.preprocess_input(keras.ops.convert_to_numpy(resized))
 
 
 def main():
-    """Trains and prints the last validation accuracy."""
+    """Train and print the last validation accuracy and the seconds of `fit`."""
     args = fashion.options()
-    (x_train, y_train), (x_valid, y_valid) = fashion.pictures(args)
-    x_train, x_valid = prepared(x_train, args.size), prepared(x_valid, args.size)
+    (x_train, y_train), (x_valid, y_valid) = fashion.load_splits(args)
+    x_train = preprocess(x_train, args.size)
+    x_valid = preprocess(x_valid, args.size)
     model = keras.Sequential(
         [vgg16(args.size, args.weights), keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
     )

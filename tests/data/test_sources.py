@@ -1,4 +1,4 @@
-"""Readers: IDX files whole and damaged, Fashion-MNIST, and a prepared TFDS set."""
+"""Data sources: IDX files, Fashion-MNIST, a prepared TFDS dataset, and errors of the registry."""
 
 import gzip
 import os
@@ -28,35 +28,35 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_plain_and_gzipped_files_are_read(folder):
-    d = data.load(DataConfig(name="idx", path=str(folder)), 0)
-    assert d.classes == ("0", "1", "2", "3")
-    assert d.train.images.shape[1:] == (5, 6, 1)
+def test_idx_reads_plain_and_gzipped_files(folder):
+    splits = data.load(DataConfig(name="idx", path=str(folder)), 0)
+    assert splits.classes == ("0", "1", "2", "3")
+    assert splits.train.images.shape[1:] == (5, 6, 1)
     raw = (folder / "train-images-idx3-ubyte").read_bytes()[16:]
     pixels = np.frombuffer(raw, np.uint8).reshape(40, 5, 6)
-    read = idx.read_source(folder)
-    assert (read.train.images[..., 0] == pixels).all()
-    assert (read.test.labels == np.arange(20) % 4).all()
+    source = idx.read_source(folder)
+    assert (source.train.images[..., 0] == pixels).all()
+    assert (source.test.labels == np.arange(20) % 4).all()
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
-        (lambda raw: raw[:-5], "should hold 1200 bytes"),
+        (lambda raw: raw[:-5], "should have 1200 bytes"),
         (lambda raw: raw[:9], "ends within its header"),
         (lambda raw: b"\0\0\x0d" + raw[3:], "not an IDX file of unsigned bytes"),
         (lambda raw: b"", "not an IDX file"),
     ],
 )
-def test_damaged_files_are_one_sentence(folder, damage, words):
+def test_idx_names_damaged_files(folder, damage, message):
     path = folder / "train-images-idx3-ubyte"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         idx.read_source(folder)
-    assert words in str(caught.value)
+    assert message in str(error.value)
 
 
-def test_truncated_gzip_and_missing_file(folder):
+def test_idx_names_truncated_gzip_and_missing_files(folder):
     path = folder / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(UserError, match="cannot be read"):
@@ -66,29 +66,29 @@ def test_truncated_gzip_and_missing_file(folder):
         idx.read_source(folder)
 
 
-def test_fashion_mnist_without_a_folder_says_what_is_missing(monkeypatch):
+def test_fashion_mnist_without_a_folder_raises(monkeypatch):
     monkeypatch.delenv("TLJAX_DATA_DIR", raising=False)
     with pytest.raises(UserError, match=r"needs data\.path, or TLJAX_DATA_DIR"):
         data.load(DataConfig(name="fashion-mnist"), 0)
 
 
-@pytest.mark.skipif("TLJAX_DATA_DIR" not in os.environ, reason="TLJAX_DATA_DIR is unset: the real files are not here")
-def test_the_real_fashion_mnist():
-    d = data.load(DataConfig(name="fashion-mnist", split="first_per_class", labels_per_class=200), 0)
-    assert (len(d.train), len(d.valid), d.test.size) == (2000, 2000, 8000)
-    assert d.classes[9] == "ankle boot"
-    # Facts of the published set: its first training picture is an ankle boot, its first test picture too.
+@pytest.mark.skipif("TLJAX_DATA_DIR" not in os.environ, reason="TLJAX_DATA_DIR is not set")
+def test_fashion_mnist_published_files():
+    splits = data.load(DataConfig(name="fashion-mnist", split="first_per_class", labels_per_class=200), 0)
+    assert (len(splits.train), len(splits.valid), splits.test.size) == (2000, 2000, 8000)
+    assert splits.classes[9] == "ankle boot"
+    # In the published files, the first training image and the first test image are ankle boots.
     source = registry.load_source(DataConfig(name="fashion-mnist"))
     assert source.train.labels[0] == 9
     assert source.test.labels[0] == 9
     assert np.bincount(source.train.labels).tolist() == [6000] * 10
 
 
-def test_a_prepared_tfds_set_is_read_without_tensorflow(tmp_path):
+def test_tfds_reads_a_prepared_classification_dataset(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     images = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3), dtype=np.uint8)
 
-    class TinyPictures(tfds.core.GeneratorBasedBuilder):
+    class TinyImages(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = tmp_path
 
@@ -113,11 +113,29 @@ def test_a_prepared_tfds_set_is_read_without_tensorflow(tmp_path):
         def _generate_examples(self):
             raise AssertionError("each split has its own generator")
 
-    TinyPictures(data_dir=tmp_path).download_and_prepare(file_format="array_record")
-    d = data.load(DataConfig(name="tfds:tiny_pictures", path=str(tmp_path), valid_fraction=0.25), 0)
-    assert d.classes == ("cat", "dog")
-    assert (len(d.train), len(d.valid), d.test.size) == (12, 4, 8)
+    TinyImages(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    splits = data.load(DataConfig(name="tfds:tiny_images", path=str(tmp_path), valid_fraction=0.25), 0)
+    assert splits.classes == ("cat", "dog")
+    assert (len(splits.train), len(splits.valid), splits.test.size) == (12, 4, 8)
     expected = {images[i].tobytes() for i in range(16)}
-    assert {i.tobytes() for i in [*d.train.images, *d.valid.images]} == expected
-    with pytest.raises(UserError, match="tfds:tiny_picture cannot be read"):
-        data.load(DataConfig(name="tfds:tiny_picture", path=str(tmp_path)), 0)
+    assert {i.tobytes() for i in [*splits.train.images, *splits.valid.images]} == expected
+    with pytest.raises(UserError, match="tfds:tiny_image cannot be read"):
+        data.load(DataConfig(name="tfds:tiny_image", path=str(tmp_path)), 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "message"),
+    [
+        ({"name": "digits"}, "detection", '"digits" has no labels for the task detection; sources that have: scenes, '),
+        ({"name": "yolo"}, "segmentation", "sources that have: scenes, coco, voc, masks, tfds:NAME"),
+        ({"name": "scenes"}, "classification", "sources that have: digits, idx, fashion-mnist, tfds:NAME"),
+        ({"name": "cocoo"}, "detection", 'no data.name "cocoo"; did you mean "coco"'),
+        ({"name": "digits", "options": {"train": 3}}, "classification", 'data.options: digits has no "train"'),
+        ({"name": "masks", "path": ".", "options": {"class": ()}}, "segmentation", 'did you mean "classes"'),
+        ({"name": "masks"}, "segmentation", "needs data.path"),
+        ({"name": "masks", "path": "nowhere"}, "segmentation", "data.path=nowhere is not a folder"),
+    ],
+)
+def test_load_source_errors(config, task, message):
+    with pytest.raises(UserError, match=message):
+        registry.load_source(DataConfig(**config), task)

@@ -1,15 +1,15 @@
-"""The order in which networks are compared with their references."""
+"""Order of the tests that compare networks with reference implementations."""
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the zoo's tests of one network side by side: its weights are drawn once, and its programs compiled once."""
-    places = [i for i, item in enumerate(items) if item.path.name == "test_zoo.py"]
-    networks = {}
-    for i in places:
-        networks.setdefault(items[i].callspec.params["case"].backbone, []).append(items[i])
-    # Within a network, each reference's checkpoint has its turn.
-    ordered = [
-        item for network in networks.values() for item in sorted(network, key=lambda item: item.callspec.params["case"])
-    ]
-    for i, item in zip(places, ordered, strict=True):
+    """Run the tests of each network of test_zoo.py consecutively, so that it is built and compiled only once."""
+    positions = [i for i, item in enumerate(items) if item.path.name == "test_zoo.py"]
+    items_by_backbone = {}
+    for i in positions:
+        items_by_backbone.setdefault(items[i].callspec.params["case"].backbone, []).append(items[i])
+    # Within a network, the tests of each reference's checkpoint are consecutive too.
+    ordered = []
+    for group in items_by_backbone.values():
+        ordered += sorted(group, key=lambda item: item.callspec.params["case"])
+    for i, item in zip(positions, ordered, strict=True):
         items[i] = item

@@ -1,4 +1,4 @@
-"""Small networks, and what tests of heads share."""
+"""Small networks and helpers for tests of heads."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +19,11 @@ def build(config, head, image_size=32, classes=3, rngs=None, **options):
 
 
 def drawn(model, seed=0):
-    """The model with a random number in every leaf."""
+    """Fill every variable of the model with random values, and return the model."""
     rng = np.random.default_rng(seed)
-    numbers = {p: rng.uniform(0.2, 0.9, v.shape) * rng.choice([-1, 1], v.shape) for p, v in leaves(model).items()}
-    numbers = {p: np.abs(x) if p.endswith("/var") else x for p, x in numbers.items()}
-    params_lib.set_variables(model, {path: jnp.asarray(x, jnp.float32) for path, x in numbers.items()})
+    values = {p: rng.uniform(0.2, 0.9, v.shape) * rng.choice([-1, 1], v.shape) for p, v in leaves(model).items()}
+    values = {p: np.abs(x) if p.endswith("/var") else x for p, x in values.items()}
+    params_lib.set_variables(model, {path: jnp.asarray(x, jnp.float32) for path, x in values.items()})
     return model
 
 
@@ -31,11 +31,13 @@ def leaves(model):
     return params_lib.variables(model)
 
 
-def scattered(x, kernel, stride):
-    """A transposed convolution number by number, without what is cropped of it."""
-    (batch, height, width, _), (size, _, _, outputs) = x.shape, kernel.shape
+def conv_transpose_reference(x, kernel, stride):
+    """Transposed convolution by loops, without cropping."""
+    batch, height, width, _ = x.shape
+    size, _, _, outputs = kernel.shape
     y = np.zeros((batch, (height - 1) * stride + size, (width - 1) * stride + size, outputs))
     for i, j in np.ndindex(height, width):
-        rows, columns = slice(i * stride, i * stride + size), slice(j * stride, j * stride + size)
+        rows = slice(i * stride, i * stride + size)
+        columns = slice(j * stride, j * stride + size)
         y[:, rows, columns] += np.einsum("bc,hwco->bhwo", x[:, i, j], kernel)
     return y

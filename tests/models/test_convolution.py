@@ -1,4 +1,4 @@
-"""Every form of a convolution is XLA's in value and both gradients, mapped and transposed; so is max pooling."""
+"""Convolution algorithms match XLA's convolution in value and gradients; max pooling matches a reference."""
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from tljax.ops.convolution import ConvAlgorithms, ConvSpec, convolve, linear_in_
 
 NATIVE = ("xla_conv",) * 3
 SAME = ((1, 1), (1, 1))
-# Compiling is most of the work.
-QUICK = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-ONE_GROUP = [
+# Compilation takes most of the time of these tests.
+FAST_COMPILE = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+UNGROUPED = [
     ("im2col", "im2col", "columns"),
     ("rows", "rows", "columns"),
     ("rows", "im2col", "xla_conv"),
@@ -27,61 +27,62 @@ def normal(seed, shape, dtype=np.float32):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-def close(found, expected, tolerance=1e-5):
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, atol=tolerance * max(1.0, np.abs(expected).max(initial=0)), rtol=0)
+def assert_close(actual, expected, tolerance=1e-5):
+    actual = np.asarray(actual, np.float64)
+    expected = np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, atol=tolerance * max(1.0, np.abs(expected).max(initial=0)), rtol=0)
 
 
-def pulled(function, *arguments):
-    """The value and the gradients of a weighted sum of it."""
-    y, back = jax.vjp(function, *arguments)
-    return y, *back(normal(9, y.shape, y.dtype))
+def value_and_gradients(function, *arguments):
+    """Return the value, and the gradients of a weighted sum of it."""
+    y, vjp = jax.vjp(function, *arguments)
+    return y, *vjp(normal(9, y.shape, y.dtype))
 
 
 @st.composite
 def cases(draw):
-    """Window, shapes of map and kernel, and which forms."""
+    """Draw a spec, the shapes of input and kernel, and algorithms."""
     size = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
     dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     padding = tuple((draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in size)
-    least = [max(1, d * (k - 1) + 1 - sum(p)) for d, k, p in zip(dilation, size, padding, strict=True)]
-    sides = tuple(low + draw(st.integers(0, 4)) for low in least)
+    min_sides = [max(1, d * (k - 1) + 1 - sum(p)) for d, k, p in zip(dilation, size, padding, strict=True)]
+    sides = tuple(side + draw(st.integers(0, 4)) for side in min_sides)
     groups = draw(st.sampled_from([1, 1, 1, 3]))
     channels = (3, draw(st.sampled_from([3, 6]))) if groups > 1 else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     strides = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
-    window = ConvSpec(strides, padding, dilation, groups)
-    forms = (
-        draw(st.sampled_from(ONE_GROUP)) if groups == 1 else ("depthwise_shift",) * 3 if channels[1] == 3 else NATIVE
-    )
-    if "rows" in forms[1] and max(strides) > 1:
-        forms = (forms[0], "im2col", forms[2])
-    x = (draw(st.integers(1, 4)), *sides, channels[0])
-    return window, x, (*size, channels[0] // groups, channels[1]), ConvAlgorithms(*forms)
+    spec = ConvSpec(strides, padding, dilation, groups)
+    if groups == 1:
+        algorithms = draw(st.sampled_from(UNGROUPED))
+    else:
+        algorithms = ("depthwise_shift",) * 3 if channels[1] == 3 else NATIVE
+    if "rows" in algorithms[1] and max(strides) > 1:
+        algorithms = (algorithms[0], "im2col", algorithms[2])
+    x_shape = (draw(st.integers(1, 4)), *sides, channels[0])
+    return spec, x_shape, (*size, channels[0] // groups, channels[1]), ConvAlgorithms(*algorithms)
 
 
-def together(form, window, x, kernel):
-    """Values and gradients of a form and of XLA's, as one program."""
+def compare_with_xla(conv, spec, x, kernel):
+    """Return (actual, expected) pairs of values and gradients of `conv` and XLA's convolution, from one program."""
 
     def both(x, k):
-        return [pulled(f, x, k) for f in (form, lambda x, k: xla_conv(x, k, window))]
+        return value_and_gradients(conv, x, k), value_and_gradients(lambda x, k: xla_conv(x, k, spec), x, k)
 
-    return jax.jit(both, compiler_options=QUICK)(x, kernel)
+    return zip(*jax.jit(both, compiler_options=FAST_COMPILE)(x, kernel), strict=True)
 
 
 @settings(max_examples=12, deadline=None)
 @given(case=cases(), dtype=st.sampled_from([np.float32, np.float32, jnp.bfloat16]))
-def test_every_form_is_xlas_convolution_in_value_and_both_gradients(case, dtype):
-    window, x_shape, kernel_shape, forms = case
-    x, kernel = normal(0, x_shape, dtype), normal(1, kernel_shape, dtype)
-    static = forms, window, x_shape, kernel_shape
+def test_algorithms_match_xla(case, dtype):
+    spec, x_shape, kernel_shape, algorithms = case
+    x = normal(0, x_shape, dtype)
+    kernel = normal(1, kernel_shape, dtype)
+    static = algorithms, spec, x_shape, kernel_shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "PLACES", 6)  # `rows` in more than one step
-        for ours, theirs in zip(
-            *together(lambda x, k: convolution._convolve(static, x, k), window, x, kernel), strict=True
-        ):
-            assert ours.dtype == theirs.dtype
-            close(ours, theirs, 1e-5 if dtype == np.float32 else 2**-6)
+        patch.setattr(convolution, "LOCATIONS_PER_STEP", 6)  # so that `rows` runs in several steps
+        for actual, expected in compare_with_xla(lambda x, k: convolution._convolve(static, x, k), spec, x, kernel):
+            assert actual.dtype == expected.dtype
+            assert_close(actual, expected, 1e-5 if dtype == np.float32 else 2**-6)
 
 
 SHAPES = {
@@ -95,28 +96,32 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-def test_what_the_rule_chooses_can_be_mapped_recomputed_transposed_and_has_float64(kind):
-    x_shape, kernel_shape, window = SHAPES[kind]
-    x, kernels = normal(0, x_shape), normal(1, (2, *kernel_shape))
+def test_convolve_supports_jax_transforms_and_float64(kind):
+    x_shape, kernel_shape, spec = SHAPES[kind]
+    x = normal(0, x_shape)
+    kernels = normal(1, (2, *kernel_shape))
 
-    def of(function):
-        over = jax.vmap(lambda k: pulled(jax.checkpoint(lambda x, k: function(x, k, window)), x, k))(kernels)
-        y = xla_conv(x, kernels[0], window)
-        linear = linear_in_kernel if function is convolve else xla_conv
-        return *over, *jax.linear_transpose(lambda k: linear(x, k, window), kernels[0])(jnp.cos(y))
+    def transformed(conv):
+        remat_conv = jax.checkpoint(lambda x, k: conv(x, k, spec))
+        batched = jax.vmap(lambda k: value_and_gradients(remat_conv, x, k))(kernels)
+        y = xla_conv(x, kernels[0], spec)
+        linear = linear_in_kernel if conv is convolve else xla_conv
+        return *batched, *jax.linear_transpose(lambda k: linear(x, k, spec), kernels[0])(jnp.cos(y))
 
-    ours, theirs = jax.jit(lambda: (of(convolve), of(xla_conv)), compiler_options=QUICK)()
-    for found, expected in zip(ours, theirs, strict=True):
-        close(found, expected)
+    results = jax.jit(lambda: (transformed(convolve), transformed(xla_conv)), compiler_options=FAST_COMPILE)()
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected)
     with jax.enable_x64(True):
-        x, kernel = normal(0, x_shape, np.float64), normal(1, kernel_shape, np.float64)
-        for found, expected in zip(*together(lambda x, k: convolve(x, k, window), window, x, kernel), strict=True):
-            assert found.dtype == np.float64
-            close(found, expected, 1e-13)
+        x = normal(0, x_shape, np.float64)
+        kernel = normal(1, kernel_shape, np.float64)
+        for actual, expected in compare_with_xla(lambda x, k: convolve(x, k, spec), spec, x, kernel):
+            assert actual.dtype == np.float64
+            assert_close(actual, expected, 1e-13)
 
 
-def test_the_rule_is_xlas_own_form_elsewhere_and_where_a_product_is_slower(monkeypatch):
-    small, large = SHAPES["small"], ((8, 56, 56, 64), (3, 3, 64, 64), ConvSpec((1, 1), SAME))
+def test_select_algorithms(monkeypatch):
+    small = SHAPES["small"]
+    large = ((8, 56, 56, 64), (3, 3, 64, 64), ConvSpec((1, 1), SAME))
     assert select_algorithms(*small, np.float32) == ("im2col", "im2col", "columns")
     assert select_algorithms(*large, np.float32) == NATIVE
     assert select_algorithms((8, 16, 16, 64), *large[1:], jnp.bfloat16).value == "rows"
@@ -124,27 +129,29 @@ def test_the_rule_is_xlas_own_form_elsewhere_and_where_a_product_is_slower(monke
     assert all(select_algorithms(*shapes, np.float32) == NATIVE for shapes in SHAPES.values())
 
 
-def test_the_gradient_that_nobody_asks_for_is_not_computed():
-    x_shape, kernel_shape, window = SHAPES["small"]
-    x, kernel = normal(0, x_shape), normal(1, kernel_shape)
+def test_convolve_computes_only_required_gradients():
+    x_shape, kernel_shape, spec = SHAPES["small"]
+    x = normal(0, x_shape)
+    kernel = normal(1, kernel_shape)
 
     def loss(x, k):
-        return convolve(x, k, window).sum()
+        return convolve(x, k, spec).sum()
 
-    for wanted, products in ((0, 1), (1, 1), ((0, 1), 2)):
-        # The sum needs no value of the convolution, which the gradients do not need either.
-        text = str(jax.make_jaxpr(jax.grad(loss, wanted))(x, kernel))
-        assert text.count("dot_general") == 1 + products
+    for argnums, num_gradients in ((0, 1), (1, 1), ((0, 1), 2)):
+        # One product for the value, which the jaxpr contains although neither loss nor gradients need it.
+        text = str(jax.make_jaxpr(jax.grad(loss, argnums))(x, kernel))
+        assert text.count("dot_general") == 1 + num_gradients
 
 
 @pytest.mark.parametrize(("size", "stride", "padding", "ceil"), [(3, 2, 1, False), (2, 2, 0, True), (3, 1, 1, False)])
-def test_the_first_of_equal_maxima_has_the_gradient(size, stride, padding, ceil):
+def test_max_pool_gradient_goes_to_first_maximum(size, stride, padding, ceil):
     x = jnp.round(normal(3, (2, 7, 6, 3)))
 
-    def textbook(x, dy):
-        pads = [(padding, size)] * 2  # generous at the end: what the windows of `y` do not see has no say
+    def reference(x, dy):
+        pads = [(padding, size)] * 2  # more than needed at the end; pixels outside all windows do not matter
         x = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
-        y, dx = np.zeros(dy.shape), np.zeros(x.shape)
+        y = np.zeros(dy.shape)
+        dx = np.zeros(x.shape)
         for b, i, j, c in np.ndindex(dy.shape):
             window = x[b, i * stride : i * stride + size, j * stride : j * stride + size, c]
             row, column = np.unravel_index(window.argmax(), window.shape)
@@ -152,7 +159,7 @@ def test_the_first_of_equal_maxima_has_the_gradient(size, stride, padding, ceil)
             dx[b, i * stride + row, j * stride + column, c] += dy[b, i, j, c]
         return y, dx[:, padding : padding + 7, padding : padding + 6]
 
-    y, dx = jax.jit(lambda x: pulled(lambda x: layers.max_pool(x, size, stride, padding, ceil), x))(x)
-    y_expected, dx_expected = textbook(np.asarray(x), np.asarray(normal(9, y.shape)))
+    y, dx = jax.jit(lambda x: value_and_gradients(lambda x: layers.max_pool(x, size, stride, padding, ceil), x))(x)
+    y_expected, dx_expected = reference(np.asarray(x), np.asarray(normal(9, y.shape)))
     np.testing.assert_array_equal(y, y_expected)
     np.testing.assert_allclose(dx, dx_expected, atol=1e-6)

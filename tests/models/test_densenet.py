@@ -1,4 +1,4 @@
-"""DenseNet: strides, the layers' growth, dropout, and the parameters that the paper's networks have."""
+"""DenseNet: strides, growth, dropout, and numbers of parameters."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,60 +16,63 @@ TINY = densenet.Variant((2, 1), growth=3, initial=4, dropout=0.5)
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "parameters"),
+    ("name", "channels", "num_params"),
     [
-        # The parameters are those of torchvision's networks; the zoo proves those of the smaller one every day.
+        # Numbers of parameters of torchvision's networks; by default test_zoo.py compares that of the smaller one.
         ("densenet121", (64, 256, 512, 1024, 1024), 7_978_856),
         ("densenet161", (96, 384, 768, 2112, 2208), 28_681_000),
     ],
 )
 @pytest.mark.deep
-def test_the_published_shapes(name, channels, parameters):
+def test_densenet_strides_and_num_params(name, channels, num_params):
     model = models.create_model(name, num_classes=1000, rngs=None)
-    assert [tuple(level) for level in model.feature_info().values()] == list(
+    assert [tuple(info) for info in model.feature_info().values()] == list(
         zip((2, 4, 8, 16, 32), channels, strict=True)
     )
-    assert sum(leaf.size for leaf in params_lib.flatten_model(model).params.values()) == parameters
+    assert sum(param.size for param in params_lib.flatten_model(model).params.values()) == num_params
 
 
-def test_each_layer_leaves_the_maps_before_it_as_they_are():
+def test_layers_append_to_previous_features():
     model = models.create_model(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0))
 
     @nnx.jit
     def run(stage, x):
-        gathered = stage(x)
+        features = stage(x)
         stage.names = ("layer1",)
-        return gathered, stage(x)
+        return features, stage(x)
 
-    gathered, first = run(model.stage1, np.random.default_rng(0).normal(size=(2, 17, 17, 4)).astype(np.float32))
-    assert gathered.shape == (2, 9, 9, 4 + 2 * 3)
-    np.testing.assert_array_equal(first, gathered[..., :7])
+    x = np.random.default_rng(0).normal(size=(2, 17, 17, 4)).astype(np.float32)
+    features, features_of_layer1 = run(model.stage1, x)
+    assert features.shape == (2, 9, 9, 4 + 2 * 3)
+    np.testing.assert_array_equal(features_of_layer1, features[..., :7])
 
 
-def test_a_transition_may_pool_before_its_convolution():
+def test_transition_can_pool_before_convolution():
     unit = models.create_model(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage2.transition
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 7, 10)), jnp.float32)
     run = nnx.jit(lambda unit, x: (unit(x), average_pool(unit.conv(nnx.relu(unit.bn(x))), 2, 2)))
     np.testing.assert_allclose(*run(unit, x), atol=1e-6)
 
 
-def test_dropout_is_for_training_alone():
+def test_densenet_dropout_only_in_training():
     layer = models.create_model(TINY, num_classes=2, image_size=33, rngs=nnx.Rngs(0)).stage1.layer1
     x = np.random.default_rng(1).normal(size=(2, 5, 5, 4)).astype(np.float32)
     train = nnx.jit(lambda layer, x, rngs: layer(x, train=True, rngs=rngs))
     a, b = (train(layer, x, nnx.Rngs(dropout=k)) for k in (1, 2))
     assert (a != b).any()
-    # Without a key, nothing can be drawn.
+    # Dropout without rngs would be an error.
     infer = nnx.jit(lambda layer, x: layer(x))
     np.testing.assert_array_equal(infer(layer, x), infer(layer, x))
 
 
-def test_too_small_a_picture_is_an_error():
-    with pytest.raises(UserError, match=r"data\.image_size=4 is too small for Variant.*: its last map is empty"):
+def test_too_small_image_is_an_error():
+    with pytest.raises(
+        UserError, match=r"data\.image_size=4 is too small for Variant.*: its last feature map is empty"
+    ):
         models.create_model(TINY, num_classes=2, image_size=4, rngs=None)
 
 
-def test_the_published_files_of_torchvision_and_keras_have_older_names():
+def test_layouts_accept_old_names():
     config = densenet.VARIANTS["densenet121"]
     for layout, old, new in (
         (

@@ -1,4 +1,4 @@
-"""GoogLeNet and Inception v3: strides, blocks as data, and the auxiliary classifiers."""
+"""GoogLeNet and Inception v3: strides, blocks defined by data, and auxiliary classifiers."""
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,18 @@ TINY = Variant(
 )
 
 
-def auxiliary(model, **maps):
-    """Shapes of the auxiliary classifiers' answers to maps of these shapes."""
-    maps = {stage: jax.ShapeDtypeStruct((2, *shape), jnp.float32) for stage, shape in maps.items()}
-    answers = nnx.eval_shape(lambda m, maps: m.head.auxiliary(maps), model, maps)
-    return {name: logits.shape for name, logits in answers.items()}
+def auxiliary_shapes(model, **shapes):
+    """Return the shapes of the auxiliary classifiers' outputs for features of these shapes by stage."""
+    features = {stage: jax.ShapeDtypeStruct((2, *shape), jnp.float32) for stage, shape in shapes.items()}
+    outputs = nnx.eval_shape(lambda m, features: m.head.auxiliary(features), model, features)
+    return {name: logits.shape for name, logits in outputs.items()}
 
 
 @pytest.mark.parametrize(
-    ("name", "auxiliary", "strides", "channels", "parameters"),
+    ("name", "auxiliary", "strides", "channels", "num_params"),
     [
-        # The parameters are those of torchvision's networks and of Keras' InceptionV3 with 1000 classes.
-        # The zoo proves them every day, too.
+        # Numbers of parameters of torchvision's networks and of Keras' InceptionV3 with 1000 classes. By default
+        # test_zoo.py compares these.
         pytest.param(
             *("googlenet", True, (2, 4, 8, 16, 16, 16, 32), (64, 192, 480, 512, 528, 832, 1024), 13_004_888),
             marks=pytest.mark.deep,
@@ -46,16 +46,16 @@ def auxiliary(model, **maps):
         ),
     ],
 )
-def test_the_published_shapes(name, auxiliary, strides, channels, parameters):
+def test_inception_strides_and_num_params(name, auxiliary, strides, channels, num_params):
     model = models.create_model(name, num_classes=1000, auxiliary=auxiliary, image_size=299, rngs=None)
-    assert [tuple(level) for level in model.feature_info().values()] == list(zip(strides, channels, strict=True))
-    assert sum(leaf.size for leaf in params_lib.flatten_model(model).params.values()) == parameters
+    assert [tuple(info) for info in model.feature_info().values()] == list(zip(strides, channels, strict=True))
+    assert sum(param.size for param in params_lib.flatten_model(model).params.values()) == num_params
 
 
-def test_a_network_is_data():
+def test_variant_defines_stages_and_paths():
     model = models.create_model(TINY, num_classes=2, image_size=25, rngs=None)
-    maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((2, 25, 25, 3), jnp.float32))
-    assert {name: x.shape for name, x in maps.items()} == {
+    features = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((2, 25, 25, 3), jnp.float32))
+    assert {name: x.shape for name, x in features.items()} == {
         "stem": (2, 12, 12, 4),
         "stage1": (2, 5, 5, 2 + 4 + 1),
         "stage2": (2, 3, 3, 5),
@@ -70,28 +70,28 @@ def test_a_network_is_data():
     ]
 
 
-def test_auxiliary_classifiers_drop_out_in_training_alone():
+def test_auxiliary_classifier_dropout_only_in_training():
     model = models.create_model(
         TINY, num_classes=2, image_size=25, auxiliary=True, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
     )
-    maps = {"stage1": jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 7)), jnp.bfloat16)}
-    train = nnx.jit(lambda head, maps, rngs: head.auxiliary(maps, train=True, rngs=rngs)["aux1"])
-    a, b = (train(model.head, maps, nnx.Rngs(dropout=k)) for k in (1, 2))
+    features = {"stage1": jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 5, 7)), jnp.bfloat16)}
+    train = nnx.jit(lambda head, features, rngs: head.auxiliary(features, train=True, rngs=rngs)["aux1"])
+    a, b = (train(model.head, features, nnx.Rngs(dropout=k)) for k in (1, 2))
     assert (a.shape, a.dtype) == ((2, 2), jnp.float32)
     assert (a != b).any()
-    # Without a key, nothing can be drawn.
-    infer = nnx.jit(lambda head, maps: head.auxiliary(maps)["aux1"])
-    np.testing.assert_array_equal(infer(model.head, maps), infer(model.head, maps))
+    # Dropout without rngs would be an error.
+    infer = nnx.jit(lambda head, features: head.auxiliary(features)["aux1"])
+    np.testing.assert_array_equal(infer(model.head, features), infer(model.head, features))
 
 
-def test_googlenets_auxiliary_classifiers_take_any_map_and_a_tap_before_one_leaves_it_out():
+def test_googlenet_auxiliary_classifiers():
     model = models.create_model("googlenet", num_classes=2, auxiliary=True, rngs=None)
-    assert auxiliary(model, stage3=(3, 3, 512), stage4=(14, 14, 528)) == {"aux1": (2, 2), "aux2": (2, 2)}
-    tapped = models.create_model("googlenet", num_classes=2, out_stage="stage3", auxiliary=True, rngs=None)
-    assert auxiliary(tapped, stage3=(14, 14, 512)) == {"aux1": (2, 2)}
+    assert auxiliary_shapes(model, stage3=(3, 3, 512), stage4=(14, 14, 528)) == {"aux1": (2, 2), "aux2": (2, 2)}
+    cut = models.create_model("googlenet", num_classes=2, out_stage="stage3", auxiliary=True, rngs=None)
+    assert auxiliary_shapes(cut, stage3=(14, 14, 512)) == {"aux1": (2, 2)}
 
 
-def test_inception_v3s_auxiliary_classifier_needs_a_picture_of_299():
+def test_inception_v3_auxiliary_classifier_needs_299():
     model = models.create_model(
         "inception_v3", num_classes=2, out_stage="stage3", image_size=299, auxiliary=True, rngs=None
     )
@@ -100,17 +100,17 @@ def test_inception_v3s_auxiliary_classifier_needs_a_picture_of_299():
         images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
         sides.append(nnx.eval_shape(lambda m, x: m.features(x)["stage3"], model, images).shape[1])
     assert sides == [16, 17]
-    assert auxiliary(model, stage3=(17, 17, 768)) == {"aux1": (2, 2)}
-    with pytest.raises(UserError, match="at least 17×17 at stage3, which is 16×17"):
-        auxiliary(model, stage3=(16, 17, 768))
+    assert auxiliary_shapes(model, stage3=(17, 17, 768)) == {"aux1": (2, 2)}
+    with pytest.raises(UserError, match="at least 17×17 at stage3, got 16×17"):
+        auxiliary_shapes(model, stage3=(16, 17, 768))
 
 
-def test_kerass_inception_has_no_auxiliary_classifier():
+def test_keras_inception_has_no_auxiliary_classifier():
     with pytest.raises(UserError, match="inception_v3_keras has no auxiliary"):
         models.create_model("inception_v3_keras", num_classes=2, out_stage="stem", auxiliary=True, rngs=None)
 
 
-def test_average_pools_count_padding_as_the_library_does():
+def test_average_pool_counts_padding_in_torch_only():
     ones = jnp.ones((1, 3, 3, 1))
     torch, keras = (AveragePool(count_padding=count)(ones)[0, :, :, 0] for count in (True, False))
     np.testing.assert_allclose(torch[0], [4 / 9, 6 / 9, 4 / 9], rtol=1e-6)

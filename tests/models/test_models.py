@@ -1,4 +1,4 @@
-"""Stage form, shapes, initial values, and the real VGG-16 beside torch's features (tests/golden)."""
+"""Models: stages, shapes, initial values, and features of the real VGG-16 compared with torch's (tests/golden)."""
 
 import hashlib
 import os
@@ -20,18 +20,18 @@ from tljax.models.layers import Dropout, average_pool_to
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 
-def test_the_public_api():
+def test_public_api():
     model = tljax.models.create_model("resnet8", num_classes=10, head="classifier", rngs=nnx.Rngs(0))
 
     @nnx.jit
     def run(model, images):
         features = model.features(images)
-        # A dict that has been through jit is sorted by name; the head finds its map all the same.
+        # jit returns dicts sorted by key; the head must not depend on their order.
         return model(images, train=False), features, model.head(dict(sorted(features.items())))
 
-    logits, features, again = run(model, np.zeros((2, 16, 16, 3), np.float32))
+    logits, features, logits_of_sorted = run(model, np.zeros((2, 16, 16, 3), np.float32))
     assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
-    np.testing.assert_array_equal(again, logits)
+    np.testing.assert_array_equal(logits_of_sorted, logits)
     assert {k: v.shape[1:] for k, v in features.items()} == {
         "stem": (16, 16, 16),
         "stage1": (16, 16, 16),
@@ -40,13 +40,13 @@ def test_the_public_api():
     }
 
 
-def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
+def test_vgg16_num_params_and_strides():
     model = models.create_model("vgg16", num_classes=10, rngs=None)
     _, params, _ = params_lib.flatten_model(model)
-    trunk = sum(int(np.prod(v.shape)) for p, v in params.items() if not p.startswith("head/"))
-    assert trunk == 14_714_688  # torchvision's vgg16().features
-    maps = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-    assert [(k, maps[k].shape[1], maps[k].shape[3]) for k in model.stage_names] == [
+    num_params = sum(int(np.prod(v.shape)) for p, v in params.items() if not p.startswith("head/"))
+    assert num_params == 14_714_688  # torchvision's vgg16().features
+    features = nnx.eval_shape(lambda m, x: m.features(x), model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    assert [(k, features[k].shape[1], features[k].shape[3]) for k in model.stage_names] == [
         ("stem", 64, 64),
         ("stage1", 64, 64),
         ("stage2", 32, 128),
@@ -57,73 +57,75 @@ def test_vgg16_has_torchvisions_trunk_and_the_papers_strides():
     ]
 
 
-def test_a_tap_leaves_later_stages_out_and_does_not_change_the_start():
+def test_out_stage_cuts_later_stages_only():
     config = vgg.Variant(((4, 4), (8,), (8,)))
     whole = models.create_model(config, num_classes=3, image_size=16, rngs=nnx.Rngs(0))
-    tapped = models.create_model(config, num_classes=3, out_stage="stage2", image_size=16, rngs=nnx.Rngs(0))
-    assert tapped.cut == ("stage3", "pool")
-    a, b = params_lib.flatten_model(whole).params, params_lib.flatten_model(tapped).params
-    assert set(b) == {p for p in a if not p.startswith("stage3")}
-    assert all((a[p] == b[p]).all() for p in b)
+    cut = models.create_model(config, num_classes=3, out_stage="stage2", image_size=16, rngs=nnx.Rngs(0))
+    assert cut.cut == ("stage3", "pool")
+    whole_params = params_lib.flatten_model(whole).params
+    cut_params = params_lib.flatten_model(cut).params
+    assert set(cut_params) == {p for p in whole_params if not p.startswith("stage3")}
+    assert all((whole_params[p] == cut_params[p]).all() for p in cut_params)
 
 
-def test_initial_values_follow_their_distributions_and_the_seed():
-    def params(seed):
+def test_initial_values_match_distribution_and_seed():
+    def init_params(seed):
         return params_lib.flatten_model(
             models.create_model("vgg11", num_classes=10, out_stage="stage4", rngs=nnx.Rngs(seed))
         ).params
 
-    a, again, other = params(0), params(0), params(1)
+    params = init_params(0)
     kernel = "stage4/conv2/kernel"
-    assert (a[kernel] == again[kernel]).all()
-    assert (a[kernel] != other[kernel]).any()
-    assert np.std(a[kernel]) == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    assert (params[kernel] == init_params(0)[kernel]).all()
+    assert (params[kernel] != init_params(1)[kernel]).any()
+    assert np.std(params[kernel]) == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
     limit = np.sqrt(6 / (512 + 10))
-    assert np.abs(a["head/dense/kernel"]).max() <= limit
-    assert np.std(a["head/dense/kernel"]) == pytest.approx(limit / np.sqrt(3), rel=0.03)
-    assert not a["head/dense/bias"].any()
+    assert np.abs(params["head/dense/kernel"]).max() <= limit
+    assert np.std(params["head/dense/kernel"]) == pytest.approx(limit / np.sqrt(3), rel=0.03)
+    assert not params["head/dense/bias"].any()
 
 
 @pytest.mark.parametrize("head", [{"pool": "avg"}, {"pool": "flatten"}, {"pool": "flatten", "pool_size": 2}])
 @pytest.mark.parametrize("extra", [{}, {"norm": "batch", "hidden": (7, 5), "dropout": 0.5}])
-def test_heads(head, extra):
+def test_classifier_options(head, extra):
     model = models.create_model("resnet8", num_classes=4, image_size=16, rngs=nnx.Rngs(0), **head, **extra)
-    places = {"avg": 1, "flatten": head.get("pool_size", 4) ** 2}[head["pool"]]
+    num_locations = {"avg": 1, "flatten": head.get("pool_size", 4) ** 2}[head["pool"]]
     params = params_lib.flatten_model(model).params
-    first = params["head/hidden0/kernel" if extra else "head/dense/kernel"]
-    assert first.shape[0] == 64 * places
-    shapes = {"stage3": jax.ShapeDtypeStruct((3, 4, 4, 64), jnp.float32)}
-    assert nnx.eval_shape(lambda head, maps: head(maps), model.head, shapes).shape == (3, 4)
-    maps = {"stage3": np.random.default_rng(0).normal(size=(3, 4, 4, 64)).astype(np.float32)}
-    a, b = (train(model.head, maps, nnx.Rngs(dropout=k)) for k in (1, 2))
+    first_kernel = params["head/hidden0/kernel" if extra else "head/dense/kernel"]
+    assert first_kernel.shape[0] == 64 * num_locations
+    abstract = {"stage3": jax.ShapeDtypeStruct((3, 4, 4, 64), jnp.float32)}
+    assert nnx.eval_shape(lambda head, features: head(features), model.head, abstract).shape == (3, 4)
+    features = {"stage3": np.random.default_rng(0).normal(size=(3, 4, 4, 64)).astype(np.float32)}
+    a, b = (run_in_training(model.head, features, nnx.Rngs(dropout=k)) for k in (1, 2))
     assert a.shape == (3, 4)
     assert bool((a == b).all()) == (not extra)
 
 
 @nnx.jit
-def train(head, maps, rngs):
-    return head(maps, train=True, rngs=rngs)
+def run_in_training(head, features, rngs):
+    return head(features, train=True, rngs=rngs)
 
 
 @pytest.mark.parametrize(("length", "size"), [(8, 4), (7, 3), (5, 7), (6, 1)])
-def test_adaptive_average_pooling_is_torchs(length, size):
+def test_average_pool_to_has_torch_windows(length, size):
     x = np.random.default_rng(0).normal(size=(2, length, 4, 3)).astype(np.float32)
-    out = np.asarray(average_pool_to(jnp.asarray(x), (size, 4)))
+    y = np.asarray(average_pool_to(jnp.asarray(x), (size, 4)))
     for i in range(size):
-        start, stop = (i * length) // size, -((-(i + 1) * length) // size)
-        np.testing.assert_allclose(out[:, i], x[:, start:stop].mean(1), atol=1e-6)
+        start = (i * length) // size
+        stop = -((-(i + 1) * length) // size)
+        np.testing.assert_allclose(y[:, i], x[:, start:stop].mean(1), atol=1e-6)
 
 
-def test_dropout_keeps_the_mean_and_needs_a_key():
+def test_dropout_preserves_mean_and_needs_rngs():
     x = jnp.ones((1000,))
-    out = Dropout(0.25)(x, train=True, rngs=nnx.Rngs(dropout=0))
-    assert set(np.unique(np.round(out, 4))) == {0.0, np.float32(1.3333)}
-    assert out.mean() == pytest.approx(1, abs=0.05)
+    y = Dropout(0.25)(x, train=True, rngs=nnx.Rngs(dropout=0))
+    assert set(np.unique(np.round(y, 4))) == {0.0, np.float32(1.3333)}
+    assert y.mean() == pytest.approx(1, abs=0.05)
     with pytest.raises(ValueError, match="rngs"):
         Dropout(0.25)(x, train=True)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
+def test_bfloat16_computation_has_float32_params():
     config = resnet.Variant((1, 1), (4, 6), bottleneck=False, small=True)
     model, exact = (models.create_model(config, num_classes=3, dtype=d, rngs=nnx.Rngs(0)) for d in (jnp.bfloat16, None))
     assert {v.dtype for v in params_lib.flatten_model(model).params.values()} == {jnp.dtype("float32")}
@@ -131,16 +133,16 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
 
     @nnx.jit
     def run(model, exact, images):
-        maps = model.features(images)
-        return maps["stage2"], model.head(maps), exact(images)
+        features = model.features(images)
+        return features["stage2"], model.head(features), exact(images)
 
-    last, logits, expected = run(model, exact, images)
-    assert last.dtype == jnp.bfloat16
+    last_features, logits, expected = run(model, exact, images)
+    assert last_features.dtype == jnp.bfloat16
     np.testing.assert_allclose(logits, expected, atol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"backbone": "vgg166"}, 'no model.backbone "vgg166"; did you mean "vgg16"'),
         ({"backbone": "vgg16", "out_stage": "stag3"}, 'did you mean "stage3"'),
@@ -148,20 +150,21 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
         ({"backbone": "vgg16", "image_size": 16}, "too small for vgg16"),
     ],
 )
-def test_errors(options, words):
-    with pytest.raises(UserError, match=words.replace(".", r"\.")):
+def test_create_model_errors(options, message):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
         models.create_model(num_classes=2, rngs=nnx.Rngs(0), **options)
 
 
 @pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
-def test_real_vgg16_features_equal_torchs():
+def test_vgg16_features_match_torch():
     from sklearn.datasets import load_sample_image
 
     golden = np.load(GOLDEN / "vgg16_features.npz")
     image = np.ascontiguousarray(load_sample_image("china.jpg")[100:196, 200:296])
-    assert hashlib.sha256(image).hexdigest() == str(golden["image_sha256"]), "this JPEG decoder differs"
+    assert hashlib.sha256(image).hexdigest() == str(golden["image_sha256"]), "the JPEG decoder gives other pixels"
     model = models.create_model("vgg16", num_classes=0, rngs=None)
-    found = weights.load(model, "vgg16_imagenet_notop")
-    maps = nnx.jit(lambda m, x: m.features(x))(model, weights.make_preprocess(found.preprocess, None)(image[None]))
-    for ours, theirs in ((maps["stage3"][0, ::4, ::4, ::8], "block3"), (maps["pool"][0], "pool5")):
-        np.testing.assert_allclose(ours, golden[theirs], rtol=0, atol=1e-5 * golden[theirs].max())
+    source = weights.load(model, "vgg16_imagenet_notop")
+    preprocess = weights.make_preprocess(source.preprocess, None)
+    features = nnx.jit(lambda m, x: m.features(x))(model, preprocess(image[None]))
+    for actual, name in ((features["stage3"][0, ::4, ::4, ::8], "block3"), (features["pool"][0], "pool5")):
+        np.testing.assert_allclose(actual, golden[name], rtol=0, atol=1e-5 * golden[name].max())

@@ -1,4 +1,4 @@
-"""U-Net's contracting path: shapes and dropout."""
+"""U-Net encoder: shapes and dropout."""
 
 import dataclasses
 
@@ -16,42 +16,42 @@ TINY = unet.Variant((2, 3, 4))
 
 
 @pytest.mark.parametrize(
-    ("name", "last", "parameters"), [("unet", 1024, 18_847_168), ("unet_bilinear", 512, 9_407_936)]
+    ("name", "last_channels", "num_params"), [("unet", 1024, 18_847_168), ("unet_bilinear", 512, 9_407_936)]
 )
-def test_strides_and_size(name, last, parameters):
+def test_unet_strides_and_num_params(name, last_channels, num_params):
     model = models.create_model(name, num_classes=0, rngs=None)
     assert list(model.feature_info().items()) == [
         ("stem", (1, 64)),
         ("stage1", (2, 128)),
         ("stage2", (4, 256)),
         ("stage3", (8, 512)),
-        ("stage4", (16, last)),
+        ("stage4", (16, last_channels)),
     ]
-    assert sum(v.size for v in params_lib.flatten_model(model).params.values()) == parameters
+    assert sum(v.size for v in params_lib.flatten_model(model).params.values()) == num_params
 
 
-def test_any_side_will_do_and_what_does_not_fill_a_window_is_dropped():
+def test_unet_drops_pixels_that_do_not_fill_a_window():
     model = models.create_model(TINY, num_classes=3, in_channels=1, dtype=jnp.bfloat16, rngs=None)
-    picture = jax.ShapeDtypeStruct((2, 15, 22, 1), jnp.float32)
-    maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)
-    assert {name: maps[name].shape for name in model.stage_names} == {
+    images = jax.ShapeDtypeStruct((2, 15, 22, 1), jnp.float32)
+    features = nnx.eval_shape(lambda m, x: m.features(x), model, images)
+    assert {name: features[name].shape for name in model.stage_names} == {
         "stem": (2, 15, 22, 2),
         "stage1": (2, 7, 11, 3),
         "stage2": (2, 3, 5, 4),
     }
-    assert {m.dtype for m in maps.values()} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in features.values()} == {jnp.dtype("bfloat16")}
 
 
-def test_dropout_stands_at_the_end_of_the_last_two_stages():
+def test_unet_dropout_is_in_the_last_two_stages():
     model = models.create_model(TINY, num_classes=3, options={"dropout": 0.5}, rngs=None)
     assert [getattr(model, name).drop.rate for name in model.stage_names] == [0, 0.5, 0.5]
-    picture = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-    nnx.eval_shape(lambda m, x: m.stem(x, train=True), model, picture)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    nnx.eval_shape(lambda m, x: m.stem(x, train=True), model, images)
     with pytest.raises(ValueError, match="needs rngs"):
-        nnx.eval_shape(lambda m, x: m.stage2(x, train=True), model, picture)
+        nnx.eval_shape(lambda m, x: m.stage2(x, train=True), model, images)
 
 
-def test_older_checkpoints_have_biases():
+def test_unet_layout_has_optional_biases():
     variant = dataclasses.replace(unet.VARIANTS["unet"], widths=(2, 3), bias=True)
     model = models.create_model(variant, num_classes=0, image_size=8, rngs=None)
     layout = layouts("unet", variant)["milesial"]

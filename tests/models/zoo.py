@@ -1,6 +1,6 @@
-"""Our networks beside the references' golden values: what they were asked, and by how much we differ.
+"""Comparison of networks with golden values of reference implementations.
 
-The golden files, their making and their meaning: tests/golden/make_zoo.py.
+tests/golden/make_zoo.py writes the golden files and documents their contents.
 """
 
 from __future__ import annotations
@@ -36,57 +36,58 @@ KERAS = {
 }
 VGG_STAGES = [*(f"stage{k}" for k in range(1, 6)), "pool"]
 AUX_WEIGHT = {"googlenet": 0.3, "inception_v3": 0.4}
-# Compiling is most of the work, and what is compiled runs once or twice.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+# Compilation takes most of the time: programs run only once or twice.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def latest(function):
-    """Keeps the answer to the latest question, and drops it before the next is worked out: weights are large."""
-    kept = {}
+def cache_last(function):
+    """Cache the last result, and free it before the next call: weights are large, so `lru_cache(1)` needs too much."""
+    cache = {}
 
     @functools.wraps(function)
-    def answer(question):
-        if question not in kept:
-            kept.clear()
-            kept[question] = function(question)
-        return kept[question]
+    def cached(argument):
+        if argument not in cache:
+            cache.clear()
+            cache[argument] = function(argument)
+        return cache[argument]
 
-    return answer
+    return cached
 
 
 class Case(NamedTuple):
-    """A variant as a reference names it."""
+    """A network of a reference implementation, by the reference's name for it."""
 
     reference: str
     variant: str
 
     @property
     def backbone(self) -> str:
-        """Our name for it."""
+        """Name of the backbone in tljax."""
         if self.reference == "keras":
             family = self.variant.rstrip("0123456789")
             return KERAS[family].format(self.variant.removeprefix(family))
         name = self.variant.removeprefix("fcn_").removeprefix("smp_")
         return name.replace("milesial", "unet")
 
-    def golden(self, what: str) -> np.ndarray:
-        """An array of the golden file."""
-        return _golden(self.reference)[f"{self.variant}:{what}"]
+    def golden(self, name: str) -> np.ndarray:
+        """Return an array of the golden file."""
+        return _golden(self.reference)[f"{self.variant}:{name}"]
 
-    def has(self, what: str) -> bool:
-        """Whether the golden file has it."""
-        return f"{self.variant}:{what}" in _golden(self.reference)
+    def has(self, name: str) -> bool:
+        """Return whether the golden file has an array of this name."""
+        return f"{self.variant}:{name}" in _golden(self.reference)
 
     @property
     def stages(self) -> dict[str, str]:
-        """Our stages whose maps are known, and the maps' names."""
-        start = f"{self.variant}:map:"
-        maps = [key.removeprefix(start) for key in _golden(self.reference).files if key.startswith(start)]
+        """Stages with golden features, and the names of these in the golden file."""
+        prefix = f"{self.variant}:map:"
+        names = [key.removeprefix(prefix) for key in _golden(self.reference).files if key.startswith(prefix)]
         if not self.variant.startswith("smp_"):
-            return {stage: f"map:{stage}" for stage in maps}
-        # segmentation_models_pytorch counts maps: from the picture for ResNet, from the first block for VGG.
-        ours = ["stem", *(f"stage{k}" for k in range(1, 5))] if "resnet" in self.variant else VGG_STAGES
-        return dict(zip(ours, (f"map:encoder{k}" for k in range("resnet" in self.variant, 6)), strict=True))
+            return {stage: f"map:{stage}" for stage in names}
+        # segmentation_models_pytorch numbers its features, from the image for ResNet and from the first block for VGG.
+        is_resnet = "resnet" in self.variant
+        stages = ["stem", *(f"stage{k}" for k in range(1, 5))] if is_resnet else VGG_STAGES
+        return dict(zip(stages, (f"map:encoder{k}" for k in range(is_resnet, 6)), strict=True))
 
 
 @functools.cache
@@ -95,7 +96,7 @@ def _golden(reference: str):
 
 
 def cases() -> list[Case]:
-    """Every variant of every reference."""
+    """Return every network of every reference."""
     return [
         Case(reference, key.partition(":")[0])
         for reference in REFERENCES
@@ -105,18 +106,18 @@ def cases() -> list[Case]:
 
 
 def shapes_of(case: Case) -> dict[str, np.ndarray]:
-    """The names and shapes of the reference's checkpoint, in tensors that take no memory."""
-    named = json.loads(_text(case.golden("tensors")))
-    return {name: np.broadcast_to(np.float32(0), tuple(shape)) for name, shape in named}
+    """Return the reference's checkpoint as tensors of zeros that take no memory, for their names and shapes."""
+    names_and_shapes = json.loads(_text(case.golden("tensors")))
+    return {name: np.broadcast_to(np.float32(0), tuple(shape)) for name, shape in names_and_shapes}
 
 
 def tensors_of(case: Case) -> dict[str, np.ndarray]:
-    """The reference's checkpoint."""
+    """Return the reference's checkpoint."""
     return {name: zoo_rule.draw(name, tensor.shape) for name, tensor in shapes_of(case).items()}
 
 
-class Drawn(NamedTuple):
-    """A tensor of the reference's checkpoint that is drawn when it is wanted: all of a VGG's are half a gigabyte."""
+class LazyTensor(NamedTuple):
+    """A tensor of the reference's checkpoint, generated when it is read: all of a VGG's take half a gigabyte."""
 
     name: str
     shape: tuple[int, ...]
@@ -125,12 +126,9 @@ class Drawn(NamedTuple):
         return zoo_rule.draw(self.name, self.shape)
 
 
-@latest
-def built(case: Case) -> tuple[Model, Layout]:
-    """Our model with the head that the reference has, and the layout of the reference's names.
-
-    It is abstract until `ported` fills it.
-    """
+@cache_last
+def build_model(case: Case) -> tuple[Model, Layout]:
+    """Create the abstract tljax model with the reference's head, and return it with the reference's layout."""
     shapes = shapes_of(case)
     family, config = models.get_variant(case.backbone)
     layout = layouts(family, config)[detect_layout(shapes, family, config)]
@@ -141,136 +139,143 @@ def built(case: Case) -> tuple[Model, Layout]:
     return models.create_model(case.backbone, rngs=None, **options), layout
 
 
-@latest
-def ported(case: Case) -> tuple[Model, Layout]:
-    """The same with the reference's weights."""
-    model, layout = built(case)
-    assign_weights({name: Drawn(name, tensor.shape) for name, tensor in shapes_of(case).items()}, model, layout)
+@cache_last
+def load_model(case: Case) -> tuple[Model, Layout]:
+    """Create the tljax model with the reference's weights, and return it with the reference's layout."""
+    model, layout = build_model(case)
+    assign_weights({name: LazyTensor(name, tensor.shape) for name, tensor in shapes_of(case).items()}, model, layout)
     return model, layout
 
 
 def misplaced(case: Case) -> list[str]:
-    """Tensors without a place, leaves without a tensor, and names that do not come back."""
-    model, layout = built(case)
-    found = match(shapes_of(case), model, layout)
-    back = {rule.path: layout.origin(rule.path) for rule in found.plan.values()}
-    lost = [rule.name for path, rule in found.plan.items() if back[path] is None or back[path].name != rule.name]
-    return [*found.unused, *found.missing, *found.shape_mismatches, *lost]
+    """Return unused tensors, missing variables, shape mismatches, and tensors whose exported name differs."""
+    model, layout = build_model(case)
+    matched = match(shapes_of(case), model, layout)
+    exported = {rule.path: layout.origin(rule.path) for rule in matched.plan.values()}
+    renamed = [
+        rule.name for path, rule in matched.plan.items() if exported[path] is None or exported[path].name != rule.name
+    ]
+    return [*matched.unused, *matched.missing, *matched.shape_mismatches, *renamed]
 
 
 def round_trip(case: Case) -> list[str]:
-    """The tensors that do not come back to the bit when they are exported again; also those lost or invented."""
-    model, layout = ported(case)
-    theirs = {n: t.shape for n, t in shapes_of(case).items() if not layout.ignores(n)}
-    back = export(model, layout)
-    changed = [n for n in theirs.keys() & back if not np.array_equal(zoo_rule.draw(n, theirs[n]), back[n])]
-    return sorted({*changed, *(theirs.keys() ^ back.keys())})
+    """Return the tensors that differ in any bit, are missing, or are additional after import and export."""
+    model, layout = load_model(case)
+    shapes = {n: t.shape for n, t in shapes_of(case).items() if not layout.ignores(n)}
+    exported = export(model, layout)
+    changed = [n for n in shapes.keys() & exported if not np.array_equal(zoo_rule.draw(n, shapes[n]), exported[n])]
+    return sorted({*changed, *(shapes.keys() ^ exported.keys())})
 
 
-def parameters(case: Case) -> int:
-    """How many numbers of ours can learn."""
-    return sum(x.size for x in params_lib.flatten_model(built(case)[0]).params.values())
+def num_params(case: Case) -> int:
+    """Return the number of trainable parameters of the tljax model."""
+    return sum(x.size for x in params_lib.flatten_model(build_model(case)[0]).params.values())
 
 
 def inference_errors(case: Case) -> dict[str, float]:
-    """Largest differences in inference mode from the reference, relative to its largest value."""
-    model, _ = ported(case)
+    """Return the largest differences from the reference in inference mode, relative to its largest value."""
+    model, _ = load_model(case)
     graphdef, params, stats = params_lib.flatten_model(model)
 
-    def run(leaves, images):
-        model = params_lib.merge(graphdef, leaves)
-        maps = model.features(images)
-        # Of auxiliary classifiers, the references told what they say in training mode.
-        made = {"logits": model.head(maps)} | (model.head.auxiliary(maps) if case.reference == "segmentation" else {})
-        made |= {what: maps[stage] for stage, what in case.stages.items()}
-        return {what: value for what, value in made.items() if case.has(what)}
+    def run(variables, images):
+        model = params_lib.merge(graphdef, variables)
+        features = model.features(images)
+        outputs = {"logits": model.head(features)}
+        # For auxiliary classifiers of other references, the golden files have outputs of training mode only.
+        if case.reference == "segmentation":
+            outputs |= model.head.auxiliary(features)
+        outputs |= {name: features[stage] for stage, name in case.stages.items()}
+        return {name: value for name, value in outputs.items() if case.has(name)}
 
-    out = compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
-    return {what: _error(case, what, value) for what, value in out.items()}
+    outputs = fast_jit(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
+    return {name: _error(case, name, value) for name, value in outputs.items()}
 
 
 def training_errors(case: Case) -> dict[str, float]:
-    """The same in training mode with nothing dropped: logits, auxiliary ones too, and the statistics as they moved."""
-    model, layout = ported(case)
+    """Return the same in training mode without dropout: of logits, auxiliary logits and updated running statistics."""
+    model, layout = load_model(case)
     graphdef, params, stats = params_lib.flatten_model(model)
 
-    def run(leaves, images):
-        model = _without_dropout(params_lib.merge(graphdef, leaves))
-        outputs = _classified(model, images)
+    def run(variables, images):
+        model = _disable_dropout(params_lib.merge(graphdef, variables))
+        outputs = _training_logits(model, images)
         return outputs, params_lib.batch_stats(model)
 
-    outputs, moved = compiled(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
-    names = {"logits": "train_logits"}
-    errors = {name: _error(case, names.get(name, name), value) for name, value in outputs.items()}
-    return errors | ({"stats": _stats_error(case, layout, moved)} if moved else {})
+    outputs, new_stats = fast_jit(run)(params | stats, zoo_rule.photos(int(case.golden("size"))))
+    golden_names = {"logits": "train_logits"}
+    errors = {name: _error(case, golden_names.get(name, name), value) for name, value in outputs.items()}
+    return errors | ({"stats": _stats_error(case, layout, new_stats)} if new_stats else {})
 
 
-def _classified(model: Model, images: jax.Array) -> dict[str, jax.Array]:
-    """The logits in training mode, of auxiliary classifiers too."""
+def _training_logits(model: Model, images: jax.Array) -> dict[str, jax.Array]:
+    """Return the logits in training mode, including those of auxiliary classifiers."""
     return {name: x for name, x in model.forward_all(images, train=True).items() if name != "maps"}
 
 
-def gradient_errors(case: Case, quick: bool = True) -> dict[str, float]:
-    """The loss and its gradients with respect to the first convolution and the classifier, in float64.
+def gradient_errors(case: Case, fast_compile: bool = True) -> dict[str, float]:
+    """Return the errors of the loss and of its gradients at the first convolution and the classifier, in float64.
 
-    In float32 the references differ from themselves by up to 3 % at the first convolution, where one ReLU of millions
-    tips over; in float64 none does.
+    In float32 two runs of a reference differ by up to 3 % at the first convolution, if rounding changes the sign at one
+    of millions of ReLUs; in float64 no sign changes.
     """
-    model, layout = ported(case)
+    model, layout = load_model(case)
     graphdef, params, stats = params_lib.flatten_model(model)
     rules = {path: layout.origin(path) for path in params}
-    watched = {path: rule for path, rule in rules.items() if case.has(f"grad:{rule.name}")}
-    weight, labels = AUX_WEIGHT.get(case.backbone, 0.0), np.asarray(zoo_rule.LABELS)
+    compared = {path: rule for path, rule in rules.items() if case.has(f"grad:{rule.name}")}
+    aux_weight = AUX_WEIGHT.get(case.backbone, 0.0)
+    labels = np.asarray(zoo_rule.LABELS)
 
-    def loss_fn(learned, frozen, images):
-        model = _without_dropout(params_lib.merge(graphdef, learned | frozen))
-        outputs = _classified(model, images)
+    def loss_fn(trainable, frozen, images):
+        model = _disable_dropout(params_lib.merge(graphdef, trainable | frozen))
+        outputs = _training_logits(model, images)
         losses = {k: optax.softmax_cross_entropy_with_integer_labels(v, labels).mean() for k, v in outputs.items()}
-        return losses.pop("logits") + weight * sum(losses.values())
+        return losses.pop("logits") + aux_weight * sum(losses.values())
 
     with jax.enable_x64(True):
-        leaves = {path: jnp.asarray(x, jnp.float64) for path, x in (params | stats).items()}
-        learned = {path: leaves.pop(path) for path in watched}
+        frozen = {path: jnp.asarray(x, jnp.float64) for path, x in (params | stats).items()}
+        trainable = {path: frozen.pop(path) for path in compared}
         images = zoo_rule.photos(int(case.golden("size"))).astype(np.float64)
-        loss, grads = compiled(jax.value_and_grad(loss_fn), quick)(learned, leaves, images)
+        loss, grads = fast_jit(jax.value_and_grad(loss_fn), fast_compile)(trainable, frozen, images)
     errors = {"loss": abs(float(loss) / float(case.golden("loss")) - 1)}
-    for path, rule in watched.items():
-        ours, theirs = TRANSFORMS[rule.transform].to_foreign(np.asarray(grads[path])), case.golden(f"grad:{rule.name}")
-        errors[rule.name] = float(np.max(np.abs(zoo_rule.sample(ours) - theirs)) / np.max(np.abs(theirs)))
-        norm = abs(float(np.linalg.norm(ours)) / float(case.golden(f"gradnorm:{rule.name}")) - 1)
-        errors[rule.name] = max(errors[rule.name], norm)
+    for path, rule in compared.items():
+        actual = TRANSFORMS[rule.transform].to_foreign(np.asarray(grads[path]))
+        expected = case.golden(f"grad:{rule.name}")
+        max_error = float(np.max(np.abs(zoo_rule.sample(actual) - expected)) / np.max(np.abs(expected)))
+        norm_error = abs(float(np.linalg.norm(actual)) / float(case.golden(f"gradnorm:{rule.name}")) - 1)
+        errors[rule.name] = max(max_error, norm_error)
     return errors
 
 
-def _without_dropout(model: Model) -> Model:
+def _disable_dropout(model: Model) -> Model:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Dropout):
             module.rate = 0.0
     return model
 
 
-def _stats_error(case: Case, layout: Layout, moved) -> float:
-    ours, worst = {layout.origin(path).name: value for path, value in moved.items()}, 0.0
-    expected = [(name, values) for name, values in json.loads(_text(case.golden("stats"))) if not layout.ignores(name)]
-    assert {name for name, _ in expected} == set(ours)
-    for name, values in expected:
-        sampled = zoo_rule.sample(ours[name], 4)
-        worst = max(worst, float(np.max(np.abs(sampled - values)) / np.max(np.abs(values))))
-    return worst
+def _stats_error(case: Case, layout: Layout, stats) -> float:
+    actual = {layout.origin(path).name: value for path, value in stats.items()}
+    expected = {name: values for name, values in json.loads(_text(case.golden("stats"))) if not layout.ignores(name)}
+    assert expected.keys() == actual.keys()
+    max_error = 0.0
+    for name, values in expected.items():
+        sampled = zoo_rule.sample(actual[name], 4)
+        max_error = max(max_error, float(np.max(np.abs(sampled - values)) / np.max(np.abs(values))))
+    return max_error
 
 
-def _error(case: Case, what: str, ours: jax.Array) -> float:
-    theirs = case.golden(what)
-    assert ours.shape == tuple(json.loads(_text(case.golden("shapes")))[what]), f"{case} {what}: {ours.shape}"
-    norm = abs(float(np.linalg.norm(np.asarray(ours, np.float64)) / float(case.golden(f"norm:{what}"))) - 1)
-    return max(norm, float(np.max(np.abs(zoo_rule.sample(ours) - theirs)) / np.max(np.abs(theirs))))
+def _error(case: Case, name: str, actual: jax.Array) -> float:
+    expected = case.golden(name)
+    assert actual.shape == tuple(json.loads(_text(case.golden("shapes")))[name]), f"{case} {name}: {actual.shape}"
+    norm_error = abs(float(np.linalg.norm(np.asarray(actual, np.float64)) / float(case.golden(f"norm:{name}"))) - 1)
+    return max(norm_error, float(np.max(np.abs(zoo_rule.sample(actual) - expected)) / np.max(np.abs(expected))))
 
 
 def _text(value: np.ndarray) -> str:
     return value.item().decode()
 
 
-def compiled(function, quick: bool = True):
-    """Compiled in the least time, or as runs compile."""
-    options = QUICK if quick else {"xla_backend_optimization_level": 3}
+def fast_jit(function, fast_compile: bool = True):
+    """Jit a function for minimum compilation time, or with the optimization level of training runs."""
+    options = FAST_COMPILE if fast_compile else {"xla_backend_optimization_level": 3}
     return jax.jit(function, compiler_options=options if jax.default_backend() == "cpu" else None)

@@ -1,4 +1,4 @@
-"""A small realistic run: its history, result, config and predictions."""
+"""Fixtures: history, result, config and predictions of a small realistic run."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,8 @@ def config():
 
 @pytest.fixture
 def result():
-    test, valid = _metrics(0.9123), _metrics(0.9201)
+    test = _metrics(0.9123)
+    valid = _metrics(0.9201)
     gap = {
         key: None if test[key] is None else valid[key] - test[key]
         for key in test
@@ -86,35 +87,35 @@ def result():
 
 @pytest.fixture
 def history():
-    """A function of (name, epochs) pairs giving one row per epoch, the last one best."""
+    """A function that returns one row per epoch for (phase name, epochs) pairs, each better than the one before."""
 
-    def rows(*phases):
+    def make(*phases):
         names = [name for name, count in phases for _ in range(count)]
-        out = []
+        rows = []
         for epoch, name in enumerate(names, start=1):
-            left = np.exp(-3 * epoch / len(names))
-            out.append(
+            remaining = np.exp(-3 * epoch / len(names))
+            rows.append(
                 {
                     **{"phase": name, "epoch": float(epoch), "step": 63 * epoch, "lr": 1e-3},
-                    "train": {"loss": 2.2 * left, "accuracy": 1 - 0.8 * left},
-                    "valid": {"loss": 2.0 * left + 0.2, "accuracy": 0.95 - 0.7 * left},
+                    "train": {"loss": 2.2 * remaining, "accuracy": 1 - 0.8 * remaining},
+                    "valid": {"loss": 2.0 * remaining + 0.2, "accuracy": 0.95 - 0.7 * remaining},
                     "best": True,
                 }
             )
-        return out
+        return rows
 
-    return rows
+    return make
 
 
 @pytest.fixture
-def scores():
-    """A function of (classes, pictures per class) giving labels [N] and probabilities [N, K]."""
+def predictions():
+    """A function that returns labels [N] and probabilities [N, K] for (classes, images per class)."""
 
-    def draw(count, each, strength=3.0):
-        labels = np.repeat(np.arange(count), each)
-        logits = np.random.default_rng(0).normal(size=(len(labels), count))
-        logits[np.arange(len(labels)), labels] += strength
+    def sample(num_classes, per_class, margin=3.0):
+        labels = np.repeat(np.arange(num_classes), per_class)
+        logits = np.random.default_rng(0).normal(size=(len(labels), num_classes))
+        logits[np.arange(len(labels)), labels] += margin
         exponents = np.exp(logits)
         return labels, exponents / exponents.sum(axis=1, keepdims=True)
 
-    return draw
+    return sample

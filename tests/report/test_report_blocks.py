@@ -1,4 +1,4 @@
-"""The picture of what learns: read off plans, and drawn."""
+"""Phase diagrams: their data from phase plans, and the drawing."""
 
 import json
 
@@ -10,6 +10,7 @@ from matplotlib.image import imread
 from tljax import config as schema
 from tljax import models
 from tljax.config import NeuronsConfig, Phase
+from tljax.inference.predictor import Predictor
 from tljax.models.heads import auxiliary
 from tljax.report import phase_diagram, style
 from tljax.report.phase_diagram import PhaseRow, StageCell
@@ -21,31 +22,29 @@ STAGES = ["stem", "stage1", "stage2", "stage3"]
 
 
 @pytest.fixture
-def read():
-    """A function of phases giving the rows of a ResNet-8 with a hint on stage1, 36 pictures and the rate 0.001."""
+def make_rows():
+    """A function that returns the rows of phases: ResNet-8 with a hint on stage1, 36 images, learning rate 0.001."""
 
     def rows(*phases):
         model = models.create_model("resnet8", num_classes=3, image_size=8, rngs=None)
         auxiliary.add_hint(model, "stage1", 5)
-        plans = [
-            plan_phase(schema.Config(), phase, model, SplitSizes(36, 36, (28, 28, 3)), PRESETS["unit"])
-            for phase in phases
-        ]
-        return phase_diagram.from_dicts(json.loads(json.dumps(phase_rows(plans, model, 0.001))))
+        predictor = Predictor.of_model(schema.Config(), model, ("a", "b", "c"), PRESETS["unit"])
+        plans = [plan_phase(phase, predictor, SplitSizes(36, 36, (28, 28, 3))) for phase in phases]
+        return phase_diagram.from_dicts(json.loads(json.dumps(phase_rows(plans, predictor))))
 
     return rows
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """The figures saved during a test."""
-    kept = []
-    monkeypatch.setattr(phase_diagram, "save", lambda figure, path: kept.append(figure) or style.save(figure, path))
-    return kept
+def saved_figures(monkeypatch):
+    """The `Figure` objects saved during a test, in order."""
+    figures = []
+    monkeypatch.setattr(phase_diagram, "save", lambda figure, path: figures.append(figure) or style.save(figure, path))
+    return figures
 
 
-def pixels(path):
-    """The PNG as [H, W, 3], small, and not cut at the border."""
+def read_png(path):
+    """Return a PNG as [H, W, 3]; check its file size and width, and that nothing is cut at the border."""
     assert path.stat().st_size < 25_000
     image = imread(path)[..., :3]
     assert image.shape[1] == style.WIDTH * style.DPI
@@ -54,71 +53,74 @@ def pixels(path):
     return image
 
 
-def share(image, colour):
-    """Share of the pixels that have `colour`."""
-    return np.mean(np.abs(image - to_rgb(colour)).max(axis=-1) < 0.02)
+def color_share(image, color):
+    """Return the share of pixels that have `color`."""
+    return np.mean(np.abs(image - to_rgb(color)).max(axis=-1) < 0.02)
 
 
-def words(figure):
+def texts(figure):
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_rules_shares_and_multiples_are_read_off_the_plans(read):
-    head, rest = ("head/.*", 1.0), (".*", 0.0)
-    top, everything = read(
+def test_phase_rows_have_shares_and_multipliers(make_rows):
+    head = ("head/.*", 1.0)
+    rest = (".*", 0.0)
+    top, all_stages = make_rows(
         Phase("top", (("head/hint_.*", 0.0), head, ("stage3/.*/bn/.*", 0.5), rest), epochs=1),
         Phase("all", ((".*", 1.0),), epochs=3, layer_decay=0.5, optim={"lr": 0.01}, ema_decay=0.9),
     )
-    assert (top.name, top.share, everything.share) == ("top", 0.25, 0.75)
-    assert list(top.cells) == list(everything.cells) == [*STAGES, "head", "hint_stage1"]
+    assert (top.name, top.share, all_stages.share) == ("top", 0.25, 0.75)
+    assert list(top.cells) == list(all_stages.cells) == [*STAGES, "head", "hint_stage1"]
     assert top.cells["stage1"] == StageCell(0, lr_multipliers=(), batch_stats=False)
     assert top.cells["head"] == StageCell(1.0)
     assert top.cells["hint_stage1"] == StageCell(0, lr_multipliers=())
-    part = top.cells["stage3"]
-    assert 0 < part.share < 0.02
-    assert (part.lr_multipliers, part.batch_stats, part.partial) == ((0.5,), True, False)
-    assert [everything.cells[s].lr_multipliers for s in STAGES] == [
+    partly = top.cells["stage3"]
+    assert 0 < partly.share < 0.02
+    assert (partly.lr_multipliers, partly.batch_stats, partly.partial) == ((0.5,), True, False)
+    assert [all_stages.cells[s].lr_multipliers for s in STAGES] == [
         pytest.approx((10 * 0.5**depth,)) for depth in (4, 3, 2, 1)
     ]
-    assert everything.cells["stem"].caption == "×0.625"
-    assert (top.marks, everything.marks) == ((), ("average",))
+    assert all_stages.cells["stem"].caption == "×0.625"
+    assert (top.marks, all_stages.marks) == ((), ("average",))
 
 
-def test_neurons_count_by_output_channels(read):
+def test_phase_rows_of_neurons_count_output_channels(make_rows):
     neurons = NeuronsConfig(layers=("stage[23]/.*",), fraction=0.25)
-    (row,) = read(Phase("neurons", ((".*", 0.0),), epochs=1, neurons=neurons))
+    (row,) = make_rows(Phase("neurons", ((".*", 0.0),), epochs=1, neurons=neurons))
     assert row.cells["stage2"] == StageCell(0.25, partial=True, batch_stats=False)
     assert row.cells["stage2"].caption == "25 %"
     assert row.cells["stage1"].share == row.cells["head"].share == 0
 
 
-def test_marks_follow_what_objectives_need(read):
-    objectives = (("cross_entropy", 1.0), ("hints", 1.0), ("delta", 0.1), ("fixmatch", 1.0))
-    (row,) = read(Phase("busy", ((".*", 1.0),), epochs=1, losses=objectives, ema_decay=0.99))
+def test_phase_rows_marks_follow_the_losses(make_rows):
+    losses = (("cross_entropy", 1.0), ("hints", 1.0), ("delta", 0.1), ("fixmatch", 1.0))
+    (row,) = make_rows(Phase("busy", ((".*", 1.0),), epochs=1, losses=losses, ema_decay=0.99))
     assert row.marks == tuple(phase_diagram.BADGES)
 
 
-def test_colours_say_what_learns(tmp_path, drawn):
-    kinds = {
-        "a": StageCell(1.0),
-        "b": StageCell(0.0),
-        "c": StageCell(0.3, partial=True, batch_stats=False),
-        "d": StageCell(0.3),
+def test_draw_phase_diagram_colors_show_what_is_trainable(tmp_path, saved_figures):
+    cells = {
+        "full": StageCell(1.0),
+        "frozen": StageCell(0.0),
+        "channels": StageCell(0.3, partial=True, batch_stats=False),
+        "partly": StageCell(0.3),
     }
-    halves = []
-    for name in kinds:
-        row = PhaseRow("phase", 1.0, dict.fromkeys(kinds, kinds[name]))
-        image = pixels(phase_diagram.draw_phase_diagram([row], tmp_path / f"{name}.png"))
-        halves.append([share(image, colour) for colour in (style.BLUE, phase_diagram.PALE, phase_diagram.STILL)])
-    (learns, *rest), (*none, frozen), (stripes, pale, _), (part, *_) = halves
-    assert learns == pytest.approx(frozen, rel=0.15)
-    assert learns > 0.2
-    assert max(*rest, *none) < 1e-3
-    assert 0.05 * learns < stripes < 0.15 * learns < pale
-    assert part == pytest.approx(0.3 * 0.35 * learns, rel=0.2)
+    colors = {"blue": style.BLUE, "pale": phase_diagram.PARTIAL_COLOR, "grey": phase_diagram.FROZEN_COLOR}
+    shares = {}
+    for name, cell in cells.items():
+        row = PhaseRow("phase", 1.0, dict.fromkeys(cells, cell))
+        image = read_png(phase_diagram.draw_phase_diagram([row], tmp_path / f"{name}.png"))
+        shares[name] = {color: color_share(image, value) for color, value in colors.items()}
+    full = shares["full"]["blue"]
+    assert full == pytest.approx(shares["frozen"]["grey"], rel=0.15)
+    assert full > 0.2
+    assert max(shares["full"]["pale"], shares["full"]["grey"]) < 1e-3
+    assert max(shares["frozen"]["blue"], shares["frozen"]["pale"]) < 1e-3
+    assert 0.05 * full < shares["channels"]["blue"] < 0.15 * full < shares["channels"]["pale"]
+    assert shares["partly"]["blue"] == pytest.approx(0.3 * 0.35 * full, rel=0.2)
 
 
-def test_words_fit_where_they_stand(tmp_path, drawn):
+def test_draw_phase_diagram_text_fits(tmp_path, saved_figures):
     many = {f"stage{i}": StageCell(0.1, True, (0.00125,), False) for i in range(9)} | {
         "head": StageCell(1.0, False, (0.1, 1))
     }
@@ -126,29 +128,30 @@ def test_words_fit_where_they_stand(tmp_path, drawn):
         PhaseRow("a phase whose name is long, and goes on", 1 / 3, many, tuple(phase_diagram.BADGES)[2:]),
         PhaseRow("next", 2 / 3, dict.fromkeys(many, StageCell(0.0, batch_stats=True)), ("teacher", "source")),
     ]
-    pixels(phase_diagram.draw_phase_diagram(phases, tmp_path / "deep" / "many.png"))
-    (figure,) = drawn
-    found = words(figure)
-    assert found[:10] == list(many)
-    assert found.count("10 %  ×0.00125") == 9
-    assert {"×0.1–1", "33.3 % of the epochs", "66.7 % of the epochs", "weak", "strong", "average"} <= set(found)
+    read_png(phase_diagram.draw_phase_diagram(phases, tmp_path / "deep" / "many.png"))
+    (figure,) = saved_figures
+    written = texts(figure)
+    assert written[:10] == list(many)
+    assert written.count("10 %  ×0.00125") == 9
+    assert {"×0.1–1", "33.3 % of the epochs", "66.7 % of the epochs", "weak", "strong", "average"} <= set(written)
     for text in figure.axes[0].texts:
         width = style.WIDTH - phase_diagram.LEFT - phase_diagram.RIGHT
-        box, room = text.get_window_extent(), width / len(many) * style.DPI
-        left = text.get_ha() == "left"
+        box = text.get_window_extent()
+        column_width = width / len(many) * style.DPI
+        left_aligned = text.get_ha() == "left"
         assert box.x0 >= 0
-        assert box.x1 < (phase_diagram.LEFT * style.DPI if left else style.WIDTH * style.DPI), text
-        assert text.get_text() in phase_diagram.BADGES or left or box.width < room, text
+        assert box.x1 < (phase_diagram.LEFT * style.DPI if left_aligned else style.WIDTH * style.DPI), text
+        assert text.get_text() in phase_diagram.BADGES or left_aligned or box.width < column_width, text
 
 
-def test_the_key_shows_every_chip(tmp_path, drawn):
-    pixels(phase_diagram.draw_legend(tmp_path / "key.png"))
-    assert set(phase_diagram.BADGES) <= set(words(drawn[0]))
+def test_draw_legend_shows_every_badge(tmp_path, saved_figures):
+    read_png(phase_diagram.draw_legend(tmp_path / "legend.png"))
+    assert set(phase_diagram.BADGES) <= set(texts(saved_figures[0]))
 
 
-def test_nothing_to_draw(tmp_path):
+def test_draw_phase_diagram_rejects_unfit_phases(tmp_path):
     with pytest.raises(ValueError, match="no phases"):
         phase_diagram.draw_phase_diagram([], tmp_path / "none.png")
     rows = [PhaseRow("a", 0.5, {"x": StageCell(1.0)}), PhaseRow("b", 0.5, {"y": StageCell(1.0)})]
-    with pytest.raises(ValueError, match="different blocks"):
+    with pytest.raises(ValueError, match="different stages"):
         phase_diagram.draw_phase_diagram(rows, tmp_path / "none.png")

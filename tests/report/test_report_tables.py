@@ -7,13 +7,13 @@ from rich.console import Console
 from tljax.report import tables
 
 
-def cell(accuracy, seed=0, learned=5130, **settings):
+def trial(accuracy, seed=0, trainable=5130, **settings):
     return {
         "settings": {**{k.replace("__", "."): v for k, v in settings.items()}, "seed": seed},
         "result": {
             "valid": {"accuracy": accuracy + 0.01},
             "test": {"accuracy": accuracy},
-            "phases": [{"trainable_parameters": 10}, {"trainable_parameters": learned}],
+            "phases": [{"trainable_parameters": 10}, {"trainable_parameters": trainable}],
             "seconds": 10.0 + seed,
             "seed": seed,
         },
@@ -22,8 +22,8 @@ def cell(accuracy, seed=0, learned=5130, **settings):
 
 @pytest.fixture
 def rows():
-    probe = [cell(0.7 + 0.01 * s, s, strategy__name="probe", size=32) for s in range(3)]
-    tuned = [cell(0.9, 0, 11_181_642, strategy__name="lp_ft", size=32)]
+    probe = [trial(0.7 + 0.01 * s, s, strategy__name="probe", size=32) for s in range(3)]
+    tuned = [trial(0.9, 0, 11_181_642, strategy__name="lp_ft", size=32)]
     return tables.summarise(probe + tuned)
 
 
@@ -40,24 +40,24 @@ def test_summarise_groups_over_seeds(rows):
     assert probe["seconds"] == pytest.approx(11.0)
 
 
-def test_summarise_refuses_a_repeated_seed():
+def test_summarise_rejects_a_repeated_seed():
     with pytest.raises(ValueError, match="repeat"):
-        tables.summarise([cell(0.7, 1, a=1), cell(0.7, 1, a=1)])
-    without = [cell(0.7, seed, a=1) for seed in (0, 1)]
-    for one in without:
-        del one["settings"]["seed"]
-    assert tables.summarise(without)[0]["seeds"] == 2
+        tables.summarise([trial(0.7, 1, a=1), trial(0.7, 1, a=1)])
+    trials = [trial(0.7, seed, a=1) for seed in (0, 1)]
+    for unseeded in trials:
+        del unseeded["settings"]["seed"]
+    assert tables.summarise(trials)[0]["seeds"] == 2
 
 
-def test_mean_interval_of_nothing():
+def test_mean_interval_rejects_no_values():
     with pytest.raises(ValueError, match="no values"):
         tables.mean_interval([])
 
 
-def test_markdown(rows):
+def test_markdown_table(rows):
     lines = tables.markdown(rows).splitlines()
     assert lines == [
-        "| strategy | validation % | test % | learned parameters | seconds |",
+        "| strategy | validation % | test % | trainable parameters | seconds |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| probe | 72.00 ± 2.48 | 71.00 ± 2.48 | 5,130 | 11.0 |",
         "| **lp_ft** | **91.00** | **90.00** | **11,181,642** | **10.0** |",
@@ -66,8 +66,8 @@ def test_markdown(rows):
     ]
 
 
-def test_ties_are_all_bold_and_unset_settings_show_a_dash():
-    rows = tables.summarise([cell(0.8, a=1), cell(0.8, b__a="x|y"), cell(0.7, a=2)])
+def test_comparison_marks_ties_and_missing_settings():
+    rows = tables.summarise([trial(0.8, a=1), trial(0.8, b__a="x|y"), trial(0.7, a=2)])
     text = tables.markdown(rows)
     assert text.count("**80.00**") == 2
     header, body, best = tables.comparison(rows)
@@ -83,17 +83,17 @@ def test_headers_are_short_unless_they_collide():
     assert tables.headers(["a.size", "b.size", "seed"]) == ["a.size", "b.size", "seed"]
 
 
-def test_columns_can_be_chosen(rows):
+def test_markdown_with_given_columns(rows):
     assert tables.markdown(rows, ["size"]).startswith("| size | validation")
     assert tables.varying_fields(rows) == ["strategy.name"]
 
 
-def test_rich_table(rows):
+def test_rich_table_content(rows):
     rows[0]["settings"]["strategy.name"] = "[4, 4]"
     table = tables.rich_table(rows)
     assert [row.style for row in table.rows] == [None, "bold"]
-    out = io.StringIO()
-    Console(file=out, width=120).print(table)
-    text = out.getvalue()
-    for piece in ("[4, 4]", "11,181,642", "71.00 ± 2.48", "1 to 3 seeds"):
-        assert piece in text
+    output = io.StringIO()
+    Console(file=output, width=120).print(table)
+    text = output.getvalue()
+    for part in ("[4, 4]", "11,181,642", "71.00 ± 2.48", "1 to 3 seeds"):
+        assert part in text

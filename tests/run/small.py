@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from tljax import config as schema
-from tljax.train import loop
+from tljax.train import replicas
 
 # Two convolutions: `stem` and `stage2`.
 VGG = {"blocks": ((4,), (8,))}
@@ -32,12 +32,12 @@ def config(workdir):
 @contextlib.contextmanager
 def watched_programs():
     """Yields a set that grows by what shapes a program whenever training asks for another one."""
-    asked, make_steps = set(), loop.make_multi_step
+    asked, compile_replicas = set(), replicas.compile_replicas
 
     def make(*shape):
         asked.add(shape)
-        return make_steps(*shape)
+        return compile_replicas(*shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_multi_step", make)
+        patch.setattr(replicas, "compile_replicas", make)
         yield asked

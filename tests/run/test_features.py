@@ -192,7 +192,7 @@ def test_a_finished_run_gives_its_best_model_and_another_config_is_refused(ready
         ("stages", ("stage9",), 'no stage "stage9"; did you mean "stage3"'),
         ("stages", ("stage3",), "stage3 is not built, because model.out_stage is 'stage2'"),
         ("splits", ("vaild",), 'features.splits: there is no "vaild"; did you mean "valid"'),
-        ("splits", (), "features.splits is empty; there is: train"),
+        ("splits", (), "features.splits is empty; available: train"),
         ("splits", ("unlabelled",), "data.unlabelled keeps no pictures"),
         ("probes", ("rigde",), 'features.probes: there is no "rigde"; did you mean "ridge"'),
     ],

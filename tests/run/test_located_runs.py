@@ -12,7 +12,7 @@ from rich.console import Console
 from tests.run import small
 from tljax import config as schema
 from tljax.errors import UserError
-from tljax.features import feature_cache
+from tljax.features import extract
 from tljax.run import evaluate, predict, sweep
 from tljax.run.experiment import prepare
 from tljax.run.train import train
@@ -41,7 +41,7 @@ def config_of(head, workdir):
 def few_rows_at_once():
     """As many rows are evaluated at once as a split has, not hundreds of which most are padding."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_cache, "MAX_BATCH_BYTES", 0)  # which makes it eight
+        patch.setattr(extract, "MAX_BATCH_BYTES", 0)  # which makes it eight
         yield
 
 
@@ -137,15 +137,15 @@ def test_views_that_are_kept_have_their_own_masks(tmp_path, console):
 @pytest.mark.parametrize(
     ("head", "changes", "words"),
     [
-        ("unet", {"data.name": "digits", "data.options": {}}, "has nothing for the task segmentation"),
-        ("unet", {"strategy.losses": (("detection", 1.0),)}, "detection learns from boxes, but model.head='unet'"),
-        ("detector", {"strategy.losses": (("dice", 1.0),)}, "dice learns from masks"),
+        ("unet", {"data.name": "digits", "data.options": {}}, "has no labels for the task segmentation"),
+        ("unet", {"strategy.losses": (("detection", 1.0),)}, "detection needs boxes, but model.head='unet'"),
+        ("detector", {"strategy.losses": (("dice", 1.0),)}, "dice needs masks"),
         ("detector", {"model.aux_weight": 0.5}, "has no auxiliary outputs"),
         ("detector", {"model.pool": "flatten"}, "model.pool is for model.head='classifier'"),
         ("detector", {"model.head_options": {"nek": "fpn"}}, 'detector has no "nek"; did you mean "neck"'),
         ("unet", {"data.classes": (1, 2)}, "every pixel of a mask has some class"),
         ("unet", {"data.labels_per_class": 3}, "set data.num_train"),
-        ("unet", {"data.num_train": 25}, "only 24 training pictures"),
+        ("unet", {"data.num_train": 25}, "only 24 training images"),
         ("unet", {"optim.class_weights": (1.0, 2.0)}, "has 2 numbers, but there are 11 classes"),
         ("unet", {"augment.scale": (1.2, 0.8)}, "two factors above 0, the smaller one first"),
     ],

@@ -63,7 +63,7 @@ def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predict
     assert {"head/aux1/dense/kernel", "head/aux1/chain/unit1/conv/kernel"} <= set(plan.trainable)
     assert train(config, console)["phases"]
     without = override(config, {"model.aux_weight": 0.0, "workdir": str(Path(config.workdir).parent / "without")})
-    assert not any("aux" in path for path in prepare(without).predictor.variables())
+    assert not any("aux" in path for path in prepare(without).predictor.flat.variables)
 
 
 def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
@@ -101,7 +101,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(tiny, se
     resnet = {"model.backbone": "resnet8", "model.options": {}, "strategy.name": "scratch", "strategy.phases": ()}
     config = override(parse(tiny), resnet | settings)
     if words is None:
-        assert prepare(config).predictor.variables()["stem/unit/conv/kernel"].shape[2] == 5
+        assert prepare(config).predictor.flat.variables["stem/unit/conv/kernel"].shape[2] == 5
         return
     with pytest.raises(UserError, match=words):
         prepare(config)

@@ -145,7 +145,7 @@ def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(ProgressBar, "steps", interrupted)
         assert cli.main([*command, f"--workdir={workdir}"]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "the same command resumes from it" in capsys.readouterr().err
     assert not (workdir / "result.json").exists()
 
     for folder in (workdir, tmp_path / "whole"):
@@ -197,5 +197,5 @@ def test_checkpoints_of_an_earlier_version_are_named_as_such(tmp_path):
         assert checkpoints.progress(1) == {"phase": 1}
     written = next(p for p in (tmp_path / "checkpoints" / "1" / "progress").iterdir() if "held" in p.read_text())
     written.write_text(json.dumps({"phase": 1}))
-    with CheckpointManager(tmp_path) as checkpoints, pytest.raises(UserError, match="was begun by an earlier tljax"):
+    with CheckpointManager(tmp_path) as checkpoints, pytest.raises(UserError, match="was written by an earlier tljax"):
         checkpoints.progress(1)

@@ -170,7 +170,7 @@ def test_hints_then_soft_labels_then_not_forgetting_then_weights_like_any_others
             np.testing.assert_array_equal(before[path], after[path])
     # As a teacher, it is its own classifier.
     teacher = teachers.find_teacher(f"workdir:{second.workdir}", None, prepared.predictor.preprocess)
-    assert (teacher.classes, teacher.names) == (2, ("4", "9"))
+    assert (teacher.num_classes, teacher.class_names) == (2, ("4", "9"))
     taught = params_lib.merge(params_lib.flatten_model(teacher.model).graphdef, teacher.load())(pictures)
     network, best, _ = evaluate.finished(second)
     np.testing.assert_array_equal(
@@ -194,9 +194,9 @@ def test_what_is_kept_of_averaged_weights_is_the_average(whole, console):
     config, result = whole("fixmatch")
     with CheckpointManager(Path(config.workdir)) as checkpoints:
         kept, network = checkpoints.load_variables(checkpoints.latest), prepare(config).predictor
-        leaves = {p: x for p, x in network.variables().items() if p.endswith(("kernel", "bias", "scale"))}
+        leaves = {p: x for p, x in network.flat.variables.items() if p.endswith(("kernel", "bias", "scale"))}
         like = {p: np.zeros(x.shape, x.dtype) for p, x in leaves.items()}
-        last = checkpoints.restore(checkpoints.latest, {"learned": network.mesh.put(like)})["learned"]
+        last = checkpoints.restore(checkpoints.latest, {"raw_params": network.mesh.put(like)})["raw_params"]
     assert all((np.asarray(last[p]) != kept[p]).any() for p in like)
     again = evaluate.evaluate(config, console)
     assert again["parameters_digest"] == result["parameters_digest"]
@@ -210,7 +210,7 @@ def test_objectives_of_the_config_replace_those_of_every_phase(runs, tmp_path):
     assert [plan.phase.name for plan in plans] == ["linear probe", "fine-tune"]
     for plan in plans:
         assert plan.phase.losses == objectives
-        assert plan.hparams["weights"] == (0.5, 0.5)
+        assert plan.hparams["loss_weights"] == (0.5, 0.5)
         assert {"teachers", "teacher_logits"} <= plan.spec.requires
 
 
@@ -240,8 +240,9 @@ from tljax.config import Phase
 from tljax.losses import loss
 
 @loss("source_maps")
-def calm(outputs, batch, reference, hyper):
-    return hyper["calm"] * sum(jnp.abs(outputs["maps"][s] - m).mean() for s, m in reference["source"]["maps"].items())
+def calm(outputs, batch, references, hparams):
+    source = references["source"]["maps"]
+    return hparams["calm"] * sum(jnp.abs(outputs["maps"][s] - m).mean() for s, m in source.items())
 
 def mine(config, stages, lr):
     rules = (("head/.*", 1.0), (f"{stages[-1]}/.*", 0.5), (".*", 0.0))

@@ -141,11 +141,11 @@ def test_what_died_goes_on_wherever_each_stands(both, tmp_path, console, monkeyp
         save(self, *args)
         self.wait()
 
-    groups, run = [], Trainer.run
+    groups, fit = [], Trainer.fit
 
-    def watched(self, leaves):
-        run(self, leaves)
-        groups.append([Path(member.config.workdir).name for member in self.members])
+    def watched(self):
+        fit(self)
+        groups.append([Path(run.config.workdir).name for run in self.replicas.runs])
 
     with at_once(), monkeypatch.context() as patch:
         patch.setattr(CheckpointManager, "save", dying)
@@ -158,7 +158,7 @@ def test_what_died_goes_on_wherever_each_stands(both, tmp_path, console, monkeyp
         stood.append((progress["phase"], progress["step"]))
     assert stood[0] > stood[1] == stood[2] > (0, 0)
     with at_once(), monkeypatch.context() as patch:
-        patch.setattr(Trainer, "run", watched)
+        patch.setattr(Trainer, "fit", watched)
         results = together_of(died, console)
     assert groups == [["0"], ["1", "2"]]  # those that stand at the same step go on together
     for run_of in zip(died, results, configs, expected, strict=True):

@@ -148,7 +148,7 @@ def test_predict_on_a_picture_and_a_folder(finished, console, tmp_path):
     Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "black.jpg")
     assert len(predict.predict(config, tmp_path / "black.jpg", console)) == 1
     for bad, words in (
-        (folder / "notes.txt", "cannot be read as a picture"),
+        (folder / "notes.txt", "cannot be read as an image"),
         (tmp_path / "no", "no picture or folder"),
     ):
         with pytest.raises(UserError, match=words):
@@ -282,9 +282,9 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_written(tiny, tm
     tensors = {"features.0.weight": np.zeros((4, 3, 3, 3), np.float32), "features.1.running_var": np.ones(5)}
     save_file(tensors, tmp_path / "half.safetensors")
     tiny.model.weights = str(tmp_path / "half.safetensors")
-    with pytest.raises(UserError, match=r"Nobody knows what .* was trained on: set model\.preprocess"):
+    with pytest.raises(UserError, match=r"The preprocessing of .* is unknown: set model\.preprocess"):
         train(schema.parse(tiny), console)
     tiny.model.preprocess = "torch"
-    with pytest.raises(UserError, match=r"does not fit.*Leaves without a tensor: stage2/conv1/bn/bias"):
+    with pytest.raises(UserError, match=r"does not fit.*Missing variables: stage2/conv1/bn/bias"):
         train(schema.parse(tiny), console)
     assert not (tmp_path / "run").exists()

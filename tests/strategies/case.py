@@ -20,7 +20,8 @@ from tljax.run.experiment import Experiment, prepare
 from tljax.strategies import neurons
 from tljax.train import neuron_scores
 from tljax.train.plan import PhasePlan
-from tljax.train.step import StepInputs, TrainState, init_state, make_train_step
+from tljax.train.state import StepInputs, TrainState, init_state
+from tljax.train.step import make_train_step
 
 # As many shapes alike as can be: operations are compiled by shape.
 NETS = {
@@ -148,8 +149,10 @@ class Case:
         """What the phase's steps are given; the source had other values than the model has now."""
         index = self.index(plan)
         learned, _, _ = plan.partition({path: 0.9 * leaf for path, leaf in self.leaves.items()}, index)
-        origin = self.prepared.source_params(learned) if "source_leaves" in plan.spec.requires else {}
-        return StepInputs(index, origin, tuple(n.variables(self.observed, self.leaves) for n in plan.spec.networks))
+        origin = self.prepared.source_params(learned) if "source_params" in plan.spec.requires else {}
+        _, _, frozen = plan.partition(self.leaves, index)
+        networks = tuple(n.variables(self.observed, self.leaves) for n in plan.spec.networks)
+        return StepInputs(frozen, index, origin, networks)
 
     def batch(self, plan: PhasePlan, seed: int = 0) -> dict:
         """A batch of the data's pictures, with what other networks say of them where that is computed once."""
@@ -158,7 +161,7 @@ class Case:
         rows = rng.choice(len(data.train), size, replace=False)
         targets = data.train.targets(plan.spec.preprocess.size)
         batch, images = {name: x[rows] for name, x in targets.items()}, data.train.images[rows]
-        for network in plan.cached:
+        for network in plan.cache_plan.cached:
             batch |= apply_frozen(network, network.variables(self.observed, self.leaves), images)
         if plan.needs_images:
             batch["image"] = images
@@ -166,19 +169,17 @@ class Case:
             batch["unlabelled"] = data.unlabelled.images[rng.choice(len(data.unlabelled), size)]
         return batch
 
-    def start(self, plan: PhasePlan, given: StepInputs) -> tuple[TrainState, dict]:
-        """The state before the first step, and the frozen leaves."""
-        learned, moving, frozen = plan.partition(self.leaves, given.channel_index)
-        copies = jax.tree.map(jax.numpy.array, (learned, moving))
-        return init_state(plan.spec, *copies, plan.hparams), frozen
+    def start(self, plan: PhasePlan, given: StepInputs) -> TrainState:
+        """The state before the first step."""
+        params, batch_stats, _ = plan.partition(self.leaves, given.channel_index)
+        copies = jax.tree.map(jax.numpy.array, (params, batch_stats))
+        return init_state(plan.spec, *copies, plan.hparams)
 
     def traced(self, plan: PhasePlan):
         """The phase's step as JAX has traced it."""
         given = self.given(plan)
-        state, frozen = self.start(plan, given)
-        return make_train_step(plan.spec).trace(
-            state, frozen, self.batch(plan), numbers(plan), jax.random.key(0), given
-        )
+        state = self.start(plan, given)
+        return make_train_step(plan.spec).trace(state, given, self.batch(plan), numbers(plan), jax.random.key(0))
 
     def run(self, plan: PhasePlan, steps: int = 1, key: int = 0, compiled: bool = False, **changed):
         """Takes steps and returns the state and each step's metrics; `changed` are numbers.
@@ -187,9 +188,9 @@ class Case:
         is what takes the time here. Runs compile the same program as a whole.
         """
         given, seen = self.given(plan), []
-        state, frozen = self.start(plan, given)
+        state = self.start(plan, given)
         for i in range(steps):
-            arguments = state, frozen, self.batch(plan, i), numbers(plan) | changed, jax.random.key(key), given
+            arguments = state, given, self.batch(plan, i), numbers(plan) | changed, jax.random.key(key)
             if compiled:
                 state, metrics = make_train_step(plan.spec)(*arguments)
             else:

@@ -49,7 +49,7 @@ def prove(tmp_path, head, preset, cached, proven):
         moved = {path for path, x in after.items() if not np.array_equal(x, again.leaves[path])}
         assert moved <= {*every.trainable, *every.batch_stats}
         assert {path.split("/")[0] for path in moved} == {path.split("/")[0] for path in every.trainable}
-        if cached and once.cached:
+        if cached and once.cache_plan.cached:
             _, same = kept.run(once, compiled=True)
             for name in ("loss", "terms"):
                 np.testing.assert_allclose(same[0][name], seen[0][name], rtol=1e-5, atol=1e-6)

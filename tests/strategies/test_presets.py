@@ -31,11 +31,11 @@ def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
     assert plan.spec.augment == config.augment
     names = [name for name, _ in plan.phase.losses]
     assert names[-2:] == ["l2", "l2_sp"]
-    assert plan.hparams["weights"][-2:] == (0.3, 0.7)
+    assert plan.hparams["loss_weights"][-2:] == (0.3, 0.7)
 
     # From the source values themselves, the distance is 0 at first; then it is that of the step before.
     given = case.given(plan)
-    start, _ = case.start(plan, given)
+    start = case.start(plan, given)
     origin = case.prepared.source_params({p: case.leaves[p] for p in plan.trainable})
     origin = {p: start.params[p] for p in origin if p in start.params}
     own = dataclasses.replace(case)
@@ -53,7 +53,7 @@ def test_penalties_smoothing_and_dropout_are_honoured(tmp_path, preset):
     moved = {p: np.asarray(first.params[p]) - np.asarray(start.params[p]) for p in start.params}
     assert np.sqrt(2 * half_squares(moved.values())) == pytest.approx(0.05 * 0.1, rel=1e-3)
     for metrics in (before, after):
-        assert metrics["loss"] == pytest.approx(np.dot(plan.hparams["weights"], metrics["terms"]), rel=1e-5)
+        assert metrics["loss"] == pytest.approx(np.dot(plan.hparams["loss_weights"], metrics["terms"]), rel=1e-5)
 
     # A straight line in the share of the label that is spread, and another loss under another key where units drop.
     if "cross_entropy" in names:
@@ -91,8 +91,8 @@ def test_plan_shows_and_costs_every_preset_and_writes_nothing(tmp_path, preset, 
 @pytest.mark.parametrize(
     ("preset", "change", "words"),
     [
-        ("distillation", {"strategy.teachers": ()}, r"'distillation' learns from teachers: set strategy\.teachers"),
-        ("fixmatch", {"data.unlabelled": 0}, r"'fixmatch' learns from unlabelled pictures: set data\.unlabelled"),
+        ("distillation", {"strategy.teachers": ()}, r"'distillation' needs teachers: set strategy\.teachers"),
+        ("fixmatch", {"data.unlabelled": 0}, r"'fixmatch' trains on unlabelled images: set data\.unlabelled"),
         (
             "attention_transfer",
             {"strategy.stage_pairs": (("stage9", "stage1"),)},
@@ -111,9 +111,9 @@ def test_plan_shows_and_costs_every_preset_and_writes_nothing(tmp_path, preset, 
         ("fitnets", {"strategy.stage_pairs": (("stem", "stage4"), ("stage9", "stage1"))}, 'no stage "stage9"'),
         ("micro", {"strategy.neurons.layers": ("stage9/.*",)}, r'neurons\.layers: "stage9/\.\*" matches no'),
         ("micro", {"strategy.neurons.count": 9}, r"neurons\.count \(9\) is more than the 4 neurons of stage1/conv2"),
-        ("lp_ft", {"strategy.losses": (("mean_teacher", 1.0),)}, r'Phase "linear probe".* but average is not set'),
-        ("lp_ft", {"strategy.losses": (("cross_entrpy", 1.0),)}, 'Phase "linear probe": There is no objective'),
-        ("full", {"strategy.hparams": {"lr": 1.0}}, 'strategy.hparams: "lr" means something else already'),
+        ("lp_ft", {"strategy.losses": (("mean_teacher", 1.0),)}, r'Phase "linear probe".* but ema_decay is not set'),
+        ("lp_ft", {"strategy.losses": (("cross_entrpy", 1.0),)}, 'Phase "linear probe": There is no loss'),
+        ("full", {"strategy.hparams": {"lr": 1.0}}, 'strategy.hparams: "lr" is reserved'),
         ("full", {"strategy.hparams": {"rate": "high"}}, "strategy.hparams.rate must be a number, got 'high'"),
         (
             "lwf",
@@ -133,7 +133,7 @@ def test_what_is_missing_or_wrong_is_one_sentence(tmp_path, preset, change, word
 
 def test_a_custom_phase_without_an_average_and_hints_of_two_teachers(tmp_path):
     phase = schema.Phase("tame", losses=(("mean_teacher", 1.0),))
-    with pytest.raises(UserError, match=r'Phase "tame": .* averaged weights, but average is not set'):
+    with pytest.raises(UserError, match=r'Phase "tame": .* average of the weights, but ema_decay is not set'):
         prepare(config_of(tmp_path, "custom", "vgg", **{"strategy.phases": (dataclasses.asdict(phase),)}))
     two = (recipe(tmp_path, TEACHER), recipe(tmp_path, NETS["vgg"]))
     with pytest.raises(UserError, match="Hints come from one teacher"):
@@ -142,7 +142,7 @@ def test_a_custom_phase_without_an_average_and_hints_of_two_teachers(tmp_path):
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [((4, 5, 6, 7), "tells 4 classes apart, but the data has 3"), ((1, 2, 4), "tells 1, 2, 4 apart, but the data has")],
+    [((4, 5, 6, 7), "has 4 classes, but the data has 3"), ((1, 2, 4), "has the classes 1, 2, 4, but the data has")],
 )
 def test_a_teacher_of_other_classes(tmp_path, classes, words):
     teacher = {"strategy.teachers": (recipe(tmp_path, TEACHER, classes),)}

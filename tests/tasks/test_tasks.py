@@ -1,4 +1,4 @@
-"""Which task a config has: the one that it names, or its head's."""
+"""The task of a config: the one it names, or the default of its head."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from tljax.models.heads import HEADS
 from tljax.tasks import TASKS, task_of
 
 
-def config_of(task, head):
+def make_config(task, head):
     return Config(task=task, model=ModelConfig(head=head))
 
 
-def test_every_head_has_a_default_task():
-    tasks = {head: task_of(config_of(None, head)).name for head in HEADS}
+def test_every_head_has_default_task():
+    tasks = {head: task_of(make_config(None, head)).name for head in HEADS}
     assert tasks == {
         "classifier": "classification",
         "unet": "segmentation",
@@ -21,17 +21,17 @@ def test_every_head_has_a_default_task():
         "detector": "detection",
     }
     for head, task in tasks.items():
-        assert task_of(config_of(task, head)) is TASKS[task]
+        assert task_of(make_config(task, head)) is TASKS[task]
 
 
 @pytest.mark.parametrize(
-    ("task", "head", "words"),
+    ("task", "head", "message"),
     [
         ("segmentatoin", "unet", 'There is no task "segmentatoin"; did you mean "segmentation"?'),
         ("segmentation", "classifier", "task='segmentation' does not fit model.head='classifier': take unet or fcn."),
     ],
 )
-def test_a_task_that_does_not_fit_is_a_one_line_error(task, head, words):
+def test_task_of_rejects_unsupported_task(task, head, message):
     with pytest.raises(UserError) as error:
-        task_of(config_of(task, head))
-    assert str(error.value) == words
+        task_of(make_config(task, head))
+    assert str(error.value) == message

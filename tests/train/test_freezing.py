@@ -15,9 +15,9 @@ from tljax.models import params as params_lib
 from tljax.models.partial_training import PartiallyTrainable
 from tljax.run.plan import phase_cost
 from tljax.strategies import PRESETS
-from tljax.train.optimizer import optimizer_bytes
+from tljax.train.optimizer import OptimizerSpec, optimizer_bytes
 from tljax.train.plan import SplitSizes, plan_phase
-from tljax.train.step import init_state
+from tljax.train.state import init_state
 
 MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmsprop": 1}
 # The layers before which nothing of their stage learns. (A stage of DenseNet's begins with a norm.)
@@ -123,7 +123,8 @@ def test_optimizer_state_is_what_the_learning_leaves_need_to_the_byte(make, pres
         sizes |= {p: case.leaves[p].size // case.leaves[p].shape[-1] * len(channels) for p, channels in index.items()}
         for name, moments in MOMENTS.items():
             # Nothing else is in the spec and the numbers: `sgd` here has no momentum, whatever the phase says.
-            spec = dataclasses.replace(plan.spec, optimizer=(name, moments == 1 and name != "rmsprop", True, True))
+            with_momentum = OptimizerSpec(name, moments == 1 and name != "rmsprop", True, True)
+            spec = dataclasses.replace(plan.spec, optimizer=with_momentum)
             state = jax.eval_shape(lambda a, b, s=spec, h=plan.hparams: init_state(s, a, b, h), learned, moving)
             assert optimizer_bytes(state.opt_state) == moments * 4 * sum(sizes.values())
 
@@ -177,7 +178,7 @@ def products(net, case, plan):
     order, hint = order_of(case), hint_of(plan)
     layers = layers_of(used(plan), order)
     averages = any(p.startswith("head/source/") for p in plan.groups) and plan.layers and net != "densenet"
-    count = 4 * bool(averages) + len(layers) * (1 + ("average" in plan.spec.requires))
+    count = 4 * bool(averages) + len(layers) * (1 + ("ema" in plan.spec.requires))
     count += sum(plan.groups[f"{layer}/kernel"].trainable for _, layer in layers) + len(between(net, plan, order))
     for network in plan.spec.networks:
         if network.name == FROZEN_STAGES:  # the model's own layers
@@ -195,7 +196,7 @@ def products(net, case, plan):
 def test_a_network_that_is_looked_at_is_run_forward_once_and_no_further_than_wanted(make, preset):
     case = make(preset, "resnet", **{"augment.flip": True})
     for plan in case.plans:
-        assert not plan.cached
+        assert not plan.cache_plan.cached
         assert plan.spec.networks
         assert products_in(case.traced(plan)) == products("resnet", case, plan)
 
@@ -258,7 +259,7 @@ def test_clipping_sees_the_learning_leaves_alone(make):
     def moved(preset, clip_norm):
         case = make(preset, "vgg", **{"optim.name": "sgd", "optim.clip_norm": clip_norm})
         plan = case.plans[-1]
-        before, _ = case.start(plan, case.given(plan))
+        before = case.start(plan, case.given(plan))
         state, _ = case.run(plan)
         squares = sum(((np.array(v) - before.params[p]) ** 2).sum() for p, v in state.params.items())
         return float(np.sqrt(squares)) / 0.05
@@ -272,12 +273,12 @@ def test_clipping_sees_the_learning_leaves_alone(make):
 
 def test_multipliers_scale_the_update_of_their_leaves(make):
     case = make("full", "vgg", **{"optim.name": "sgd"})
-    config, network = case.prepared.config, case.prepared.predictor
+    predictor = case.prepared.predictor
     rules = (("head/.*", 1.0), ("stage2/.*", 0.25), (".*", 0.0))
     moved = []
     for factor in (1.0, 4.0):
         phase = Phase("p", tuple((p, m * factor if p == "stage2/.*" else m) for p, m in rules), epochs=1.0)
-        plan = plan_phase(config, phase, network.model, SplitSizes(16, 16, (8, 8, 3)), network.preprocess)
+        plan = plan_phase(phase, predictor, SplitSizes(16, 16, (8, 8, 3)))
         state, _ = case.run(plan)
         moved.append({p: np.array(v) - case.leaves[p] for p, v in state.params.items()})
     slow, even = moved

@@ -18,7 +18,8 @@ from tljax.data import Split
 from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import UserError
 from tljax.features import feature_cache
-from tljax.features.feature_cache import CachePlan, FeatureCache
+from tljax.features.cache_plan import CachePlan
+from tljax.features.feature_cache import FeatureCache
 from tljax.features.frozen_network import FROZEN_STAGES, apply_frozen
 from tljax.run.experiment import prepare
 from tljax.run.workdir import config_hash
@@ -39,10 +40,10 @@ def test_every_preset_learns_the_same_with_and_without(tmp_path, preset):
     kept = Case.make(config_of(tmp_path, preset, "vgg", **settings, **{"cache.storage": "memory"}))
     again = Case.make(config_of(tmp_path, preset, "vgg", **settings))
     for once, every in zip(kept.plans, again.plans, strict=True):
-        assert {n.name for n in every.spec.networks} == {n.name for n in (*once.cached, *once.spec.networks)}
+        assert {n.name for n in every.spec.networks} == {n.name for n in (*once.cache_plan.cached, *once.spec.networks)}
         assert bool(once.frozen_stages) == (every.cache_plan.reason != CachePlan.reason)
         assert once.cache_plan.recomputed == every.cache_plan.cached == ()
-        if not once.cached:  # the same program, to the letter
+        if not once.cache_plan.cached:  # the same program, to the letter
             assert once.spec == every.spec
             continue
         (_, a), (_, b) = kept.run(once, 2), again.run(every, 2)
@@ -219,7 +220,7 @@ def test_the_budget_and_augmentation_decide(tmp_path):
     train, valid = whole.cached_bytes, whole.cached_valid_bytes
     assert train > 0 < valid
     assert keeping(**{"cache.max_gb": train / 1e9}).cached_valid is None
-    assert "more than what cache.max_gb leaves" in keeping(**{"cache.max_gb": (train - 1) / 1e9}).reason
+    assert "more than cache.max_gb leaves" in keeping(**{"cache.max_gb": (train - 1) / 1e9}).reason
     drawn = keeping(**{"augment.flip": True})
     assert (drawn.cached, drawn.cached_valid) == ((), whole.cached_valid)
     assert "cache.num_views would keep some" in drawn.reason
@@ -233,7 +234,7 @@ def test_the_budget_and_augmentation_decide(tmp_path):
     (plan,) = prepare(config_of(tmp_path, "distillation", "resnet", **settings)).plans
     assert (plan.cache_plan.cached, plan.cache_plan.num_views, len(plan.spec.networks)) == ((), 0, 1)
     # Where heads pool, what is kept is pooled; where a next stage learns, it goes on from the whole map.
-    (network,) = whole.cached
+    (network,) = whole.cache_plan.cached
     assert network.pool_to is not None
     config = config_of(tmp_path, "layers", "resnet", **{"cache.storage": "disk", "strategy.layers": ("stage2/.*",)})
     (network,) = prepare(config).plans[0].cache_plan.cached
@@ -246,10 +247,10 @@ def test_an_objective_that_reads_maps_must_say_so(tmp_path):
     path.write_text(
         "from tljax.losses import loss\n"
         "@loss()\n"
-        "def silent(outputs, batch, reference, hyper):\n"
+        "def silent(outputs, batch, references, hparams):\n"
         "    return outputs['maps']['stage1'].mean()\n"
         "@loss('maps')\n"
-        "def honest(outputs, batch, reference, hyper):\n"
+        "def honest(outputs, batch, references, hparams):\n"
         "    return outputs['maps']['stage1'].mean()\n"
     )
     for name, words in (("silent", '@loss("maps")'), ("honest", None)):
@@ -258,7 +259,7 @@ def test_an_objective_that_reads_maps_must_say_so(tmp_path):
         case = Case.make(config_of(tmp_path, "feature_extraction", "resnet", **settings))
         (plan,) = case.plans
         if words is None:
-            (network,) = plan.cached
+            (network,) = plan.cache_plan.cached
             assert [stage for stage, _ in network.maps] == list(plan.frozen_stages)
             case.run(plan)
         else:

@@ -8,7 +8,7 @@ import pytest
 from tljax.config import Config, TrainConfig
 from tljax.errors import TrainingStopped
 from tljax.train.callbacks import TrainProgress
-from tljax.train.run_state import RunState, digests
+from tljax.train.run_state import RunState, param_hashes
 
 
 def member_in_phase(patience=None, steps=3, **progress):
@@ -24,12 +24,12 @@ def test_a_phase_that_changed_a_frozen_parameter_stops_the_run():
     before = {"stem/conv/kernel": np.ones((2, 2)), "stem/conv/bias": np.zeros(2)}
 
     def phase_after(leaves):
-        member = member_in_phase(step=3, total=3, frozen=digests(before, {}))
-        member.save({"params": {}, "opt": ()}, 1, None, None, lambda: digests(leaves, {}))
+        member = member_in_phase(step=3, total=3, frozen=param_hashes(before, {}))
+        member.save({"params": {}, "opt_state": ()}, None, None, lambda: param_hashes(leaves, {}), 1)
         return member.progress.phase
 
     assert phase_after(before) == 1
-    with pytest.raises(TrainingStopped, match=r'Phase "head" changed leaves that were frozen: stem/conv/bias\.'):
+    with pytest.raises(TrainingStopped, match=r'Phase "head" changed frozen variables: stem/conv/bias\.'):
         phase_after(before | {"stem/conv/bias": np.array([0.0, 1e-30])})
 
 
@@ -39,5 +39,5 @@ def test_patience_counts_from_the_best_validation_of_the_phase(total, ends):
     best = {"accuracy": 0.9, "loss": 0.1, "epoch": 3.0, "step": 9, "phase": "earlier"}
     phase_best = best | {"accuracy": 0.5, "epoch": 13.0, "step": 39}
     member = member_in_phase(2.0, 90, step=total - 30, total=total, frozen={}, best=best, phase_best=phase_best)
-    member.save({"params": {}, "opt": ()}, 1, None, {"accuracy": 0.4}, dict)
+    member.save({"params": {}, "opt_state": ()}, None, {"accuracy": 0.4}, dict, 1)
     assert member.progress.phase == int(ends)

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tljax import config
 from tljax.distributed import mesh
 from tljax.run.train import train
-from tljax.train.loop import Trainer
+from tljax.train.replicas import Replicas
 
 PROGRAM = """
 import json, sys
@@ -27,12 +27,12 @@ print(json.dumps(losses_and_shares(*sys.argv[1:])))
 
 def losses_and_shares(workdir, sharding):
     """Trains a small network; returns its losses, and how much of parameters and optimizer state a device has."""
-    shares, save, least = [], Trainer._save, mesh.MIN_SHARDED
+    shares, save, least = [], Replicas.save, mesh.MIN_SHARDED
 
-    def saving(self, place, own, state, *rest):
+    def saving(self, state, *rest):
         leaves = jax.tree.leaves((state.params, state.opt_state))
         shares.append(sum(x.addressable_shards[0].data.size for x in leaves) / sum(x.size for x in leaves))
-        return save(self, place, own, state, *rest)
+        return save(self, state, *rest)
 
     c = config.default()
     c.workdir = workdir
@@ -50,11 +50,11 @@ def losses_and_shares(workdir, sharding):
     c.cache.storage = "none"
     c.train.sharding = sharding
     c.report.figures = c.report.tensorboard = False
-    Trainer._save, mesh.MIN_SHARDED = saving, 64
+    Replicas.save, mesh.MIN_SHARDED = saving, 64
     try:
         result = train(config.parse(c), Console(file=io.StringIO()))
     finally:
-        Trainer._save, mesh.MIN_SHARDED = save, least
+        Replicas.save, mesh.MIN_SHARDED = save, least
     with open(f"{workdir}/metrics.jsonl") as file:
         rows = [json.loads(line) for line in file]
     losses = [[row[split]["loss"] for row in rows] for split in ("train", "valid")]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.strategies.case import Case, config_of, numbers
-from tljax.train.step import init_state, make_train_step
+from tljax.train.step import make_train_step
 
 DROPOUT = {"model.dropout": 0.5, "optim.name": "sgd"}
 
@@ -13,10 +13,9 @@ DROPOUT = {"model.dropout": 0.5, "optim.name": "sgd"}
 def make_step_fn(case, plan, batch, state=None, **changed):
     """Takes one compiled step from a state, or from the start; returns the state after it and the metrics."""
     given = case.given(plan)
-    learned, moving, frozen = plan.partition(case.leaves, given.channel_index)
     if state is None:
-        state = init_state(plan.spec, *jax.tree.map(jnp.array, (learned, moving)), plan.hparams)
-    return make_train_step(plan.spec)(state, frozen, batch, numbers(plan) | changed, jax.random.key(0), given)
+        state = case.start(plan, given)
+    return make_train_step(plan.spec)(state, given, batch, numbers(plan) | changed, jax.random.key(0))
 
 
 def test_steps_draw_anew_and_repeat_by_their_number(tmp_path):
@@ -39,9 +38,9 @@ def test_frozen_stages_draw_nothing(tmp_path):
         case = Case.make(config_of(tmp_path, "layers", "resnet", **settings))
         (plan,) = case.plans
         given, batch = case.given(plan), case.batch(plan)
-        state, frozen = case.start(plan, given)
+        state = case.start(plan, given)
         step = jax.jit(make_train_step(plan.spec).__wrapped__)
-        return {float(step(state, frozen, batch, numbers(plan), jax.random.key(k), given)[1]["loss"]) for k in range(4)}
+        return {float(step(state, given, batch, numbers(plan), jax.random.key(k))[1]["loss"]) for k in range(4)}
 
     assert len(losses("stage1")) == 1
     assert len(losses("stage2")) > 1

@@ -18,11 +18,13 @@ from safetensors.numpy import load_file
 
 from tljax import models
 from tljax.config import Config, Phase, override
+from tljax.inference.predictor import Predictor
 from tljax.models import params as params_lib
 from tljax.models.backbones import resnet, vgg
 from tljax.train.optimizer import learning_rate
 from tljax.train.plan import SplitSizes, plan_phase
-from tljax.train.step import init_state, make_train_step
+from tljax.train.state import StepInputs, init_state
+from tljax.train.step import make_train_step
 from tljax.weights import Preprocess, assign_weights
 from tljax.weights.layouts import layouts
 from tljax.weights.layouts.table import Layout, torch_dense
@@ -84,14 +86,16 @@ def train(net, recipe, dtype):
     settings = {f"optim.{k}": v for k, v in RECIPES[recipe].items()}
     config = override(Config(), {"strategy.name": "scratch", "train.batch_size": 16, **settings})
     rules = (("head/.*", 1.0), (".*", 0.0)) if recipe == "head_only" else ((".*", 1.0),)
-    plan = plan_phase(config, Phase("p", rules, epochs=20.0), model, SplitSizes(16, 16, (12, 12, 3)), AS_IS)
+    predictor = Predictor.of_model(config, model, "abcde", AS_IS)
+    plan = plan_phase(Phase("p", rules, epochs=20.0), predictor, SplitSizes(16, 16, (12, 12, 3)))
     spec = dataclasses.replace(plan.spec, dtype=dtype)
     _, params, stats = params_lib.flatten_model(model)
     learned, moving, frozen = plan.partition({p: v.astype(dtype) for p, v in (params | stats).items()}, {})
     state, step, losses = init_state(spec, learned, moving, plan.hparams), make_train_step(spec), []
+    inputs = StepInputs(frozen, {}, {}, ())
     for i in range(plan.steps):
         lr = learning_rate(plan.optim, i, plan.steps, 1.0)
-        state, metrics = step(state, frozen, batch(i), plan.hparams | {"lr": lr, "progress": 0.0}, jax.random.key(0))
+        state, metrics = step(state, inputs, batch(i), plan.hparams | {"lr": lr, "progress": 0.0}, jax.random.key(0))
         losses.append(float(metrics["loss"]))
         assert metrics["finite"]
     return losses, state

@@ -1,4 +1,4 @@
-"""The server that several tests download from."""
+"""The local server that several tests download from."""
 
 import threading
 import types
@@ -12,12 +12,12 @@ from tests.weights.loopback import Site, handler
 
 @pytest.fixture
 def site(monkeypatch):
-    """A site that is served at `site.url`, and over a second port at `site.cdn`."""
+    """A `Site` served at `site.url`, and on a second port at `site.cdn`."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    huggingface_hub.close_session()  # a client reads the proxies when it is made
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50_000)  # it resumes at a multiple of this
+    huggingface_hub.close_session()  # the client reads the proxy settings when it is created
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50_000)  # resumes at a multiple of this
     monkeypatch.setattr("huggingface_hub.file_download.time", types.SimpleNamespace(sleep=lambda seconds: None))
     site = Site()
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler(site, lambda: site.cdn)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""A server on loopback: files with ETags and ranges, connections that are cut, and what the Hub's client asks a Hub."""
+"""A local HTTP server: files with ETags and ranges, dropped connections, and the API that the Hub's client uses."""
 
 import dataclasses
 import hashlib
@@ -11,48 +11,75 @@ import numpy as np
 
 GOOD = np.random.default_rng(0).bytes(300_000)
 BAD = bytes(len(GOOD))
-SHA256, MD5 = hashlib.sha256(GOOD).hexdigest(), hashlib.md5(GOOD).hexdigest()
+SHA256 = hashlib.sha256(GOOD).hexdigest()
+MD5 = hashlib.md5(GOOD).hexdigest()
 COMMIT = "c0ffee" + "0" * 34
 REPO, NAME = "lab/net", "model.safetensors"
 
 
 @dataclasses.dataclass
 class File:
-    """What the server has under one path, and how it serves it."""
+    """A file of the server, and how it is served.
+
+    Attributes:
+      content: the bytes.
+      etag: value of the ETag header.
+      supports_ranges: whether Range headers are honored.
+      supports_if_range: whether If-Range headers are honored.
+      cuts: for each GET in turn, the byte of the file at which the connection is dropped.
+      statuses: for each GET in turn, the HTTP status to send instead of the content.
+      pause: event to wait for in the middle of the content.
+    """
 
     content: bytes = GOOD
     etag: str = '"1"'
-    ranges: bool = True
-    heeds_if_range: bool = True
-    cuts: list[int] = dataclasses.field(default_factory=list)  # for each GET in turn: hang up at this byte of the file
-    answers: list[int] = dataclasses.field(default_factory=list)  # for each GET in turn: this status instead
-    hold: threading.Event | None = None  # wait for it in the middle of the content
+    supports_ranges: bool = True
+    supports_if_range: bool = True
+    cuts: list[int] = dataclasses.field(default_factory=list)
+    statuses: list[int] = dataclasses.field(default_factory=list)
+    pause: threading.Event | None = None
 
 
 class Site:
-    """Files to serve, a Hub to be, and the requests that came."""
+    """State of the server.
+
+    Attributes:
+      files: {path: File}.
+      repo: {name: File} of the Hub's repository `REPO`.
+      hub_error: (status, headers, content) that the Hub sends instead of a file.
+      hub_headers: additional headers of the Hub for a file.
+      requests: (method, path, headers) of each request.
+      bytes_sent: number of bytes of content sent.
+    """
 
     def __init__(self):
-        self.files, self.repo, self.refused, self.linked = {}, {}, None, {}
-        self.asked, self.sent = [], 0
+        self.files = {}
+        self.repo = {}
+        self.hub_error = None
+        self.hub_headers = {}
+        self.requests = []
+        self.bytes_sent = 0
 
     @property
     def ranges(self):
-        """The Range of each request for a file's content."""
-        return [headers.get("Range") for method, path, headers in self.asked if method == "GET" and "/api/" not in path]
+        """The Range header of each request for a file's content."""
+        downloads = [(path, headers) for method, path, headers in self.requests if method == "GET"]
+        return [headers.get("Range") for path, headers in downloads if "/api/" not in path]
 
     def look_up(self, path, cdn):
-        """Returns status, headers, and content or File."""
+        """Return status, headers, and content or File."""
         if path in self.files:
             return 200, {}, self.files[path]
-        found = re.fullmatch(r"/api/models/(\w+/\w+)(?:/revision/(\w+))?|/(\w+/\w+)/resolve/(\w+)/(.+)", path)
-        if not found:
+        match = re.fullmatch(r"/api/models/(\w+/\w+)(?:/revision/(\w+))?|/(\w+/\w+)/resolve/(\w+)/(.+)", path)
+        if not match:
             return 404, {}, b""
-        repo, revision, name = found[1] or found[3], found[2] or found[4] or "main", found[5]
+        repo = match[1] or match[3]
+        revision = match[2] or match[4] or "main"
+        name = match[5]
         if repo != REPO:
             return 404, {"X-Error-Code": "RepoNotFound"}, b""
-        if self.refused and name:
-            return self.refused
+        if self.hub_error and name:
+            return self.hub_error
         if revision not in ("main", COMMIT):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         if not name:
@@ -60,12 +87,12 @@ class Site:
             return 200, {}, json.dumps({"id": repo, "sha": COMMIT, "siblings": siblings}).encode()
         if name not in self.repo:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
-        linked = {"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{SHA256}"', "X-Linked-Size": str(len(GOOD))}
-        return 302, linked | self.linked | {"Location": f"{cdn}/cdn/{name}"}, b""
+        headers = {"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{SHA256}"', "X-Linked-Size": str(len(GOOD))}
+        return 302, headers | self.hub_headers | {"Location": f"{cdn}/cdn/{name}"}, b""
 
 
 def handler(site, cdn):
-    """A handler class for the site; `cdn()` is the address that the Hub sends on to, another one than its own."""
+    """Return a handler class for the site; `cdn()` is the address to which the Hub redirects."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -80,26 +107,26 @@ def handler(site, cdn):
             self.respond()
 
         def respond(self):
-            site.asked.append((self.command, self.path, self.headers))
+            site.requests.append((self.command, self.path, self.headers))
             status, headers, file = site.look_up(self.path, cdn())
             if not isinstance(file, File):
                 return self.send(status, headers | {"Content-Length": str(len(file))}, file)
-            if file.answers:
-                return self.send(file.answers.pop(0), {"Content-Length": "0"}, b"")
+            if file.statuses:
+                return self.send(file.statuses.pop(0), {"Content-Length": "0"}, b"")
             size, start = len(file.content), 0
-            asked = self.headers.get("Range") if file.ranges else None
-            if asked and (not file.heeds_if_range or self.headers.get("If-Range", file.etag) == file.etag):
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            requested = self.headers.get("Range") if file.supports_ranges else None
+            if requested and (not file.supports_if_range or self.headers.get("If-Range", file.etag) == file.etag):
+                start = int(requested.removeprefix("bytes=").removesuffix("-"))
                 if start >= size:
                     return self.send(416, {"Content-Length": "0"}, b"")
                 status, headers = 206, {"Content-Range": f"bytes {start}-{size - 1}/{size}"}
             end = file.cuts.pop(0) if file.cuts else size
             self.send(status, headers | {"ETag": file.etag, "Content-Length": str(size - start)}, b"")
-            for piece in (file.content[start : end // 2], file.content[max(start, end // 2) : end]):
-                site.sent += len(piece)  # before the client can have it all, and look
-                self.wfile.write(piece)
-                if file.hold:
-                    file.hold.wait(5)
+            for chunk in (file.content[start : end // 2], file.content[max(start, end // 2) : end]):
+                site.bytes_sent += len(chunk)  # before the client can finish and the test can read it
+                self.wfile.write(chunk)
+                if file.pause:
+                    file.pause.wait(5)
             self.close_connection = end < size
 
         def send(self, status, headers, content):

@@ -1,4 +1,4 @@
-"""The table of published weights beside the publishers' own tables (tests/golden)."""
+"""The catalog of published weights, compared with the publishers' tables (tests/golden)."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,19 @@ PUBLISHED = [entry for entry in CATALOG.values() if ":" in entry.name]
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "catalogue.json").read_text())["rows"]
 
 
-def facts(entry):
-    """A entry in the golden file's terms."""
-    if isinstance(entry.normalisation, str):
-        preset = PRESETS[entry.normalisation]
-        unit = 255 * preset.scale
-        mean, std, order = np.divide(preset.mean, unit), np.divide(preset.std, unit), preset.order
+def golden_fields(entry):
+    """Return an entry with the field names of the golden file."""
+    if isinstance(entry.normalization, str):
+        preset = PRESETS[entry.normalization]
+        unit = 255 * preset.scale  # the golden values are for images in 0..1
+        mean = np.divide(preset.mean, unit)
+        std = np.divide(preset.std, unit)
+        order = preset.order
     else:
-        (mean, std), order = entry.normalisation, "rgb"
-    fcn = "fcn_" if "fcn_" in entry.name else ""
+        (mean, std), order = entry.normalization, "rgb"
+    prefix = "fcn_" if "fcn_" in entry.name else ""
     return {
-        "architecture": fcn + entry.backbone.removesuffix("_v1").removesuffix("_keras"),
+        "architecture": prefix + entry.backbone.removesuffix("_v1").removesuffix("_keras"),
         "source": entry.source,
         "digest": entry.digest,
         "classes": entry.classes,
@@ -34,25 +36,26 @@ def facts(entry):
         "mean": pytest.approx(list(mean), rel=1e-5),
         "std": pytest.approx(list(std), rel=1e-5),
         "order": order,
-        "licence": entry.licence,
+        "licence": entry.license,
     }
 
 
-def test_nothing_is_missing_and_nothing_extra():
+def test_catalog_has_all_published_names():
     names = [entry.name for entry in PUBLISHED]
     assert len(set(names)) == len(names)
     assert sorted(names) == sorted(GOLDEN)
 
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry.name)
-def test_entries_equal_their_publishers_tables(entry):
-    ours, theirs = facts(entry), GOLDEN[entry.name]
-    # Not every publisher states every fact.
-    assert {key: ours[key] for key in theirs} == theirs
+def test_catalog_entries_equal_publishers_tables(entry):
+    expected = GOLDEN[entry.name]
+    actual = golden_fields(entry)
+    # Not every publisher states every field.
+    assert {key: actual[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("publisher", ["torchvision:", "hf:timm/", "keras:"])
-def test_publishers_own_layout_and_digest(publisher):
+def test_catalog_layout_and_digest_length(publisher):
     layout = publisher.removeprefix("hf:").rstrip(":/")
     digits = {"torchvision": 8, "timm": 0, "keras": 32}[layout]
     entries = [entry for entry in PUBLISHED if entry.name.startswith(publisher)]

@@ -1,4 +1,4 @@
-"""Which network a file holds, found by names and shapes alone."""
+"""Detection of the backbone of a file by names and shapes alone."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tljax.weights.detect import detect_backbone
     [
         ("torchvision", "vgg11_bn", ("vgg11_bn", "torchvision")),
         ("torchvision", "resnet50", ("resnet50", "torchvision")),
-        # Told from nine other ResNets by its shapes, each of which is built first.
+        # Nine other ResNets have the same names and are built first.
         pytest.param("torchvision", "wide_resnet50_2", ("wide_resnet50_2", "torchvision"), marks=pytest.mark.deep),
         ("torchvision", "densenet121", ("densenet121", "torchvision")),
         ("torchvision", "googlenet", ("googlenet", "torchvision")),
@@ -29,23 +29,23 @@ from tljax.weights.detect import detect_backbone
         ("unet", "smp_resnet18", ("resnet18", "smp")),
     ],
 )
-def test_the_network_is_found(reference, variant, expected):
+def test_detect_backbone_and_layout(reference, variant, expected):
     best = detect_backbone(shapes_of(Case(reference, variant)))
     assert (best.backbone, best.layout) == expected
     assert best.match.complete
-    assert best.faults == 0
+    assert best.num_mismatches == 0
 
 
-def test_a_variant_without_auxiliary_classifiers_is_no_obstacle():
-    # Keras' Inception v3 shares a layout that names them with torchvision's, and comes up when none fits wholly.
+def test_detect_backbone_without_auxiliary_classifiers():
+    # Keras' Inception v3, without auxiliary heads, has torchvision's layout too; it is tried if none fits completely.
     tensors = shapes_of(Case("torchvision", "inception_v3"))
     tensors.pop("fc.bias")
     best = detect_backbone(tensors)
     assert (best.backbone, best.layout, best.match.missing) == ("inception_v3", "torchvision", ["head/dense/bias"])
 
 
-def test_what_is_no_network_here():
-    with pytest.raises(UserError, match=r"^No network here has tensors named like x, y, fc\.bias\.$"):
+def test_detect_backbone_refuses_unknown_tensors():
+    with pytest.raises(UserError, match=r"^No backbone has tensors named like x, y, fc\.bias\.$"):
         detect_backbone({"x": np.ones(1), "y": np.ones(1), "fc.bias": np.ones(1)})
-    with pytest.raises(UserError, match=r"^There are no tensors to tell a network by\.$"):
+    with pytest.raises(UserError, match=r"^There are no tensors to detect a backbone from\.$"):
         detect_backbone({})

@@ -1,4 +1,4 @@
-"""The strict port: what is left over, missing or misfit is named, and nothing is half done."""
+"""Strict assignment: mismatches are listed, and a model is filled completely or not at all."""
 
 import os
 
@@ -17,29 +17,32 @@ from tljax.weights.layouts.table import TRANSFORMS
 TINY = vgg.Variant(((4,), (6, 6)))
 
 
-def tensors(seed=0):
+def make_tensors(seed=0):
+    """Return a torchvision state dict of the backbone `TINY` with random values."""
     rng = np.random.default_rng(seed)
     shapes = {"features.0": (4, 3, 3, 3), "features.3": (6, 4, 3, 3), "features.5": (6, 6, 3, 3)}
-    made = {}
+    tensors = {}
     for name, shape in shapes.items():
-        made[f"{name}.weight"] = rng.normal(size=shape).astype(np.float32)
-        made[f"{name}.bias"] = rng.normal(size=shape[:1]).astype(np.float32)
-    return made
+        tensors[f"{name}.weight"] = rng.normal(size=shape).astype(np.float32)
+        tensors[f"{name}.bias"] = rng.normal(size=shape[:1]).astype(np.float32)
+    return tensors
 
 
 def build(**options):
+    """Return a small VGG with random parameters."""
     return models.create_model(TINY, num_classes=3, image_size=8, rngs=nnx.Rngs(0), **options)
 
 
-def params(model):
+def params_of(model):
+    """Return the parameters of a model by path."""
     return {p: np.asarray(v) for p, v in params_lib.flatten_model(model).params.items()}
 
 
-def test_every_tensor_lands_transposed_in_its_place():
-    model, source = build(), tensors()
-    before = params(model)
+def test_assign_weights_transposes_tensors():
+    model, source = build(), make_tensors()
+    before = params_of(model)
     weights.assign_weights(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*")
-    after = params(model)
+    after = params_of(model)
     for name, path in (("features.0", "stem/conv1"), ("features.3", "stage2/conv1"), ("features.5", "stage2/conv2")):
         assert (after[f"{path}/kernel"] == source[f"{name}.weight"].transpose(2, 3, 1, 0)).all()
         assert (after[f"{path}/bias"] == source[f"{name}.bias"]).all()
@@ -49,47 +52,47 @@ def test_every_tensor_lands_transposed_in_its_place():
 @pytest.mark.parametrize(
     ("transform", "side"), [("chw7_to_io", 7), ("chw4_to_io", 4), ("oi77_to_io", 7), ("oi11_to_io", 1)]
 )
-def test_a_dense_layer_on_a_whole_map_answers_as_theirs(transform, side):
+def test_transform_preserves_dense_layer_outputs(transform, side):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(side, side, 3)), rng.normal(size=(5, 3, side, side))
-    # A convolution over the whole map, or a dense layer on it when it is flattened as C, H, W.
-    theirs = kernel if transform.startswith("oi") else kernel.reshape(5, -1)
-    ours = TRANSFORMS[transform].from_foreign(theirs)
-    np.testing.assert_allclose(x.reshape(-1) @ ours, np.einsum("oihw,hwi->o", kernel, x))
-    np.testing.assert_array_equal(TRANSFORMS[transform].to_foreign(np.ascontiguousarray(ours)), theirs)
+    # A convolution over the whole input, or a dense layer on the input flattened as C, H, W.
+    foreign = kernel if transform.startswith("oi") else kernel.reshape(5, -1)
+    native = TRANSFORMS[transform].from_foreign(foreign)
+    np.testing.assert_allclose(x.reshape(-1) @ native, np.einsum("oihw,hwi->o", kernel, x))
+    np.testing.assert_array_equal(TRANSFORMS[transform].to_foreign(np.ascontiguousarray(native)), foreign)
 
 
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
-        (lambda t: t.pop("features.3.bias"), {"keep": "head/.*"}, "Leaves without a tensor: stage2/conv1/bias."),
-        (lambda t: t.update(extra=np.ones(1)), {"keep": "head/.*"}, "Tensors without a place: extra."),
+        (lambda t: t.pop("features.3.bias"), {"keep": "head/.*"}, "Missing variables: stage2/conv1/bias."),
+        (lambda t: t.update(extra=np.ones(1)), {"keep": "head/.*"}, "Unexpected tensors: extra."),
         (
             lambda t: t.update({"features.0.weight": np.ones((4, 1, 3, 3))}),
             {"keep": "head/.*"},
             "features.0.weight: (3, 3, 1, 4), but stem/conv1/kernel is (3, 3, 3, 4)",
         ),
-        (lambda t: None, {}, "Leaves without a tensor: head/dense/bias, head/dense/kernel."),
+        (lambda t: None, {}, "Missing variables: head/dense/bias, head/dense/kernel."),
     ],
 )
-def test_misfits_raise_with_both_lists_and_change_nothing(change, options, words):
-    model, source = build(), tensors()
+def test_assign_weights_mismatch_leaves_model_unchanged(change, options, words):
+    model, source = build(), make_tensors()
     change(source)
-    before = params(model)
+    before = params_of(model)
     with pytest.raises(UserError) as caught:
         weights.assign_weights(source, model, layouts("vgg", TINY)["torchvision"], **options)
     assert words in str(caught.value)
-    after = params(model)
+    after = params_of(model)
     assert all((before[p] == after[p]).all() for p in before)
 
 
-def test_ignored_tensors_and_stages_that_are_not_built_may_lie_unused():
-    model, source = build(out_stage="stem"), tensors() | {"extra": np.ones(1)}
+def test_assign_weights_skips_ignored_and_unbuilt():
+    model, source = build(out_stage="stem"), make_tensors() | {"extra": np.ones(1)}
     weights.assign_weights(source, model, layouts("vgg", TINY)["torchvision"], keep="head/.*", ignore="ext.*")
-    assert (params(model)["stem/conv1/bias"] == source["features.0.bias"]).all()
+    assert (params_of(model)["stem/conv1/bias"] == source["features.0.bias"]).all()
 
 
-def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
+def test_assign_weights_uses_every_resnet_tensor():
     config = resnet.Variant((1, 2), (4, 6), bottleneck=False, small=True)
     rng, source = np.random.default_rng(0), {}
 
@@ -113,27 +116,27 @@ def test_a_resnet_state_dict_is_used_up_to_the_last_tensor():
     source |= {"fc.weight": rng.normal(size=(3, 6)), "fc.bias": rng.normal(size=3)}
     model = models.create_model(config, num_classes=3, rngs=nnx.Rngs(0))
     weights.assign_weights(source, model, layouts("resnet", config)["torchvision"])
-    _, made, stats = params_lib.flatten_model(model)
+    _, params, stats = params_lib.flatten_model(model)
     np.testing.assert_array_equal(
-        made["stage2/block0/shortcut/bn/scale"], source["layer2.0.downsample.1.weight"].astype(np.float32)
+        params["stage2/block0/shortcut/bn/scale"], source["layer2.0.downsample.1.weight"].astype(np.float32)
     )
     np.testing.assert_array_equal(
         stats["stage2/block1/unit2/bn/var"], source["layer2.1.bn2.running_var"].astype(np.float32)
     )
-    np.testing.assert_array_equal(made["head/dense/kernel"], source["fc.weight"].T.astype(np.float32))
+    np.testing.assert_array_equal(params["head/dense/kernel"], source["fc.weight"].T.astype(np.float32))
 
 
-def test_load_reads_a_file_and_says_what_it_was(tmp_path):
+def test_load_returns_source(tmp_path):
     path = tmp_path / "tiny.safetensors"
-    save_file(tensors(), path)
+    save_file(make_tensors(), path)
     model = build()
-    found = weights.load(model, str(path), keep="head/.*")
-    assert (found.path, found.preprocess) == (path, None)
-    assert len(found.sha256) == 64
-    assert (params(model)["stem/conv1/bias"] == tensors()["features.0.bias"]).all()
+    resolved = weights.load(model, str(path), keep="head/.*")
+    assert (resolved.path, resolved.preprocess) == (path, None)
+    assert len(resolved.sha256) == 64
+    assert (params_of(model)["stem/conv1/bias"] == make_tensors()["features.0.bias"]).all()
 
 
-def test_what_cannot_be_found_or_read(tmp_path, monkeypatch):
+def test_resolve_weights_errors(tmp_path, monkeypatch):
     monkeypatch.delenv("TLJAX_WEIGHTS_DIR", raising=False)
     with pytest.raises(UserError, match="vgg16_imagenet_notop needs TLJAX_WEIGHTS_DIR"):
         weights.resolve_weights("vgg16_imagenet_notop")
@@ -152,7 +155,7 @@ def test_what_cannot_be_found_or_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
-def test_known_weights_refuse_another_preprocessing():
+def test_resolve_weights_refuses_other_preprocessing():
     assert weights.resolve_weights("vgg16_imagenet_notop").preprocess == weights.PRESETS["caffe"]
     with pytest.raises(UserError, match='was trained with preprocessing "caffe"'):
         weights.resolve_weights("vgg16_imagenet_notop", "torch")

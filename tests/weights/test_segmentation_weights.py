@@ -1,4 +1,4 @@
-"""Weights under the heads of segmentation: of whole networks, of other heads, and of none."""
+"""Loading weights into models with segmentation heads: from the same head, from another, and from none."""
 
 import os
 
@@ -17,44 +17,45 @@ from tljax.weights.detect import detect_backbone
 from tljax.weights.layouts import NATIVE, layouts
 
 
-def take(source, model, layout=None):
-    """What a run does with weights; `source` is a file or another model's leaves."""
-    transfers = model.head.reusable_params
-    how = {"keep": f"head/(?!({transfers})).*", "optional": f"head/({transfers})"}
+def load_weights(source, model, layout=None):
+    """Load weights as a run does; `source` is a file, or another model's variables together with `layout`."""
+    reusable = model.head.reusable_params
+    patterns = {"keep": f"head/(?!({reusable})).*", "optional": f"head/({reusable})"}
     if layout is None:
-        return weights.load(model, str(source), **how)
-    return weights.assign_weights(source, model, layout, **how)
+        return weights.load(model, str(source), **patterns)
+    return weights.assign_weights(source, model, layout, **patterns)
 
 
-def values(model, start="head/"):
-    """Leaves that have a value, by path."""
-    found = {p: v for p, v in leaves(model).items() if p.startswith(start)}
-    return {p: np.asarray(v) for p, v in found.items() if not isinstance(v, jax.ShapeDtypeStruct)}
+def filled_variables(model, prefix="head/"):
+    """Return the variables below `prefix` that have a value, by path."""
+    below = {p: v for p, v in leaves(model).items() if p.startswith(prefix)}
+    return {p: np.asarray(v) for p, v in below.items() if not isinstance(v, jax.ShapeDtypeStruct)}
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm", "keras"])
-def test_dense_layers_of_a_vgg_become_convolutions(layout, tmp_path):
-    config = vgg.Variant(((2,), (3,)))  # 28 pixels end on 7×7 places
+def test_load_converts_vgg_dense_layers_to_convs(layout, tmp_path):
+    config = vgg.Variant(((2,), (3,)))  # 28 pixels give 7×7 features
     source = drawn(build(config, "classifier", 28, pool="flatten", hidden=(5, 5)))
     save_file(weights.export(source, layouts("vgg", config)[layout]), tmp_path / "vgg.safetensors")
     model = build(config, "fcn", 28, channels=5)
-    take(tmp_path / "vgg.safetensors", model)
-    taken = values(model)
-    assert set(taken) == {f"head/fc{k}/{leaf}" for k in (6, 7) for leaf in ("kernel", "bias")}
+    load_weights(tmp_path / "vgg.safetensors", model)
+    loaded = filled_variables(model)
+    assert set(loaded) == {f"head/fc{k}/{name}" for k in (6, 7) for name in ("kernel", "bias")}
     x = np.random.default_rng(0).normal(size=(2, 7, 7, 3)).astype(np.float32)
-    dense = x.reshape(2, -1) @ values(source)["head/hidden0/kernel"] + values(source)["head/hidden0/bias"]
-    middle = np.einsum("bhwc,hwco->bo", x, taken["head/fc6/kernel"]) + taken["head/fc6/bias"]
-    np.testing.assert_allclose(middle, dense, atol=1e-4)
-    np.testing.assert_array_equal(taken["head/fc7/kernel"][0, 0], values(source)["head/hidden1/kernel"])
+    expected = filled_variables(source)
+    dense = x.reshape(2, -1) @ expected["head/hidden0/kernel"] + expected["head/hidden0/bias"]
+    conv = np.einsum("bhwc,hwco->bo", x, loaded["head/fc6/kernel"]) + loaded["head/fc6/bias"]
+    np.testing.assert_allclose(conv, dense, atol=1e-4)
+    np.testing.assert_array_equal(loaded["head/fc7/kernel"][0, 0], expected["head/hidden1/kernel"])
 
 
-def test_weights_without_dense_layers_leave_these_as_they_are(tmp_path):
+def test_load_without_dense_layers_leaves_fcn_head(tmp_path):
     source = drawn(build(VGG, "classifier"))
     save_file(weights.export(source, layouts("vgg", VGG)["torchvision"]), tmp_path / "vgg.safetensors")
     model = build(VGG, "fcn", channels=5)
-    take(tmp_path / "vgg.safetensors", model)
-    assert not values(model)
-    np.testing.assert_array_equal(*(values(m, "stage5/")["stage5/conv1/kernel"] for m in (model, source)))
+    load_weights(tmp_path / "vgg.safetensors", model)
+    assert not filled_variables(model)
+    np.testing.assert_array_equal(*(filled_variables(m, "stage5/")["stage5/conv1/kernel"] for m in (model, source)))
 
 
 @pytest.mark.parametrize(
@@ -66,43 +67,44 @@ def test_weights_without_dense_layers_leave_these_as_they_are(tmp_path):
         (TINY, "milesial", {"upsample": "bilinear"}),
     ],
 )
-def test_another_u_nets_decoder_is_taken_but_for_its_classes(config, layout, options, tmp_path):
+def test_load_unet_decoder_without_classes(config, layout, options, tmp_path):
     source = drawn(build(config, "unet", classes=2, **options))
     family = layouts(*models.get_variant(config))
     save_file(weights.export(source, family[layout]), tmp_path / "unet.safetensors")
     model = build(config, "unet", classes=4, auxiliary=True, **options)
-    take(tmp_path / "unet.safetensors", model)
-    theirs, ours = values(source), values(model)
-    assert set(theirs) - set(ours) == {"head/score/kernel", "head/score/bias"}
-    assert all((theirs[path] == value).all() for path, value in ours.items())
-    # Under any other head, its tensors are known and lie unused.
+    load_weights(tmp_path / "unet.safetensors", model)
+    expected = filled_variables(source)
+    actual = filled_variables(model)
+    assert set(expected) - set(actual) == {"head/score/kernel", "head/score/bias"}
+    assert all((expected[path] == value).all() for path, value in actual.items())
+    # Other heads accept the file and skip its decoder.
     for head, options in (("fcn", {"channels": 5}), ("classifier", {})):
         model = build(config, head, **options)
-        take(tmp_path / "unet.safetensors", model)
-        assert not values(model)
+        load_weights(tmp_path / "unet.safetensors", model)
+        assert not filled_variables(model)
 
 
-def test_a_run_with_a_classifier_is_a_source():
+def test_load_from_classifier_run():
     source = drawn(build(VGG, "classifier", norm="batch", hidden=(7,)))
     for head, options in (("unet", {}), ("fcn", {"channels": 5})):
         model = build(VGG, head, **options)
-        take(leaves(source), model, NATIVE)
-        assert set(values(model)) <= {"head/fc6/bias"}
-        np.testing.assert_array_equal(*(values(m, "stem/")["stem/conv1/kernel"] for m in (model, source)))
+        load_weights(leaves(source), model, NATIVE)
+        assert set(filled_variables(model)) <= {"head/fc6/bias"}
+        np.testing.assert_array_equal(*(filled_variables(m, "stem/")["stem/conv1/kernel"] for m in (model, source)))
     with pytest.raises(UserError, match=r"head/dense/bias \(for head/dense/bias\)"):
         weights.assign_weights(leaves(source), build(VGG, "unet"), NATIVE, keep="head/(?!dense).*")
 
 
 @pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
-def test_imagenets_vgg16_stands_under_a_u_net():
+def test_load_imagenet_vgg16_into_unet():
     model = build("vgg16", "unet")
-    take("vgg16_imagenet_notop", model)
-    assert not values(model)
-    assert len(values(model, "stage")) == 2 * 12
+    load_weights("vgg16_imagenet_notop", model)
+    assert not filled_variables(model)
+    assert len(filled_variables(model, "stage")) == 2 * 12
 
 
-def test_a_file_of_a_whole_u_net_tells_its_decoder():
-    found = detect_backbone(shapes_of(Case("segmentation", "milesial_bilinear")))
-    assert (found.backbone, found.match.complete) == ("unet_bilinear", True)
-    assert isinstance(found.model.head, UNet)
-    assert found.model.head.upsample == "bilinear"
+def test_detect_backbone_of_unet_with_decoder():
+    guess = detect_backbone(shapes_of(Case("segmentation", "milesial_bilinear")))
+    assert (guess.backbone, guess.match.complete) == ("unet_bilinear", True)
+    assert isinstance(guess.model.head, UNet)
+    assert guess.model.head.upsample == "bilinear"

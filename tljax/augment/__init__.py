@@ -1,1 +1,1 @@
-"""Augmentation on the device."""
+"""Image augmentation on the device, inside the compiled step."""

@@ -1,7 +1,7 @@
-"""One affine warp of a picture with all that lies on it: its mask, and its boxes.
+"""Random affine transforms of an image together with its mask and boxes.
 
-However many changes are drawn, a picture is interpolated once. A place is (row, column); pixel i covers [i, i + 1], so
-that boxes and pixels mean the same places.
+However many changes are sampled, an image is interpolated once. Coordinates are (row, column); pixel i covers
+[i, i + 1], so that boxes and pixels use the same coordinates.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from jax.scipy.ndimage import map_coordinates
 
 from tljax.config import AugmentConfig
 from tljax.losses.pixelwise import IGNORED
-from tljax.ops import boxes as boxes_of
+from tljax.ops import boxes as box_ops
 
-# What a picture has where the warp looks beyond its edge.
+# Fill value outside of the image.
 GREY = 128
 
 
 class AffineRanges(NamedTuple):
-    """How much a picture may change; the default leaves it as it is.
+    """Ranges of the random transforms; the default is the identity.
 
     Attributes:
-      flip: chance of being mirrored left and right.
-      scale: least and largest factor of its size, drawn evenly in its logarithm.
-      rotate: largest angle either way, in degrees.
-      translate: largest shift either way along each axis, as a share of the side.
+      flip: probability of a horizontal flip.
+      scale: minimum and maximum scale factor, sampled log-uniformly.
+      rotate: maximum angle in either direction, in degrees.
+      translate: maximum shift in either direction along each axis, as a share of the side.
     """
 
     flip: float = 0.0
@@ -36,13 +36,13 @@ class AffineRanges(NamedTuple):
     translate: float = 0.0
 
     @classmethod
-    def of(cls, config: AugmentConfig) -> AffineRanges:
-        """What a config asks for."""
+    def from_config(cls, config: AugmentConfig) -> AffineRanges:
+        """Return the ranges of a config."""
         return cls(0.5 * config.flip, config.scale, config.rotate, config.translate)
 
 
 class Affine(NamedTuple):
-    """The output at place p from the centre shows the input's place matrix p + shift from the centre.
+    """A map from output to input coordinates: input = matrix @ output + shift, both relative to the image center.
 
     Attributes:
       matrix: [2, 2].
@@ -54,66 +54,85 @@ class Affine(NamedTuple):
 
 
 def sample_affine(key: jax.Array, ranges: AffineRanges, height: int, width: int) -> Affine:
-    """A warp by chance, for pictures of this size: mirrored, scaled, turned, and moved, about the centre."""
-    flip_key, scale_key, turn_key, move_key = jax.random.split(key, 4)
+    """Sample a flip, scale, rotation and translation about the center of an image of this size."""
+    flip_key, scale_key, rotate_key, translate_key = jax.random.split(key, 4)
     mirror = jnp.where(jax.random.bernoulli(flip_key, ranges.flip), -1.0, 1.0)
     low, high = jnp.log(jnp.array(ranges.scale, jnp.float32))
     scale = jnp.exp(jax.random.uniform(scale_key, minval=low, maxval=high))
-    angle = jnp.deg2rad(jax.random.uniform(turn_key, minval=-ranges.rotate, maxval=ranges.rotate))
-    move = jax.random.uniform(move_key, (2,), minval=-ranges.translate, maxval=ranges.translate)
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    # The output is the input mirrored, scaled and turned, then moved; the warp is the way back.
+    angle = jnp.deg2rad(jax.random.uniform(rotate_key, minval=-ranges.rotate, maxval=ranges.rotate))
+    shares = jax.random.uniform(translate_key, (2,), minval=-ranges.translate, maxval=ranges.translate)
+    sin = jnp.sin(angle)
+    cos = jnp.cos(angle)
+    # Images are flipped, scaled and rotated, then translated; `Affine` is the inverse.
     matrix = jnp.array([[cos, -sin], [mirror * sin, mirror * cos]]) / scale
-    back = move * jnp.array([height, width], jnp.float32)
-    return Affine(matrix, -(matrix * back).sum(-1))
+    translation = shares * jnp.array([height, width], jnp.float32)
+    return Affine(matrix, -(matrix * translation).sum(-1))
 
 
-def warp_image(image: jax.Array, warp: Affine, fill: int | None = GREY) -> jax.Array:
-    """uint8 [H, W, C] → the same, bilinear; beyond the edge `fill`, or with None what is nearest on it."""
-    places = _seen(image.shape[:2], warp)
+def warp_image(image: jax.Array, transform: Affine, fill: int | None = GREY) -> jax.Array:
+    """Transform an image, uint8 [H, W, C], with bilinear interpolation.
 
-    def channel(values: jax.Array) -> jax.Array:
+    Args:
+      image: uint8 [H, W, C].
+      transform: from output to input coordinates.
+      fill: value outside of the image; None repeats the edge pixels.
+    """
+    coordinates = _input_coordinates(image.shape[:2], transform)
+
+    def warp_channel(values: jax.Array) -> jax.Array:
         mode = {"mode": "nearest"} if fill is None else {"mode": "constant", "cval": fill}
-        return map_coordinates(values.astype(jnp.float32), places, order=1, **mode)
+        return map_coordinates(values.astype(jnp.float32), coordinates, order=1, **mode)
 
-    return jnp.round(jax.vmap(channel, -1, -1)(image)).astype(jnp.uint8)
+    return jnp.round(jax.vmap(warp_channel, -1, -1)(image)).astype(jnp.uint8)
 
 
-def warp_mask(labels: jax.Array, warp: Affine) -> jax.Array:
-    """Integers [H, W] → the same, each place that of the nearest pixel; `IGNORED` beyond the edge."""
-    (rows, columns), (height, width) = (jnp.round(p).astype(jnp.int32) for p in _seen(labels.shape, warp)), labels.shape
+def warp_mask(labels: jax.Array, transform: Affine) -> jax.Array:
+    """Transform a mask, integers [H, W], by nearest neighbors, with `IGNORED` outside of the image."""
+    height, width = labels.shape
+    rows, columns = (jnp.round(x).astype(jnp.int32) for x in _input_coordinates(labels.shape, transform))
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    seen = labels[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
-    return jnp.where(inside, seen, IGNORED).astype(labels.dtype)
+    warped = labels[jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1)]
+    return jnp.where(inside, warped, IGNORED).astype(labels.dtype)
 
 
-def warp_weights(values: jax.Array, warp: Affine) -> jax.Array:
-    """Numbers [H, W] → the same, bilinear; 0 beyond the edge."""
-    return map_coordinates(values, _seen(values.shape, warp), order=1, mode="constant", cval=0)
+def warp_weights(values: jax.Array, transform: Affine) -> jax.Array:
+    """Transform pixel weights [H, W] bilinearly, with 0 outside of the image."""
+    coordinates = _input_coordinates(values.shape, transform)
+    return map_coordinates(values, coordinates, order=1, mode="constant", cval=0)
 
 
 def warp_boxes(
-    boxes_in: jax.Array, warp: Affine, height: int, width: int, min_visible: float
+    boxes: jax.Array, transform: Affine, height: int, width: int, min_visible: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The boxes around where the corners of boxes [N, 4] come to lie, clipped to the picture.
+    """Transform boxes: the bounding boxes of their transformed corners, clipped to the image.
+
+    Args:
+      boxes: [N, 4], in pixels of the image.
+      transform: from output to input coordinates.
+      height: of the image.
+      width: of the image.
+      min_visible: minimum share of a box's area that must remain inside the image.
 
     Returns:
-      Boxes [N, 4], and bool [N]: whether at least a share `least` of the box, and some of it, is on the picture.
+      Boxes [N, 4], and whether each is visible, bool [N].
     """
-    centre = jnp.array([height, width], jnp.float32) / 2
-    y0, x0, y1, x1 = jnp.moveaxis(boxes_in, -1, 0)
+    center = jnp.array([height, width], jnp.float32) / 2
+    y0, x0, y1, x1 = jnp.moveaxis(boxes, -1, 0)
     corners = jnp.stack([jnp.stack(corner, -1) for corner in ((y0, x0), (y0, x1), (y1, x0), (y1, x1))], -2)
-    there = jnp.linalg.inv(warp.matrix)
-    moved = ((corners - centre - warp.shift)[..., None, :] * there).sum(-1) + centre
-    around = jnp.concatenate([moved.min(-2), moved.max(-2)], -1)
-    clipped, whole = boxes_of.clip(around, height, width), boxes_of.area(around)
-    left = boxes_of.area(clipped)
-    return clipped, (left > 0) & (left >= min_visible * whole)
+    inverse = jnp.linalg.inv(transform.matrix)
+    warped = ((corners - center - transform.shift)[..., None, :] * inverse).sum(-1) + center
+    bounding = jnp.concatenate([warped.min(-2), warped.max(-2)], -1)
+    clipped = box_ops.clip(bounding, height, width)
+    whole_area = box_ops.area(bounding)
+    visible_area = box_ops.area(clipped)
+    return clipped, (visible_area > 0) & (visible_area >= min_visible * whole_area)
 
 
-def _seen(shape: tuple[int, int], warp: Affine) -> list[jax.Array]:
-    """Rows and columns of the pixels that each pixel of the output shows, [H, W] each, with fractions."""
-    centre = [(n - 1) / 2 for n in shape]
-    y, x = (jnp.arange(n, dtype=jnp.float32) - c for n, c in zip(shape, centre, strict=True))
-    # Sums, not products of matrices, which some devices compute in few digits.
-    return [m[0] * y[:, None] + m[1] * x + s + c for m, s, c in zip(warp.matrix, warp.shift, centre, strict=True)]
+def _input_coordinates(shape: tuple[int, int], transform: Affine) -> list[jax.Array]:
+    """Return the input row and column, [H, W] each, that every output pixel is sampled from."""
+    center = [(n - 1) / 2 for n in shape]
+    y, x = (jnp.arange(n, dtype=jnp.float32) - c for n, c in zip(shape, center, strict=True))
+    # Sums, not a matrix product, which some devices compute in low precision.
+    return [
+        m[0] * y[:, None] + m[1] * x + s + c for m, s, c in zip(transform.matrix, transform.shift, center, strict=True)
+    ]

@@ -1,7 +1,7 @@
 """The photometric operations of RandAugment (Cubuk et al. 2020, arXiv:1909.13719), as a table of pure functions.
 
-Each takes one uint8 picture [H, W, C], C 1 or 3, and a magnitude, and returns a picture of the same shape. What they
-do is what PIL's ImageEnhance and ImageOps do, up to rounding.
+Each takes one image, uint8 [H, W, C] with C 1 or 3, and a magnitude, and returns an image of the same shape. They match
+PIL's ImageEnhance and ImageOps up to rounding.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 
 class Operation(NamedTuple):
-    """A row of the table.
+    """A photometric operation and its magnitudes.
 
     Attributes:
-      apply: the function, of a picture and a magnitude.
-      neutral: magnitude at which the picture stays as it is.
-      low, high: range from which FixMatch draws the magnitude (Sohn et al. 2020, arXiv:2001.07685, table 12).
+      apply: (image, magnitude) → image.
+      neutral: magnitude that leaves the image unchanged.
+      low: minimum magnitude in FixMatch (Sohn et al. 2020, arXiv:2001.07685, table 12).
+      high: maximum magnitude in FixMatch.
     """
 
     apply: Callable[[jax.Array, jax.Array], jax.Array]
@@ -29,54 +30,56 @@ class Operation(NamedTuple):
 
 
 def identity(image: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """The picture itself."""
+    """Return the image unchanged."""
     return image
 
 
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Towards black: factor 0 is black, 1 the picture."""
+    """Blend with black: factor 0 is black, 1 the image."""
     return _blend(jnp.zeros_like(image), image, factor)
 
 
 def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Towards the picture's mean luma: factor 0 is that grey, 1 the picture."""
+    """Blend with the mean luma: factor 0 is uniform grey, 1 the image."""
     return _blend(jnp.round(_luma(image).mean()), image, factor)
 
 
 def color(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Towards grey: factor 0 is the luma, 1 the picture."""
+    """Blend with the greyscale image: factor 0 is the luma, 1 the image."""
     return _blend(_luma(image), image, factor)
 
 
 def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
-    """Towards a 3x3 blur, which leaves the rim alone: factor 0 is the blur, 1 the picture."""
+    """Blend with a 3x3 blur of all but the outermost pixels: factor 0 is the blur, 1 the image."""
     x = image.astype(jnp.float32)
-    (h, w), inner = x.shape[:2], x[1:-1, 1:-1]
-    around = sum(x[dy : h - 2 + dy, dx : w - 2 + dx] for dy in range(3) for dx in range(3))
-    return _blend(x.at[1:-1, 1:-1].set(jnp.round((around + 4 * inner) / 13)), image, factor)
+    height, width = x.shape[:2]
+    inner = x[1:-1, 1:-1]
+    box_sum = sum(x[dy : height - 2 + dy, dx : width - 2 + dx] for dy in range(3) for dx in range(3))
+    return _blend(x.at[1:-1, 1:-1].set(jnp.round((box_sum + 4 * inner) / 13)), image, factor)
 
 
 def autocontrast(image: jax.Array, amount: jax.Array) -> jax.Array:
-    """Towards channels stretched to 0..255: amount 0 is the picture, 1 its darkest value at 0 and lightest at 255."""
+    """Blend with channels that are stretched to the range 0..255: amount 0 is the image, 1 the full range."""
     x = image.astype(jnp.float32)
-    low, high = x.min((0, 1)), x.max((0, 1))
+    low = x.min((0, 1))
+    high = x.max((0, 1))
     stretched = (x - low) * 255 / jnp.maximum(high - low, 1)
     return _blend(image, jnp.where(high > low, stretched, x), amount)
 
 
 def equalize(image: jax.Array, amount: jax.Array) -> jax.Array:
-    """Towards channels whose values are all about equally frequent: amount 0 is the picture, 1 the whole way."""
-    return _blend(image, jax.vmap(_equalized, -1, -1)(image), amount)
+    """Blend with the histogram-equalized channels: amount 0 is the image, 1 is fully equalized."""
+    return _blend(image, jax.vmap(_equalize_channel, -1, -1)(image), amount)
 
 
 def posterize(image: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keeps the highest `bits`, rounded to a whole number, of each value."""
+    """Keep the highest `bits` (rounded to an integer) of each value."""
     dropped = (8 - jnp.round(bits)).astype(jnp.uint8)
     return image >> dropped << dropped
 
 
 def solarize(image: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Inverts the values from `threshold` upwards; 256 inverts none."""
+    """Invert the values of at least `threshold`; 256 inverts none."""
     return jnp.where(image < threshold, image, 255 - image)
 
 
@@ -94,39 +97,42 @@ COLOR_OPERATIONS = OPERATIONS | {"color": Operation(color, 1.0, 0.05, 0.95)}
 
 
 def photometric(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
-    """One operation of the table, at a magnitude of its range, brought towards the neutral one.
+    """Apply a random operation at a random magnitude of its range, interpolated with the neutral magnitude.
 
     Args:
       image: uint8 [H, W, C].
-      uniforms: two numbers in [0, 1), the place in the table and that in the range.
-      strength: how far to go from the neutral magnitude to the drawn one, 0 to 1.
+      uniforms: two numbers in [0, 1), which select the operation and the magnitude.
+      strength: 0 is the neutral magnitude, 1 the sampled one.
     """
-    table = list((COLOR_OPERATIONS if image.shape[-1] == 3 else OPERATIONS).values())
+    operations = list((COLOR_OPERATIONS if image.shape[-1] == 3 else OPERATIONS).values())
 
-    def branch(row: Operation) -> Callable[[], jax.Array]:
-        magnitude = row.low + (row.high - row.low) * uniforms[1]
-        return lambda: row.apply(image, row.neutral + strength * (magnitude - row.neutral))
+    def branch(operation: Operation) -> Callable[[], jax.Array]:
+        magnitude = operation.low + (operation.high - operation.low) * uniforms[1]
+        return lambda: operation.apply(image, operation.neutral + strength * (magnitude - operation.neutral))
 
-    return jax.lax.switch((uniforms[0] * len(table)).astype(jnp.int32), [branch(row) for row in table])
+    index = (uniforms[0] * len(operations)).astype(jnp.int32)
+    return jax.lax.switch(index, [branch(operation) for operation in operations])
 
 
-def _blend(start: jax.Array, end: jax.Array, share: jax.Array) -> jax.Array:
-    """The picture that lies `share` of the way from one to the other."""
-    start, end = start.astype(jnp.float32), end.astype(jnp.float32)
-    return jnp.clip(jnp.round(start + share * (end - start)), 0, 255).astype(jnp.uint8)
+def _blend(start: jax.Array, end: jax.Array, weight: jax.Array) -> jax.Array:
+    """Interpolate between two images: weight 0 is `start`, 1 is `end`."""
+    start = start.astype(jnp.float32)
+    end = end.astype(jnp.float32)
+    return jnp.clip(jnp.round(start + weight * (end - start)), 0, 255).astype(jnp.uint8)
 
 
 def _luma(image: jax.Array) -> jax.Array:
-    """Brightness, [H, W, 1] in whole numbers, by the weights of ITU-R BT.601 (0.299, 0.587, 0.114) in 1/65536."""
+    """Return the luma as integers [H, W, 1], with the weights of ITU-R BT.601 (0.299, 0.587, 0.114) in 1/65536."""
     if image.shape[-1] == 1:
         return image
     red, green, blue = jnp.split(image.astype(jnp.int32), 3, -1)
     return (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
 
 
-def _equalized(channel: jax.Array) -> jax.Array:
+def _equalize_channel(channel: jax.Array) -> jax.Array:
+    """Equalize the histogram of one channel, uint8 [H, W]."""
     counts = jnp.zeros(256, jnp.int32).at[channel.ravel()].add(1)
-    # Pixels per step of the output; 0 where a picture is too small or too plain to be equalized.
+    # Pixels per output level; 0 if the image is too small or too uniform to be equalized.
     step = (channel.size - counts[channel.max()]) // 255
     table = (step // 2 + jnp.cumsum(counts) - counts) // jnp.maximum(step, 1)
     return jnp.where(step > 0, jnp.minimum(table, 255)[channel], channel)

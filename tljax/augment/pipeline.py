@@ -1,4 +1,4 @@
-"""Views of training pictures with all that lies on them, drawn anew on the device in every step."""
+"""Weak and strong views of training batches: images together with their masks, boxes and weights."""
 
 from __future__ import annotations
 
@@ -12,63 +12,83 @@ from tljax.augment.randaugment import color_jitter, make_strong, make_weak
 from tljax.config import AugmentConfig
 
 Arrays = Mapping[str, jax.Array]
-# Of a box that reaches over the edge, at least this share must be left on the picture.
+# Minimum share of a box's area that must remain inside the image.
 MIN_VISIBLE = 0.2
 
 
 def make_augment(config: AugmentConfig, side: int | None) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
-    """Returns "weak" and "strong", pure functions of a key and a batch, which give the batch with its pictures changed.
+    """Return the augmentations of a training batch.
 
     Args:
-      config: what is drawn.
-      side: of the network's input, whose pixels a batch's `boxes` are in, where something lies on the pictures: then
-        one warp is drawn for each picture with its `label`, `boxes` and `weight`, and weak and strong views by the same
-        key show everything at the same places. None: pictures have classes, and views of a key need not agree.
+      config: which augmentations, and their ranges.
+      side: height and width of the network's input, whose pixels `boxes` are in, for tasks whose targets have locations
+        in the image: each image is transformed together with its `label`, `boxes` and `weight`, and weak and strong
+        views with the same key have the same geometry. None for classification: only the images change, and views with
+        the same key may differ in geometry.
+
+    Returns:
+      {"weak", "strong"}: pure functions (key, batch) → batch.
     """
-    if side is None:
-        weak, strong = make_weak(config), make_strong(config)
-        return {
-            "weak": lambda key, batch: {**batch, "image": weak(key, batch["image"])},
-            "strong": lambda key, batch: {**batch, "image": strong(key, batch["image"])},
-        }
+    if side is not None:
+        return _make_spatial_augment(config, side)
+    weak = make_weak(config)
+    strong = make_strong(config)
+    return {
+        "weak": lambda key, batch: {**batch, "image": weak(key, batch["image"])},
+        "strong": lambda key, batch: {**batch, "image": strong(key, batch["image"])},
+    }
+
+
+def _make_spatial_augment(config: AugmentConfig, side: int) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
+    ranges = affine.AffineRanges.from_config(config)
+    pad = config.crop_padding
 
     def weak(key: jax.Array, batch: Arrays) -> dict:
-        mosaic_key, warp_key, colour_key = jax.random.split(key, 3)
+        mosaic_key, affine_key, color_key = jax.random.split(key, 3)
         if config.mosaic:
             batch = mosaic(mosaic_key, batch, config.mosaic, side)
         count, height, width, _ = batch["image"].shape
-        ranges, pad = affine.AffineRanges.of(config), config.crop_padding
         if ranges != affine.AffineRanges() or pad:
-            keys = jax.random.split(warp_key, count)
-            warps = jax.vmap(lambda k: affine.sample_affine(k, ranges, height, width))(keys)
+            keys = jax.random.split(affine_key, count)
+            transforms = jax.vmap(lambda k: affine.sample_affine(k, ranges, height, width))(keys)
             if pad:
-                shifts = jax.random.randint(jax.random.fold_in(warp_key, 1), (count, 2), -pad, pad + 1)
-                warps = warps._replace(shift=warps.shift + shifts)
-            batch = warp_batch(batch, warps, side)
-        return {**batch, "image": color_jitter(colour_key, batch["image"], config.color)}
+                crop_key = jax.random.fold_in(affine_key, 1)
+                offsets = jax.random.randint(crop_key, (count, 2), -pad, pad + 1)
+                transforms = transforms._replace(shift=transforms.shift + offsets)
+            batch = warp_batch(batch, transforms, side)
+        return {**batch, "image": color_jitter(color_key, batch["image"], config.color)}
 
     def strong(key: jax.Array, batch: Arrays) -> dict:
         batch = weak(key, batch)
-        return {
-            **batch,
-            "image": color_jitter(jax.random.fold_in(key, 1), batch["image"], config.strong_magnitude, cover=True),
-        }
+        strong_key = jax.random.fold_in(key, 1)
+        images = color_jitter(strong_key, batch["image"], config.strong_magnitude, cutout=True)
+        return {**batch, "image": images}
 
     return {"weak": weak, "strong": strong}
 
 
 def warp_batch(batch: Arrays, transforms: affine.Affine, side: int) -> dict:
-    """A batch with its pictures, and what lies on them, each warped by its own of `warps`."""
+    """Transform the images of a batch and their targets.
+
+    Args:
+      batch: `image` uint8 [B, H, W, C]; optionally `label`, `boxes`, `weight`.
+      transforms: one for each image, with a leading axis [B].
+      side: height and width of the network's input, whose pixels `boxes` are in.
+
+    Returns:
+      The batch; boxes of which less than `MIN_VISIBLE` remains have the label -1.
+    """
     images = batch["image"]
+    height, width = images.shape[1:3]
     changed = {"image": jax.vmap(affine.warp_image)(images, transforms)}
     if "boxes" in batch:
-        scale = _scale(images, side)
+        scale = _image_to_input_scale(images, side)
 
-        def moved(given: jax.Array, warp: affine.Affine) -> tuple[jax.Array, jax.Array]:
-            return affine.warp_boxes(given, warp, *images.shape[1:3], MIN_VISIBLE)
+        def warp_boxes(boxes: jax.Array, transform: affine.Affine) -> tuple[jax.Array, jax.Array]:
+            return affine.warp_boxes(boxes, transform, height, width, MIN_VISIBLE)
 
-        boxes, left = jax.vmap(moved)(batch["boxes"] / scale, transforms)
-        changed |= {"boxes": boxes * scale, "label": jnp.where(left, batch["label"], -1)}
+        boxes, visible = jax.vmap(warp_boxes)(batch["boxes"] / scale, transforms)
+        changed |= {"boxes": boxes * scale, "label": jnp.where(visible, batch["label"], -1)}
     elif "label" in batch:
         changed["label"] = jax.vmap(affine.warp_mask)(batch["label"], transforms)
     if "weight" in batch:
@@ -76,45 +96,76 @@ def warp_batch(batch: Arrays, transforms: affine.Affine, side: int) -> dict:
     return {**batch, **changed}
 
 
-def mosaic(key: jax.Array, batch: Arrays, chance: float, side: int) -> dict:
-    """Some pictures become four of the batch at half their sides, in the corners (Bochkovskiy et al. 2020).
+def mosaic(key: jax.Array, batch: Arrays, probability: float, side: int) -> dict:
+    """Replace some images by a mosaic of four images of the batch at half size (Bochkovskiy et al. 2020).
 
-    arXiv:2004.10934, without their random crop. Boxes have room for those of four pictures afterwards.
+    arXiv:2004.10934, without the random crop.
+
+    Args:
+      key: random key.
+      batch: `image` uint8 [B, H, W, C]; optionally `label`, `boxes`, `weight`.
+      probability: of a mosaic, for each image.
+      side: height and width of the network's input, whose pixels `boxes` are in.
+
+    Returns:
+      The batch, with four times as many box slots for each image.
     """
     images = batch["image"]
     height, width = images.shape[1:3]
-    drawn = jax.random.bernoulli(key, chance, (len(images),))
+    is_mosaic = jax.random.bernoulli(key, probability, (len(images),))
     corners = [(y, x) for y in (0, height - height // 2) for x in (0, width - width // 2)]
     changed = {}
     for name in ("image", "label", "weight"):
         if name in batch and batch[name].ndim > 2:
-            whole = batch[name]
-            halves = whole[:, : height // 2 * 2 : 2, : width // 2 * 2 : 2]
-            if name == "image":
-                even = whole[:, : height // 2 * 2, : width // 2 * 2].astype(jnp.float32)
-                shape = len(whole), height // 2, 2, width // 2, 2, whole.shape[-1]
-                halves = jnp.round(even.reshape(shape).mean((2, 4))).astype(whole.dtype)
-            made = whole
-            for i, corner in enumerate(corners):
-                start = (0, *corner, *(0,) * (whole.ndim - 3))
-                made = jax.lax.dynamic_update_slice(made, jnp.roll(halves, i, 0), start)
-            changed[name] = jnp.where(drawn.reshape(-1, *(1,) * (whole.ndim - 1)), made, whole)
+            changed[name] = _mosaic_pixels(batch[name], corners, is_mosaic, average=name == "image")
     if "boxes" in batch:
-        scale, label = _scale(images, side), batch["label"]
-        shrink = jnp.array([height // 2 / height, width // 2 / width] * 2, jnp.float32)
-        parts = [
-            jnp.roll(batch["boxes"], i, 0) * shrink + jnp.array([*corner, *corner], jnp.float32) * scale
-            for i, corner in enumerate(corners)
-        ]
-        labels = [jnp.roll(label, i, 0) for i in range(4)]
-        missing = [(0, 0), (0, 3 * label.shape[1])]
-        alone = jnp.pad(batch["boxes"], [*missing, (0, 0)]), jnp.pad(label, missing, constant_values=-1)
-        changed["boxes"] = jnp.where(drawn[:, None, None], jnp.concatenate(parts, 1), alone[0])
-        changed["label"] = jnp.where(drawn[:, None], jnp.concatenate(labels, 1), alone[1])
+        boxes, labels = _mosaic_boxes(batch, corners, side)
+        slots = batch["label"].shape[1]
+        padding = [(0, 0), (0, 3 * slots)]
+        single_boxes = jnp.pad(batch["boxes"], [*padding, (0, 0)])
+        single_labels = jnp.pad(batch["label"], padding, constant_values=-1)
+        changed["boxes"] = jnp.where(is_mosaic[:, None, None], boxes, single_boxes)
+        changed["label"] = jnp.where(is_mosaic[:, None], labels, single_labels)
     return {**batch, **changed}
 
 
-def _scale(images: jax.Array, side: int) -> jax.Array:
-    """From pixels of the pictures to those of the input, for boxes."""
+def _mosaic_pixels(values: jax.Array, corners: list[tuple[int, int]], is_mosaic: jax.Array, average: bool) -> jax.Array:
+    """Return images, masks or weights [B, H, W, ...] with mosaics where `is_mosaic`.
+
+    Args:
+      values: [B, H, W, ...].
+      corners: row and column of each of the four images in the mosaic.
+      is_mosaic: bool [B].
+      average: whether to downsample by averaging 2 x 2 pixels, rather than taking every other pixel.
+    """
+    count, height, width = values.shape[:3]
+    even = values[:, : height // 2 * 2, : width // 2 * 2]
+    if average:
+        blocks = even.astype(jnp.float32).reshape(count, height // 2, 2, width // 2, 2, *values.shape[3:])
+        half = jnp.round(blocks.mean((2, 4))).astype(values.dtype)
+    else:
+        half = even[:, ::2, ::2]
+    mosaics = values
+    for i, corner in enumerate(corners):
+        start = (0, *corner, *(0,) * (values.ndim - 3))
+        mosaics = jax.lax.dynamic_update_slice(mosaics, jnp.roll(half, i, 0), start)
+    return jnp.where(is_mosaic.reshape(-1, *(1,) * (values.ndim - 1)), mosaics, values)
+
+
+def _mosaic_boxes(batch: Arrays, corners: list[tuple[int, int]], side: int) -> tuple[jax.Array, jax.Array]:
+    """Return the boxes [B, 4 M, 4] and labels [B, 4 M] of all mosaics."""
+    height, width = batch["image"].shape[1:3]
+    scale = _image_to_input_scale(batch["image"], side)
+    shrink = jnp.array([height // 2 / height, width // 2 / width] * 2, jnp.float32)
+    boxes = [
+        jnp.roll(batch["boxes"], i, 0) * shrink + jnp.array([*corner, *corner], jnp.float32) * scale
+        for i, corner in enumerate(corners)
+    ]
+    labels = [jnp.roll(batch["label"], i, 0) for i in range(len(corners))]
+    return jnp.concatenate(boxes, 1), jnp.concatenate(labels, 1)
+
+
+def _image_to_input_scale(images: jax.Array, side: int) -> jax.Array:
+    """Return the factors [4] from pixels of the images to pixels of the network's input, for boxes."""
     height, width = images.shape[1:3]
     return jnp.array([side / height, side / width] * 2, jnp.float32)

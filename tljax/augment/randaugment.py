@@ -1,4 +1,4 @@
-"""Augmentation on the device, drawn anew for every picture of every step: weak, and strong for unlabelled pictures."""
+"""Weak and strong augmentation of images, sampled independently for every image and step (FixMatch's RandAugment)."""
 
 from __future__ import annotations
 
@@ -13,107 +13,137 @@ from tljax.augment.affine import GREY
 from tljax.augment.color import photometric
 from tljax.config import AugmentConfig
 
-# Largest magnitudes at strength 1 (Sohn et al. 2020, arXiv:2001.07685, table 12): degrees; pixels per pixel; shares of
-# the picture's side.
-ROTATION, SHEAR, TRANSLATION, CUTOUT = 30.0, 0.3, 0.3, 0.5
+# Maximum magnitudes at strength 1 (Sohn et al. 2020, arXiv:2001.07685, table 12).
+ROTATION = 30.0  # degrees
+SHEAR = 0.3  # pixels per pixel
+TRANSLATION = 0.3  # share of the side
+CUTOUT = 0.5  # share of the side
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def make_weak(config: AugmentConfig) -> Augment:
-    """Returns a pure function of a key and uint8 pictures [B, H, W, C]: the same shape, changed at random."""
-    # What moves by whole pixels is not interpolated.
-    ranges = affine.AffineRanges.of(config)._replace(flip=0.0)
+    """Return a weak augmentation: flip, crop, affine transform and color jitter, as the config has them.
+
+    Returns:
+      A pure function (key, images) → images, uint8 [B, H, W, C].
+    """
+    # Flips and crops move by whole pixels and need no interpolation.
+    ranges = affine.AffineRanges.from_config(config)._replace(flip=0.0)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         flip_key, crop_key = jax.random.split(key)
         if config.flip:
             flipped = jax.random.bernoulli(flip_key, 0.5, (len(images), 1, 1, 1))
             images = jnp.where(flipped, images[:, :, ::-1], images)
-        if pad := config.crop_padding:
-            padded = jnp.pad(images, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
-            corners = jax.random.randint(crop_key, (len(images), 2), 0, 2 * pad + 1)
-            images = jax.vmap(lambda x, yx, like: jax.lax.dynamic_slice(x, (yx[0], yx[1], 0), like.shape))(
-                padded, corners, images
-            )
-        warp_key, colour_key = jax.random.split(jax.random.fold_in(key, 1))
+        if config.crop_padding:
+            images = _random_crop(crop_key, images, config.crop_padding)
+        affine_key, color_key = jax.random.split(jax.random.fold_in(key, 1))
         if ranges != affine.AffineRanges():
-            keys = jax.random.split(warp_key, len(images))
-            warps = jax.vmap(lambda k: affine.sample_affine(k, ranges, *images.shape[1:3]))(keys)
-            images = jax.vmap(affine.warp_image)(images, warps)
-        return color_jitter(colour_key, images, config.color)
+            keys = jax.random.split(affine_key, len(images))
+            transforms = jax.vmap(lambda k: affine.sample_affine(k, ranges, *images.shape[1:3]))(keys)
+            images = jax.vmap(affine.warp_image)(images, transforms)
+        return color_jitter(color_key, images, config.color)
 
     return augment
 
 
 def make_strong(config: AugmentConfig) -> Augment:
-    """Strong augmentation in the spirit of FixMatch's RandAugment, as `make_weak` returns it.
+    """Return a strong augmentation in the spirit of FixMatch's RandAugment.
 
-    The weak augmentation comes first. Then each picture gets, at ranges times `config.strength`, an affine warp, two
-    photometric operations (`tljax.augment.color`) and a grey square (Cutout, DeVries & Taylor 2017,
-    arXiv:1708.04552). Unlike RandAugment, which draws every operation from one table, geometry is always changed, and
-    all of it by one interpolation, which blurs less than one after another. Strength 0 is the weak augmentation, bit
-    for bit.
+    First the weak augmentation. Then, with ranges times `config.strong_magnitude`, an affine transform, two photometric
+    operations (`tljax.augment.color`) and a grey square (Cutout, DeVries & Taylor 2017, arXiv:1708.04552) for each
+    image. RandAugment samples every operation from one table; here the geometry always changes, in a single
+    interpolation, which blurs less than several. Magnitude 0 is the weak augmentation, bit for bit.
+
+    Returns:
+      A pure function (key, images) → images, uint8 [B, H, W, C].
     """
-    weak, strength = make_weak(config), config.strong_magnitude
+    weak = make_weak(config)
+    strength = config.strong_magnitude
     if strength == 0:
         return weak
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         weak_key, strong_key = jax.random.split(key)
-        drawn = jax.random.uniform(strong_key, (len(images), 12))
-        return _each(lambda image, numbers: strong_view(image, numbers, strength), weak(weak_key, images), drawn)
+        uniforms = jax.random.uniform(strong_key, (len(images), 12))
+        return _map_images(lambda image, u: strong_view(image, u, strength), weak(weak_key, images), uniforms)
 
     return augment
 
 
 def strong_view(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
-    """One picture, uint8 [H, W, C], warped, changed twice and covered, by twelve numbers `drawn` in [0, 1)."""
-    for_warp, rest = jnp.split(uniforms, (5,))
-    return _jittered(random_warp(image, for_warp, strength), rest, strength, cover=True)
+    """Apply an affine transform, two photometric operations and Cutout to one image.
 
-
-def color_jitter(key: jax.Array, images: jax.Array, magnitude: float, cover: bool = False) -> jax.Array:
-    """Two photometric operations, and with `cover` a grey square, on each of uint8 pictures [B, H, W, C].
-
-    Everything stays where it is; strength 0 leaves the pictures as they are.
+    Args:
+      image: uint8 [H, W, C].
+      uniforms: twelve numbers in [0, 1).
+      strength: scale of all ranges, 0 to 1.
     """
-    if magnitude == 0:
+    affine_uniforms, color_uniforms = jnp.split(uniforms, (5,))
+    return _jitter(random_warp(image, affine_uniforms, strength), color_uniforms, strength, cutout=True)
+
+
+def color_jitter(key: jax.Array, images: jax.Array, strength: float, cutout: bool = False) -> jax.Array:
+    """Apply two photometric operations to each image, and optionally Cutout.
+
+    Args:
+      key: random key.
+      images: uint8 [B, H, W, C].
+      strength: scale of all ranges, 0 to 1; 0 returns the images unchanged.
+      cutout: whether to add a grey square.
+    """
+    if strength == 0:
         return images
-    drawn = jax.random.uniform(key, (len(images), 7))
-    return _each(lambda image, numbers: _jittered(image, numbers, magnitude, cover), images, drawn)
+    uniforms = jax.random.uniform(key, (len(images), 7))
+    return _map_images(lambda image, u: _jitter(image, u, strength, cutout), images, uniforms)
 
 
-def _jittered(image: jax.Array, uniforms: jax.Array, strength: float, cover: bool) -> jax.Array:
-    first, second, for_cutout = jnp.split(uniforms, (2, 4))
-    for place_and_magnitude in (first, second):
-        image = photometric(image, place_and_magnitude, strength)
-    return random_cutout(image, for_cutout, strength) if cover else image
+def _random_crop(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
+    """Crop each image to its size at a random offset, after zero padding of every side."""
+    padded = jnp.pad(images, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * pad + 1)
+    return jax.vmap(lambda image, yx: jax.lax.dynamic_slice(image, (yx[0], yx[1], 0), images.shape[1:]))(
+        padded, offsets
+    )
 
 
-def _each(change: Callable, images: jax.Array, drawn: jax.Array) -> jax.Array:
-    """`change(image, numbers)` of every picture."""
-    # Picture after picture, only the operations drawn are computed. All at once, every one of the table is, for
-    # every picture: more work, but no branches, one picture at a time, which would leave an accelerator idle.
-    one_by_one = functools.partial(jax.lax.map, lambda pair: change(*pair))
-    return jax.lax.platform_dependent((images, drawn), cpu=one_by_one, default=lambda pair: jax.vmap(change)(*pair))
+def _jitter(image: jax.Array, uniforms: jax.Array, strength: float, cutout: bool) -> jax.Array:
+    first, second, cutout_uniforms = jnp.split(uniforms, (2, 4))
+    for operation_uniforms in (first, second):
+        image = photometric(image, operation_uniforms, strength)
+    return random_cutout(image, cutout_uniforms, strength) if cutout else image
+
+
+def _map_images(function: Callable, images: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Apply `function(image, uniforms)` to every image."""
+    # One image at a time computes only the sampled operation of each. vmap computes every operation for every image:
+    # more work, but without the sequential loop that would leave an accelerator idle.
+    sequential = functools.partial(jax.lax.map, lambda pair: function(*pair))
+    return jax.lax.platform_dependent(
+        (images, uniforms), cpu=sequential, default=lambda pair: jax.vmap(function)(*pair)
+    )
 
 
 def random_warp(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
-    """Rotates, shears along both axes and translates one picture [H, W, C] by five numbers `drawn` in [0, 1)."""
-    turn, along_y, along_x, *move = strength * (2 * uniforms - 1)
-    sin, cos = jnp.sin(jnp.deg2rad(ROTATION * turn)), jnp.cos(jnp.deg2rad(ROTATION * turn))
-    a, b = SHEAR * along_y, SHEAR * along_x
-    # Rotation times the shears [[1, a], [0, 1]] and [[1, 0], [b, 1]], which leaves areas as they are.
+    """Rotate, shear along both axes and translate one image [H, W, C], by five numbers in [0, 1)."""
+    turn, shear_y, shear_x, *translation = strength * (2 * uniforms - 1)
+    angle = jnp.deg2rad(ROTATION * turn)
+    sin = jnp.sin(angle)
+    cos = jnp.cos(angle)
+    a = SHEAR * shear_y
+    b = SHEAR * shear_x
+    # Rotation times the shears [[1, a], [0, 1]] and [[1, 0], [b, 1]]: the determinant is 1, so areas are preserved.
     matrix = jnp.array([[cos * (1 + a * b) - sin * b, cos * a - sin], [sin * (1 + a * b) + cos * b, sin * a + cos]])
-    # Beyond the edge a colour of its own would shift the statistics that contrast and equalisation go by.
-    warp = affine.Affine(matrix, TRANSLATION * jnp.array(move) * jnp.array(image.shape[:2]))
-    return affine.warp_image(image, warp, fill=None)
+    shift = TRANSLATION * jnp.array(translation) * jnp.array(image.shape[:2])
+    # Repeat the edge pixels: a fill color would change the statistics that contrast and equalize depend on.
+    return affine.warp_image(image, affine.Affine(matrix, shift), fill=None)
 
 
 def random_cutout(image: jax.Array, uniforms: jax.Array, strength: float) -> jax.Array:
-    """A GREY square on one picture [H, W, C] by three numbers `drawn` in [0, 1), its side and where its centre is."""
+    """Draw a grey square on one image [H, W, C], by three numbers in [0, 1) for its side and center."""
     shape = jnp.array(image.shape[:2])
-    half, centre = uniforms[0] * CUTOUT * strength * shape.min() / 2, uniforms[1:] * shape
-    y, x = (jnp.abs(jnp.arange(n) + 0.5 - c) < half for n, c in zip(image.shape[:2], centre, strict=True))
+    half_side = uniforms[0] * CUTOUT * strength * shape.min() / 2
+    center = uniforms[1:] * shape
+    y, x = (jnp.abs(jnp.arange(n) + 0.5 - c) < half_side for n, c in zip(image.shape[:2], center, strict=True))
     return jnp.where((y[:, None] & x)[..., None], jnp.uint8(GREY), image)

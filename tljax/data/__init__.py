@@ -1,4 +1,4 @@
-"""Data: train, valid and a sealed test split of uint8 pictures with labels, and pictures without."""
+"""Datasets of uint8 images: labeled train, validation and held-out test splits, and unlabeled images."""
 
 from tljax.config import DataConfig
 from tljax.data.dataset import DataSplits, HeldOutSplit, RawDataset, Split, UnlabelledImages
@@ -9,11 +9,11 @@ __all__ = ["DataSplits", "HeldOutSplit", "RawDataset", "Split", "UnlabelledImage
 
 
 def load(config: DataConfig, seed: int, task: str = "classification") -> DataSplits:
-    """Reads the source, with what the task wants of it, and cuts it into splits.
+    """Load a data source with the labels that a task needs, and split it.
 
     Args:
-      config: of the data.
-      seed: draws the labelled training pictures.
+      config: the data section of the config.
+      seed: selects the labeled and the unlabeled training images.
       task: "classification", "segmentation" or "detection".
     """
     return make_splits(registry.load_source(config, task), config, seed)

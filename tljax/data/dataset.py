@@ -1,4 +1,4 @@
-"""What the data package hands on: splits of pictures with labels, and a test split that opens once."""
+"""Containers for datasets: splits of images with labels, unlabeled images, and a test split that is opened once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from tljax.errors import UserError
 
-# The label of a pixel that does not count.
+# The label of pixels that losses and metrics leave out.
 IGNORED = 255
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Pictures with what is known of them.
+    """Images and their labels.
 
     Attributes:
       images: uint8 [N, H, W, C], C is 1 or 3.
-      labels: int32 [N], the class of each picture; or uint8 [N, H, W], that of each of its pixels, 255 where it does
-        not count; or int32 [N, M], that of each of its boxes, -1 where there is none.
-      boxes: float32 [N, M, 4], [y0, x0, y1, x1] in pixels of the picture, zeros where there is none; None: nowhere.
-      crowd: bool [N, M], boxes around many objects or unclear ones, which nothing is learned from and whose detection
-        counts neither way; None: there are none.
+      labels: classes of images, int32 [N]; of pixels, uint8 [N, H, W] with 255 for ignored ones; or of boxes,
+        int32 [N, M] with -1 for padding.
+      boxes: float32 [N, M, 4], [y0, x0, y1, x1] in pixels of the image, zeros for padding; None: no boxes.
+      crowd: bool [N, M], boxes around groups of objects or unclear objects, which are excluded from training and
+        count neither for nor against detections in evaluation; None: no such boxes.
     """
 
     images: np.ndarray
@@ -33,14 +33,14 @@ class Split:
     crowd: np.ndarray | None = None
 
     def __post_init__(self):
-        n, *sides = self.images.shape[:3]
-        fits = {1: True, 2: self.boxes is not None, 3: list(self.labels.shape[1:]) == sides}
-        shapes = [*self.labels.shape, 4]
+        n, *image_size = self.images.shape[:3]
+        rank_fits = {1: True, 2: self.boxes is not None, 3: list(self.labels.shape[1:]) == image_size}
+        boxes_shape = [*self.labels.shape, 4]
         if (
             (self.images.dtype != np.uint8 or self.images.ndim != 4 or n != len(self.labels))
-            or not fits.get(self.labels.ndim)
-            or (self.boxes is not None and list(self.boxes.shape) != shapes)
-            or (self.crowd is not None and list(self.crowd.shape) != shapes[:-1])
+            or not rank_fits.get(self.labels.ndim)
+            or (self.boxes is not None and list(self.boxes.shape) != boxes_shape)
+            or (self.crowd is not None and list(self.crowd.shape) != boxes_shape[:-1])
         ):
             raise ValueError(f"not a split: {self.images.dtype}{self.images.shape}, {self.labels.shape}")
 
@@ -48,28 +48,33 @@ class Split:
         return len(self.labels)
 
     def targets(self, side: int) -> dict[str, np.ndarray]:
-        """What a batch has of it besides its pictures, by the batch's names; the label of a crowd is -2.
+        """Return the labels, and the boxes if there are any, under their names in a batch.
 
-        Boxes are in pixels of a square input of `side`.
+        Args:
+          side: side of the square network input, in pixels.
+
+        Returns:
+          {"label": ...}; with boxes {"label": [N, M], "boxes": [N, M, 4]}, where boxes are in pixels of the input and
+          the label of a crowd is -2.
         """
         if self.boxes is None:
             return {"label": self.labels}
-        known = self.labels if self.crowd is None else np.where(self.crowd, -2, self.labels)
-        return {"label": known, "boxes": self.boxes * self.scale(side)}
+        labels = self.labels if self.crowd is None else np.where(self.crowd, -2, self.labels)
+        return {"label": labels, "boxes": self.boxes * self.scale(side)}
 
     def scale(self, side: int) -> np.ndarray:
-        """By how much boxes [..., 4] grow from the pictures to a square input of `side`: float32 [4]."""
+        """Return the factors from boxes [..., 4] in the images to boxes in a square input of `side`: float32 [4]."""
         height, width = self.images.shape[1:3]
         return np.array([side / height, side / width] * 2, np.float32)
 
     def select(self, indices: np.ndarray) -> Split:
-        """The split with only these rows, in this order."""
+        """Return a split of the given rows, in the given order."""
         rows = (None if x is None else np.ascontiguousarray(x[indices]) for x in self._arrays)
         return Split(*rows)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pictures and all that is known of them, in their order."""
+        """SHA-256 of the images' shape and of all arrays, in row order."""
         return _fingerprint(*(x for x in self._arrays if x is not None))
 
     @property
@@ -79,19 +84,20 @@ class Split:
 
     @functools.cached_property
     def image_hashes(self) -> list[bytes]:
-        """One hash per picture; equal pictures have equal hashes."""
+        """One hash per image; equal images have equal hashes."""
         return _image_hashes(self.images)
 
 
 class UnlabelledImages:
-    """Pictures as uint8 [N, H, W, C] whose labels are out of reach: the array is a copy that nothing else refers to.
+    """Images whose labels cannot be recovered: the array is a copy, and its order must not depend on the labels.
 
-    Whoever makes one gives the pictures in an order that tells nothing of their labels.
+    Attributes:
+      images: uint8 [N, H, W, C].
     """
 
     def __init__(self, images: np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4:
-            raise ValueError(f"not pictures: {images.dtype}{images.shape}")
+            raise ValueError(f"not images: {images.dtype}{images.shape}")
         self.images = np.array(images, order="C")
 
     def __len__(self) -> int:
@@ -99,46 +105,56 @@ class UnlabelledImages:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape and pictures in their order."""
+        """SHA-256 of the images and their shape, in row order."""
         return _fingerprint(self.images)
 
     @functools.cached_property
     def image_hashes(self) -> list[bytes]:
-        """One hash per picture; equal pictures have equal hashes."""
+        """One hash per image; equal images have equal hashes."""
         return _image_hashes(self.images)
 
 
 class HeldOutSplit:
-    """A test split: its size and fingerprint are free to see, its pictures come out once."""
+    """A test split that can be opened once.
+
+    Attributes:
+      size: number of images, available before opening.
+      fingerprint: fingerprint of the split, available before opening.
+    """
 
     def __init__(self, split: Split):
         self._split: Split | None = split
-        self.size, self.fingerprint = len(split), split.fingerprint
+        self.size = len(split)
+        self.fingerprint = split.fingerprint
 
     def fresh(self) -> HeldOutSplit:
-        """The same split, for another run to open once."""
+        """Return the same split, unopened, for another run."""
         if self._split is None:
             raise ValueError("opened already")
         return HeldOutSplit(self._split)
 
     def open(self) -> Split:
-        """Hands out the split, the first time only."""
+        """Return the split.
+
+        Raises:
+          UserError: the split was opened before.
+        """
         if self._split is None:
-            raise UserError("The test split was opened before in this run; it is opened once, at the end.")
+            raise UserError("The test split was already opened in this run; it is opened once, at the end.")
         split, self._split = self._split, None
         return split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RawDataset:
-    """A data set as it is published.
+    """A dataset in its published splits.
 
     Attributes:
-      train: training pictures.
-      test: test pictures.
-      classes: their names.
-      valid: validation pictures; None: they are held out of the training ones.
-      skipped: files that could not be read and were left out, as `data.on_error` has it.
+      train: training images.
+      test: test images.
+      classes: class names.
+      valid: validation images; None: they are held out of the training images.
+      skipped: files that could not be read and were left out (`data.on_error="skip"`).
     """
 
     train: Split
@@ -150,9 +166,17 @@ class RawDataset:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataSplits:
-    """The splits of a run and what they know about themselves; `unlabelled` is None where none were asked for.
+    """The splits of a run.
 
-    `skipped` are the files that were left out, because they could not be read.
+    Attributes:
+      name: `data.name`.
+      classes: class names.
+      train: labeled training images.
+      valid: validation images.
+      test: test images, not opened yet.
+      duplicates: {"train/test": number of test images that also occur in train, ...} for each pair of splits.
+      unlabelled: training images without labels; None: `data.unlabelled` is 0.
+      skipped: files that could not be read and were left out.
     """
 
     name: str
@@ -165,7 +189,7 @@ class DataSplits:
     skipped: tuple[str, ...] = ()
 
     def describe(self) -> dict:
-        """Name, classes, [H, W, C] of a picture, size and fingerprint per split, and pictures in two splits."""
+        """Return name, classes, image shape [H, W, C], size and fingerprint of each split, and duplicates, as JSON."""
         splits = {"train": self.train, "unlabelled": self.unlabelled, "valid": self.valid}
         return {
             "name": self.name,
@@ -178,9 +202,9 @@ class DataSplits:
         }
 
 
-def _fingerprint(images: np.ndarray, *more: np.ndarray) -> str:
+def _fingerprint(images: np.ndarray, *labels: np.ndarray) -> str:
     digest = hashlib.sha256(repr(images.shape).encode())
-    for array in (images, *more):
+    for array in (images, *labels):
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
 

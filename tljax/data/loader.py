@@ -1,4 +1,4 @@
-"""Batches: an endless shuffled stream for training, padded ones in order for evaluation."""
+"""Batches: a shuffled stream for training, and padded batches in order for evaluation."""
 
 from __future__ import annotations
 
@@ -10,24 +10,36 @@ import numpy as np
 
 
 class ShuffledIndices:
-    """Element i is which rows batch i takes; a pure function of (seed, stream, i), so any position can be resumed.
+    """Row indices of each training batch, a pure function of (seed, stream, batch index), so any position can resume.
 
-    With `views`, the rows are those of an array that has all pictures so many times, view after view, and epoch e takes
-    view e mod views. Epochs' permutations are laid end to end and cut into full batches: every row is taken equally
-    often, and no batch is short.
+    The permutations of all epochs are concatenated and cut into full batches: each row is used equally often, and no
+    batch is short.
+
+    Args:
+      size: number of images.
+      batch_size: rows of a batch.
+      seed: of the permutations, together with the epoch.
+      stream: appended to the seed, so that several streams with the same seed have different orders.
+      num_views: number of copies of the dataset in the arrays, one after another; epoch e uses copy e mod num_views.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: Sequence[int], stream: tuple[int, ...] = (), views: int = 1):
-        self.size, self.batch_size, self.seed, self.stream, self.views = size, batch_size, seed, stream, views
-        # The two epochs that a batch can straddle; small batches of a large set then draw each permutation once.
+    def __init__(
+        self, size: int, batch_size: int, seed: Sequence[int], stream: tuple[int, ...] = (), num_views: int = 1
+    ):
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.stream = stream
+        self.num_views = num_views
+        # A batch can span two epochs; with both cached, small batches of a large dataset draw each permutation once.
         self._permutation = functools.lru_cache(maxsize=2)(self._draw)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        places = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
-        epochs = places // self.size
+        positions = np.arange(index * self.batch_size, (index + 1) * self.batch_size)
+        epochs = positions // self.size
         return np.concatenate(
             [
-                self._permutation(int(e))[places[epochs == e] % self.size] + int(e) % self.views * self.size
+                self._permutation(int(e))[positions[epochs == e] % self.size] + int(e) % self.num_views * self.size
                 for e in np.unique(epochs)
             ]
         )
@@ -37,9 +49,17 @@ class ShuffledIndices:
 
 
 class TrainBatches:
-    """Element i is batch i: a row of each array, gathered in one go, and unlabelled pictures in an order of their own.
+    """Random-access training batches: element i has the same rows of all arrays, and unlabeled images if given.
 
-    BatchNorm never sees padding, since no batch is short.
+    No batch is padded, so BatchNorm statistics contain no padding.
+
+    Args:
+      arrays: as in `train_batches`.
+      batch_size: as in `train_batches`.
+      seed: as in `train_batches`.
+      steps: as in `train_batches`.
+      unlabelled: as in `train_batches`.
+      num_views: as in `train_batches`.
     """
 
     def __init__(
@@ -49,26 +69,25 @@ class TrainBatches:
         seed: Sequence[int],
         steps: int,
         unlabelled: tuple[np.ndarray, int] | None = None,
-        views: int = 1,
+        num_views: int = 1,
     ):
         sizes = {name: len(array) for name, array in arrays.items()}
         if len(set(sizes.values())) != 1:
-            raise ValueError(f"not equally long: {sizes}")
+            raise ValueError(f"arrays must be equally long: {sizes}")
+        size = next(iter(sizes.values())) // num_views
         self.steps = steps
-        self.streams = [
-            (dict(arrays), ShuffledIndices(next(iter(sizes.values())) // views, batch_size, seed, views=views))
-        ]
+        self.streams = [(dict(arrays), ShuffledIndices(size, batch_size, seed, num_views=num_views))]
         if unlabelled is not None:
             images, count = unlabelled
-            # Behind the epoch, and not 0, which NumPy takes for nothing at a seed's end: no other epoch has this seed.
+            # NumPy ignores zeros at the end of a seed: a 1 behind the epoch gives a seed that no labeled epoch has.
             self.streams.append(({"unlabelled": images}, ShuffledIndices(len(images), count, seed, stream=(1,))))
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        gathered = ((arrays, rows[index]) for arrays, rows in self.streams)
-        return {name: array[rows] for arrays, rows in gathered for name, array in arrays.items()}
+        streams = ((arrays, indices[index]) for arrays, indices in self.streams)
+        return {name: array[rows] for arrays, rows in streams for name, array in arrays.items()}
 
 
 def train_batches(
@@ -77,26 +96,26 @@ def train_batches(
     seed: Sequence[int],
     steps: int,
     unlabelled: tuple[np.ndarray, int] | None = None,
-    views: int = 1,
+    num_views: int = 1,
 ) -> grain.DatasetIterator:
-    """A Grain iterator over `steps` batches; its `get_state` and `set_state` are the data position.
+    """Return a Grain iterator over shuffled batches; its `get_state` and `set_state` hold the data position.
 
     Args:
-      arrays: equally long, `image` and `label` for instance; a batch has the same rows of each, under the same names.
-      batch_size: rows.
-      seed: decides the order, together with a batch's index.
-      steps: batches.
-      unlabelled: pictures [N, H, W, C] and how many of them a batch has besides, under `unlabelled`. Their order is
-        independent of that of the arrays.
-      views: how many times the arrays have every picture, view after view; an epoch takes the rows of one of them.
+      arrays: equally long arrays by name, for instance `image` and `label`; a batch has the same rows of each.
+      batch_size: rows of a batch.
+      seed: of the order, together with the epoch.
+      steps: number of batches.
+      unlabelled: unlabeled images [N, H, W, C] and how many of them each batch has under `unlabelled`. Their order is
+        independent of the arrays' order.
+      num_views: number of copies of the dataset in the arrays, one after another; an epoch uses one of them.
     """
-    source = grain.MapDataset.source(TrainBatches(arrays, batch_size, seed, steps, unlabelled, views))
-    # No reader threads: a batch is one gather from memory, and on few cores threads only cost.
+    source = grain.MapDataset.source(TrainBatches(arrays, batch_size, seed, steps, unlabelled, num_views))
+    # No reader threads: a batch is one gather from memory, and with few cores threads slow it down.
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def eval_batches(arrays: Mapping[str, np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of equally long arrays in order, the last one padded with zeros; `mask` is 1 for real rows."""
+    """Yield batches of equally long arrays in order, the last one padded with zeros; `mask` is 1 for real rows."""
     size = len(next(iter(arrays.values())))
     for start in range(0, size, batch_size):
         rows = {name: array[start : start + batch_size] for name, array in arrays.items()}

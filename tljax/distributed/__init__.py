@@ -1,1 +1,1 @@
-"""Devices and how arrays are laid out over them."""
+"""Devices, and the sharding of arrays over them."""

@@ -1,4 +1,4 @@
-"""Feature maps of frozen networks: one compiled forward pass, and its maps over a split."""
+"""Feature maps of frozen networks: one compiled forward pass, and its outputs for a whole split."""
 
 from __future__ import annotations
 
@@ -18,28 +18,39 @@ from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
 from tljax.weights import Preprocess, make_preprocess
 
+# The largest feature map of a batch in inference mode: larger batches are not faster.
+MAX_BATCH_BYTES = 1 << 26
+
+
+def inference_batch_size(side: int, mesh: DeviceMesh) -> int:
+    """Return the number of images of a batch in inference mode, for inputs of so many pixels a side.
+
+    It assumes that the first feature map has 64 channels at full resolution.
+    """
+    return mesh.round_up(max(8, min(512, MAX_BATCH_BYTES // (4 * 64 * side**2))))
+
 
 @functools.lru_cache(maxsize=64)
 def make_feature_fn(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, stages: tuple[str, ...], pool: str):
-    """Compiles `features(leaves, images) → {stage: map}` in inference mode, float32.
+    """Compile `features(variables, images) → {stage: features}` in inference mode, float32.
 
-    `images` are uint8 [B, H, W, C]. A map is [B, c] with pool "avg", averaged over its places, and [B, h, w, c] with
-    "none". What no stage of `stages` needs is not computed.
+    `images` are uint8 [B, H, W, C]. Features are [B, c] with pool "avg", averaged over locations, and [B, h, w, c] with
+    "none". Layers that none of the `stages` needs are not computed.
     """
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
-    def features(leaves: Variables, images: jax.Array) -> dict[str, jax.Array]:
-        maps = params_lib.merge(graphdef, leaves).features(prepare(images), train=False)
-        taken = {stage: maps[stage].astype(jnp.float32) for stage in stages}
-        return taken if pool == "none" else {stage: x.mean((1, 2)) for stage, x in taken.items()}
+    def features(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+        maps = params_lib.merge(graphdef, variables).features(prepare(images), train=False)
+        selected = {stage: maps[stage].astype(jnp.float32) for stage in stages}
+        return selected if pool == "none" else {stage: x.mean((1, 2)) for stage, x in selected.items()}
 
     return jax.jit(features, compiler_options=inference_options())
 
 
 def feature_shapes(features: Callable, variables: Variables, split: Split) -> dict[str, tuple[int, ...]]:
-    """What `features` (from `make_features`) makes of one picture of a split: stage → shape. Computes nothing."""
-    picture = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.uint8)
-    return {stage: x.shape[1:] for stage, x in jax.eval_shape(features, variables, picture).items()}
+    """Return the shape of one image's features by stage, for `features` of `make_feature_fn`; computes nothing."""
+    image = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.uint8)
+    return {stage: x.shape[1:] for stage, x in jax.eval_shape(features, variables, image).items()}
 
 
 def extract(
@@ -48,24 +59,24 @@ def extract(
     split: Split,
     batch_size: int,
     mesh: DeviceMesh,
-    advance: Callable[[int], None] = lambda pictures: None,
+    advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, np.ndarray]:
-    """The maps of every picture, stage → float32 [N, c] or [N, h, w, c].
+    """Return the features of all images of a split, {stage: [N, ...]}, in their order.
 
     Args:
-      features: from `make_features`.
-      variables: of the model, on the mesh.
-      split: uint8 pictures.
-      batch_size: pictures at a time.
+      features: from `make_feature_fn`.
+      variables: of the network.
+      split: whose images.
+      batch_size: images at a time.
       mesh: over which batches are split.
-      advance: called with the number of pictures of each batch that is done.
+      advance: called with the number of images of each finished batch.
     """
     shapes = feature_shapes(features, variables, split)
-    kept = {stage: np.empty((len(split), *shape), np.float32) for stage, shape in shapes.items()}
+    out = {stage: np.empty((len(split), *shape), np.float32) for stage, shape in shapes.items()}
     map_batches(
-        lambda batch: features(variables, batch["image"]), {"image": split.images}, batch_size, mesh, kept, advance
+        lambda batch: features(variables, batch["image"]), {"image": split.images}, batch_size, mesh, out, advance
     )
-    return kept
+    return out
 
 
 def map_batches(
@@ -76,17 +87,18 @@ def map_batches(
     out: Mapping[str, np.ndarray],
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Writes what a compiled function makes of every row into `out`, row by row.
+    """Write the results of a compiled function for every row into `out`.
 
     Args:
-      function: a batch, {name: [B, ...]} → {name: [B, ...]}.
+      function: a batch {name: [B, ...]} → {name: [B, ...]}.
       arrays: equally long.
       batch_size: rows at a time; the last batch is padded, and the padding dropped.
       mesh: over which batches are split.
       out: as long as the arrays, by the names of the results.
-      advance: called with the number of rows of each batch that is done.
+      advance: called with the number of rows of each finished batch.
     """
-    size, waiting = len(next(iter(arrays.values()))), None
+    size = len(next(iter(arrays.values())))
+    waiting = None
 
     def write(start: int, results: dict[str, jax.Array]) -> None:
         real = min(batch_size, size - start)
@@ -94,7 +106,7 @@ def map_batches(
             out[name][start : start + real] = rows[:real]
         advance(real)
 
-    # Whole maps are large: one batch is computed while the one before it is fetched, and no more wait on the device.
+    # Features are large: one batch is computed while the one before it is fetched, and no more wait on the device.
     for i, batch in enumerate(eval_batches(arrays, batch_size)):
         results = function(mesh.put_batch(batch))
         if waiting is not None:

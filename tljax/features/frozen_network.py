@@ -1,13 +1,13 @@
-"""What other networks say of the pictures: teachers, the source, and the frozen first stages of the student itself.
+"""Networks that a phase reads and does not train: teachers, the source, and the frozen first stages of the student.
 
-None of them changes. Where the pictures do not change either, because nothing is augmented or each is drawn a few times
-only, what they say is computed once for the whole split (`tljax.features.feature_cache`), and travels with the
-batches; else inside the step, on the same augmented pictures.
+Where the images do not change from step to step, their outputs are computed once for a whole split
+(`tljax.features.feature_cache`) and come with the batches; otherwise every step computes them on its augmented images.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,23 +22,24 @@ from tljax.models.layers import average_pool_to
 from tljax.models.params import Variables
 from tljax.weights import Preprocess, make_preprocess
 
-# The student's own frozen first stages, as one of the networks that a phase looks at.
-FROZEN_STAGES = "prefix"
+# Name of the network that the frozen first stages of the student are.
+FROZEN_STAGES = "frozen_stages"
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenNetwork:
-    """A network that a phase looks at, without the values of its leaves.
+    """A network that a phase reads, without the values of its variables.
 
     Attributes:
-      name: "teacher0", "teacher1", ..., "source", or `PREFIX`.
+      name: "teacher0", "teacher1", ..., "source", or `FROZEN_STAGES`.
       graphdef: of the network.
       preprocess: its own, at its own input size.
       dtype: of its computation.
-      logits: whether its classifier's outputs are wanted.
-      maps: pairs of the student's stage and its own, whose maps are wanted.
-      grid: height and width that the maps are averaged to; None: they are taken whole.
-      stages: of the student, which `PREFIX` is made of.
+      logits: whether the outputs of its classifier are needed.
+      maps: pairs of a student's stage and its own, whose features are needed.
+      pool_to: height and width that the features are averaged to; None: they are taken whole.
+      stages: of the student, for `FROZEN_STAGES`.
+      output_bytes: size of the outputs for one image.
     """
 
     name: str
@@ -49,63 +50,69 @@ class FrozenNetwork:
     maps: tuple[tuple[str, str], ...]
     pool_to: tuple[int, int] | None = None
     stages: tuple[str, ...] = ()
+    output_bytes: int = dataclasses.field(default=0, compare=False, repr=False)
 
     def variables(self, networks: Mapping[str, Variables], student: Variables) -> Variables:
-        """Its leaves, among those of the networks by name, or of the student."""
+        """Return its variables, from those of the networks by name, or of the student."""
         if self.name != FROZEN_STAGES:
             return networks[self.name]
-        ours = tuple(f"{stage}/" for stage in self.stages)
-        return {path: leaf for path, leaf in student.items() if path.startswith(ours)}
+        prefixes = tuple(f"{stage}/" for stage in self.stages)
+        return {path: value for path, value in student.items() if path.startswith(prefixes)}
+
+    def with_output_bytes(self, variables: Mapping, image_shape: Sequence[int]) -> FrozenNetwork:
+        """Return the network with the size of its outputs for an image [H, W, C]; `variables` may be shapes."""
+        return dataclasses.replace(self, output_bytes=_output_bytes(self, tuple(image_shape), _Unhashed(variables)))
 
 
 def frozen_backbone(
-    model: Model, stages: Sequence[str], paired: Iterable[str], whole: bool, preprocess: Preprocess, dtype: str
+    model: Model, stages: Sequence[str], matched: Iterable[str], all_maps: bool, preprocess: Preprocess, dtype: str
 ) -> FrozenNetwork:
-    """The first stages of a model as a network of its own, which gives the maps that anything behind it looks at.
+    """Return the first stages of a model as a network whose features the rest of the model reads.
 
     Args:
       model: of the run.
       stages: the first ones, all frozen.
-      paired: stages whose maps are held against another network's.
-      whole: whether an objective wants all maps there are.
-      preprocess: of the weights.
+      matched: stages whose features are compared with another network's.
+      all_maps: whether a loss needs the features of all stages.
+      preprocess: of the pretrained weights.
       dtype: of the computation.
     """
-    reads, grid = dict(model.head.required_features), None
+    reads, pool_to = dict(model.head.required_features), None
+    last = stages[-1]
     if len(stages) < len(model.stage_names):
-        reads[stages[-1]] = None  # the next stage goes on from it
-    wanted = set(stages) if whole else {*reads, *paired} & set(stages)
-    if wanted == {stages[-1]} and not whole and stages[-1] not in paired:
-        grid = reads[stages[-1]]
-    trunk = params_lib.flatten_model(model.first_stages(stages)).graphdef
-    maps = tuple((stage, stage) for stage in stages if stage in wanted)
-    return FrozenNetwork(FROZEN_STAGES, trunk, preprocess, dtype, False, maps, grid, tuple(stages))
+        reads[last] = None  # the next stage reads it
+    needed = set(stages) if all_maps else {*reads, *matched} & set(stages)
+    if needed == {last} and not all_maps and last not in matched:
+        pool_to = reads[last]
+    graphdef = params_lib.flatten_model(model.first_stages(stages)).graphdef
+    maps = tuple((stage, stage) for stage in stages if stage in needed)
+    return FrozenNetwork(FROZEN_STAGES, graphdef, preprocess, dtype, False, maps, pool_to, tuple(stages))
 
 
 def apply_frozen(network: FrozenNetwork, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
-    """Outputs in inference mode on uint8 pictures, by name: "teacher0/logits", "teacher0/maps/stage2"."""
+    """Return the outputs for uint8 images in inference mode, by name: "teacher0/logits", "teacher0/maps/stage2"."""
     prepared = make_preprocess(network.preprocess, network.preprocess.size, network.dtype)(images)
     model = params_lib.merge(network.graphdef, variables)
-    maps = model.features(prepared)
-    taken = {f"{network.name}/maps/{stage}": maps[theirs] for stage, theirs in network.maps}
+    features = model.features(prepared)
+    outputs = {f"{network.name}/maps/{stage}": features[own_stage] for stage, own_stage in network.maps}
     if network.pool_to is not None:
-        taken = {name: average_pool_to(x, network.pool_to) for name, x in taken.items()}
+        outputs = {name: average_pool_to(x, network.pool_to) for name, x in outputs.items()}
     if network.logits:
-        made = model.head(maps)
-        taken[f"{network.name}/logits"] = made["logits"] if isinstance(made, dict) else made
-    return taken
+        head_outputs = model.head(features)
+        outputs[f"{network.name}/logits"] = head_outputs["logits"] if isinstance(head_outputs, dict) else head_outputs
+    return outputs
 
 
 def group_outputs(outputs: Mapping[str, jax.Array]) -> dict:
-    """The outputs as objectives take them: `teachers`, a tuple, `source`, and `PREFIX`, with `logits` and `maps`."""
+    """Return named outputs as losses read them: `teachers`, a tuple, `source` and `FROZEN_STAGES`, each a dict."""
     networks: dict[str, dict] = {}
     for name, value in outputs.items():
         network, kind, *stage = name.split("/", 2)
-        outputs = networks.setdefault(network, {"maps": {}})
+        entry = networks.setdefault(network, {"maps": {}})
         if stage:
-            outputs["maps"][stage[0]] = value
+            entry["maps"][stage[0]] = value
         else:
-            outputs[kind] = value
+            entry[kind] = value
     single = {name: networks.pop(name) for name in ("source", FROZEN_STAGES) if name in networks}
     teachers = tuple(networks[name] for name in sorted(networks, key=lambda n: int(n.removeprefix("teacher"))))
     return ({"teachers": teachers} if teachers else {}) | single
@@ -114,19 +121,27 @@ def group_outputs(outputs: Mapping[str, jax.Array]) -> dict:
 def output_shapes(
     network: FrozenNetwork, variables: Mapping, image_shape: Sequence[int]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The outputs for one picture [H, W, C], without its axis; `leaves` may be shapes."""
-    one = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
-    shapes = jax.eval_shape(lambda leaves, image: apply_frozen(network, leaves, image), variables, one)
+    """Return the shapes of the outputs for one image [H, W, C], without its axis; `variables` may be shapes."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    shapes = jax.eval_shape(functools.partial(apply_frozen, network), variables, image)
     return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in shapes.items()}
 
 
-def output_bytes(network: FrozenNetwork, variables: Mapping, image_shape: Sequence[int]) -> int:
-    """What the outputs for one picture take."""
-    # The shapes of the leaves follow from the graph: runs of a sweep that observe alike ask once.
-    if (key := (network, tuple(image_shape))) not in _bytes:
-        shapes = output_shapes(network, variables, image_shape).values()
-        _bytes[key] = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)
-    return _bytes[key]
+class _Unhashed:
+    """Variables as an argument that a cache ignores: their shapes follow from the graph definition."""
+
+    def __init__(self, variables: Mapping):
+        self.variables = variables
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unhashed)
+
+    def __hash__(self) -> int:
+        return 0
 
 
-_bytes: dict[tuple, int] = {}
+# Runs of a sweep that read the same network trace it once.
+@functools.lru_cache(maxsize=256)
+def _output_bytes(network: FrozenNetwork, image_shape: tuple[int, ...], variables: _Unhashed) -> int:
+    shapes = output_shapes(network, variables.variables, image_shape).values()
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in shapes)

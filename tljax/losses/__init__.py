@@ -1,4 +1,4 @@
-"""Objectives: pure functions that a phase weighs and adds up to its loss. `Loss` has the contract."""
+"""Loss terms: pure functions that a phase weights and sums. `Loss` documents their arguments."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tljax.losses.supervised import aux_cross_entropy, cross_entropy, source_cro
 __all__ = ["LOSSES", "REQUIREMENTS", "Loss", "get_loss", "loss"]
 
 LOSSES: dict[str, Loss] = {
-    o.name: o
-    for o in (
+    term.name: term
+    for term in (
         *(cross_entropy, aux_cross_entropy, source_cross_entropy),
         *(dice, focal, lovasz, boundary_cross_entropy),
         *(detection, detection_focal, detection_giou, detection_centerness, source_detection),
@@ -28,18 +28,22 @@ LOSSES: dict[str, Loss] = {
 
 
 def get_loss(name: str) -> Loss:
-    """The objective of a name of `OBJECTIVES`, or of `FILE.py:NAME`, where a plain function needs nothing.
+    """Return the loss with this name.
+
+    Args:
+      name: a key of `LOSSES`, or `FILE.py:NAME` for a custom loss. A plain function in a file becomes a loss without
+        requirements.
 
     Raises:
-      UserError: no such objective, or a file that does not give one.
+      UserError: no such loss, or the name in the file is not a function.
     """
     if name in LOSSES:
         return LOSSES[name]
     if not plugins.is_plugin(name):
-        raise UserError(f'There is no objective "{name}"{did_you_mean(name, LOSSES)}')
-    found = plugins.load_plugin(name, "objective")
-    if isinstance(found, Loss):
-        return found
-    if not callable(found):
-        raise UserError(f"{name} is no objective: it must be a function, got {type(found).__name__}.")
-    return Loss(name.rpartition(":")[2], found)
+        raise UserError(f'There is no loss "{name}"{did_you_mean(name, LOSSES)}')
+    function = plugins.load_plugin(name, "loss")
+    if isinstance(function, Loss):
+        return function
+    if not callable(function):
+        raise UserError(f"{name} is not a loss: it must be a function, got {type(function).__name__}.")
+    return Loss(name.rpartition(":")[2], function)

@@ -1,4 +1,4 @@
-"""What an objective is: a pure function from what networks say to one number, and what must be there for it."""
+"""The `Loss` type, the `@loss` decorator, and what a loss can require."""
 
 from __future__ import annotations
 
@@ -14,111 +14,118 @@ from tljax.errors import UserError, did_you_mean
 Outputs = Batch = References = HParams = Mapping[str, Any]
 
 REQUIREMENTS = {
-    "maps": "The student's maps of all stages are kept, those of its frozen first stages too.",
-    "source_output": "The student has a second classifier on the same features, for the classes of its source.",
-    "source_logits": "The untouched source network classifies each batch.",
-    "source_maps": "The untouched source network gives its stages' maps of each batch.",
-    "source_leaves": "The values that the learning leaves had in the source network are kept.",
-    "teachers": "There are one or more teachers, which run on each batch in inference mode.",
-    "teacher_logits": "Every teacher classifies each batch into the student's classes.",
-    "teacher_maps": "Every teacher gives the maps that are paired with stages of the student.",
-    "hints": "A learning regressor takes the student's map of each pair to the channels of the teacher's.",
-    "weak": "Each batch has unlabelled pictures, of which the student classifies a weakly augmented view.",
-    "strong": "The student classifies a strongly augmented view of the same unlabelled pictures.",
-    "average": "A running average of the student's weights classifies another weak view of the unlabelled pictures.",
-    "masks": "The labels are masks, as segmentation has them.",
-    "boxes": "The labels are boxes, as detection has them.",
-    "boundary_weights": "Each labelled picture comes with the weight of each of its pixels by its distance from two "
-    "objects.",
+    "maps": "The student's feature maps of all stages, frozen first stages included.",
+    "source_output": "A second head on the student's features, for the classes of the source task.",
+    "source_logits": "The logits of the frozen source network for each batch.",
+    "source_maps": "The feature maps of the frozen source network for each batch.",
+    "source_params": "The pretrained values of the trainable parameters.",
+    "teachers": "One or more teachers, which run on each batch in inference mode.",
+    "teacher_logits": "The logits of every teacher, over the student's classes.",
+    "teacher_maps": "Every teacher's feature maps of the stages that are paired with stages of the student.",
+    "hints": "A trainable projection of the student's feature map to the teacher's channels, for each pair of stages.",
+    "weak": "The student's outputs for a weakly augmented view of each batch's unlabelled images.",
+    "strong": "The student's outputs for a strongly augmented view of the same unlabelled images.",
+    "ema": "The outputs of an exponential moving average of the student for another weak view of these images.",
+    "masks": "Labels that are masks (segmentation).",
+    "boxes": "Labels that are boxes (detection).",
+    "boundary_weights": "A weight for each pixel of a labelled image, from its distance to the two nearest objects.",
 }
 
-MAPS = frozenset({"maps", "teacher_maps", "source_maps"})
+_FEATURE_REQUIREMENTS = frozenset({"maps", "teacher_maps", "source_maps"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A function of outputs, batch, reference and numbers, which a phase weighs and adds to its loss.
+    """A term of the training loss: a function of outputs, batch, references and hparams.
 
-    It is called as `objective(outputs, batch, reference, hyper)` inside the compiled step, and returns a scalar, in
-    float32 at least. B pictures have labels, U have none; C are the student's classes, S those of its source.
+    It is called as `loss(outputs, batch, references, hparams)` inside the compiled step and returns a scalar, in
+    float32 or wider. B is the number of labelled images, U of unlabelled ones; C is the number of the student's
+    classes, S of the source's.
 
-    `outputs` is what the student says, and gradients flow through it:
-      logits: [B, C]; of segmentation [B, h, w, C], which may be coarser than the labels; of detection [B, P, C], at P
-        places.
-      boxes, centre, places: of detection, the box and the centre-ness at each place, and where the places are.
-      maps: {stage: [B, h, w, c]}, in no particular order: of every stage, needs "maps"; of those that are paired with
-        another network's, "teacher_maps" or "source_maps" will do.
+    `outputs` are the student's outputs; gradients flow through them:
+      logits: [B, C]; segmentation: [B, h, w, C], possibly coarser than the labels; detection: [B, P, C], at P
+        locations.
+      boxes, centre, places: detection only: box, centerness logit and coordinates of each location.
+      maps: {stage: [B, h, w, c]}, in no particular order: of every stage if the loss requires "maps"; of the stages
+        that are paired with another network's if it requires "teacher_maps" or "source_maps".
       aux1, ...: [B, C], of auxiliary classifiers, for networks that have them.
-      source: [B, S], of the second classifier; needs "source_output".
-      hint_STAGE: [B, h, w, c'], the stage's map with as many channels as its pair in the teacher; needs "hints".
-      weak, strong: {"logits": [U, C]}, of two views of the unlabelled pictures; need "weak", "strong".
-      leaves: {path: array}, the learning leaves.
-    `batch` is what is known of the pictures:
-      label: [B], integers; of segmentation [B, H, W], 255 where a pixel does not count; of detection [B, M], -1 behind
-        the last box.
-      boxes: [B, M, 4], of detection, [y0, x0, y1, x1] in pixels of the network's input.
-      weight: [B, H, W], of segmentation, what a pixel's place adds to the weight of its class; needs
+      source: [B, S], of the second head; requires "source_output".
+      hint_STAGE: [B, h, w, c'], the stage's feature map projected to the channels of its pair in the teacher; requires
+        "hints".
+      weak, strong: {"logits": [U, C]}, of two views of the unlabelled images; require "weak", "strong".
+      params: {path: array}, the trainable parameters.
+    `batch` has the targets:
+      label: [B], integers; segmentation: [B, H, W], 255 for ignored pixels; detection: [B, M], -1 after the last box.
+      boxes: [B, M, 4], detection only, [y0, x0, y1, x1] in pixels of the network's input.
+      weight: [B, H, W], segmentation only, what is added to the class weight of each pixel; requires
         "boundary_weights".
-    `reference` is what others say; no gradient flows through it, whatever a function does:
-      teachers: a tuple of {"logits": [B, C], "maps": {stage of the student: [B, h', w', c']}}, with the parts that
-        "teacher_logits" and "teacher_maps" ask for.
-      source: {"logits": [B, S], "maps": {stage: [B, h, w, c]}}, with the parts that "source_logits" and "source_maps"
-        ask for.
-      average: {"logits": [U, C]}, needs "average".
-      leaves: {path: array}, values of the source network; needs "source_leaves".
-    `hyper` is numbers, which may be traced: changing them compiles nothing.
-      label_smoothing: share of the target spread evenly over all classes.
+    `references` are outputs of other networks and fixed values; no gradient flows through them:
+      teachers: a tuple of {"logits": [B, C], "maps": {stage of the student: [B, h', w', c']}}, with the entries that
+        "teacher_logits" and "teacher_maps" require.
+      source: {"logits": [B, S], "maps": {stage: [B, h, w, c]}}, with the entries that "source_logits" and "source_maps"
+        require.
+      ema: {"logits": [U, C]}; requires "ema".
+      params: {path: array}, pretrained parameters; requires "source_params".
+    `hparams` are numbers, possibly traced, so that changing them does not recompile the step:
+      label_smoothing: share of the target that is spread evenly over all classes.
       temperature: divides the logits of soft labels.
-      threshold: least confidence of a pseudo-label.
-      balance: 1.0 aligns pseudo-labels with `prior`, 0.0 leaves them.
-      prior: [C], class frequencies of the labelled pictures.
-      progress: share of the phase that is done, 0 to 1.
-      ramp: share of the phase over which the weight of unlabelled pictures rises; 0: it is full at once.
-      and the user's own `strategy.hparams`.
+      threshold: minimum confidence of a pseudo-label.
+      distribution_alignment: 1.0 aligns pseudo-labels with `prior`, 0.0 does not.
+      prior: [C], class frequencies of the labelled images.
+      progress: completed share of the phase, 0 to 1.
+      unlabelled_warmup: share of the phase over which the weight of unlabelled images rises; 0: full weight from the
+        first step.
+      and all of `strategy.hparams`.
 
     Attributes:
-      name: in logs and errors.
-      function: of the four arguments above.
-      needs: keys of `NEEDS`, what is computed for it and costs something.
+      name: for logs and errors.
+      function: takes the four arguments above.
+      requires: keys of `REQUIREMENTS`: inputs that are computed only for losses that require them.
     """
 
     name: str
     function: Callable[[Outputs, Batch, References, HParams], jax.Array]
     requires: frozenset[str] = frozenset()
 
-    def __call__(self, outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
-        # Maps that nobody asked for may be there or not, as frozen stages are computed or read: none are seen.
-        sees = outputs if self.requires & MAPS else {name: x for name, x in outputs.items() if name != "maps"}
+    def __call__(self, outputs: Outputs, batch: Batch, references: References, hparams: HParams) -> jax.Array:
+        # Without a requirement, which maps are present depends on the cache; so none are passed on.
+        if not self.requires & _FEATURE_REQUIREMENTS:
+            outputs = {name: value for name, value in outputs.items() if name != "maps"}
         try:
-            return self.function(sees, batch, jax.lax.stop_gradient(reference), hyper)
+            return self.function(outputs, batch, jax.lax.stop_gradient(references), hparams)
         except KeyError as error:
             if error.args != ("maps",):
                 raise
-            raise UserError(f'{self.name} looks at outputs["maps"]: it must say @loss("maps").') from error
+            raise UserError(f'{self.name} reads outputs["maps"]: declare it with @loss("maps").') from error
 
 
-def loss(*needs: str) -> Callable[[Callable], Loss]:
-    """Makes a function an `Loss` of its name, as in `@loss("teachers", "teacher_logits")`.
+def loss(*requires: str) -> Callable[[Callable], Loss]:
+    """Return a decorator that turns a function into a `Loss` of the same name.
+
+    For example `@loss("teachers", "teacher_logits")`.
+
+    Args:
+      *requires: keys of `REQUIREMENTS`.
 
     Raises:
-      UserError: a need that is not in `NEEDS`.
+      UserError: an unknown requirement.
     """
-    for need in needs:
-        if need not in REQUIREMENTS:
-            raise UserError(f'There is no need "{need}" of an objective{did_you_mean(need, REQUIREMENTS)}')
-    return lambda function: Loss(function.__name__, function, frozenset(needs))
+    for requirement in requires:
+        if requirement not in REQUIREMENTS:
+            raise UserError(f'There is no loss requirement "{requirement}"{did_you_mean(requirement, REQUIREMENTS)}')
+    return lambda function: Loss(function.__name__, function, frozenset(requires))
 
 
 def at_least_f32(x: jax.Array) -> jax.Array:
-    """The array in float32, unless it is wider."""
+    """Cast an array to float32, unless it is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def sum_or_zero(terms: Iterable[jax.Array]) -> jax.Array:
-    """The sum of scalars, 0.0 of none."""
+    """Return the sum of scalars, or 0.0 if there are none."""
     return sum(terms, start=jnp.zeros((), jnp.float32))
 
 
 def half_sq_norm(x: jax.Array) -> jax.Array:
-    """Half the squared norm over all axes."""
+    """Return half the squared norm over all axes."""
     return 0.5 * jnp.square(at_least_f32(x)).sum()

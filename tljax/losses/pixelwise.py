@@ -1,7 +1,7 @@
-"""Losses of a class at every place of a map.
+"""Classification losses over pixels (or images).
 
-Logits are [B, H, W, C], labels integers [B, H, W]. Places whose label is `IGNORED` count nowhere. Where no place
-counts, a loss is 0, and so is its gradient.
+Logits are [B, H, W, C], labels integers [B, H, W]. Pixels labelled `IGNORED` contribute nothing. If all pixels are
+ignored, the loss and its gradient are 0.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from tljax.losses.base import at_least_f32
 
 
 def resize_logits(logits: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Logits [B, h, w, C] resized to [B, *shape, C], in float32 at least; bilinear, with centres half a pixel in.
+    """Resize logits [B, h, w, C] to [B, *shape, C] bilinearly with half-pixel centers, in float32 or wider.
 
-    On a finer grid, values beyond the outermost centres are those of the edge; on a coarser one, what a pixel covers
-    is averaged.
+    Upsampling repeats the edge values beyond the outermost pixel centers; downsampling is antialiased.
     """
     batch, _, _, classes = logits.shape
     return jax.image.resize(at_least_f32(logits), (batch, *shape, classes), "bilinear")
@@ -27,84 +26,96 @@ def resize_logits(logits: jax.Array, shape: tuple[int, int]) -> jax.Array:
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, weights: jax.Array | None = None, smoothing: float | jax.Array = 0.0
 ) -> jax.Array:
-    """Mean cross-entropy of the places, in nats, against smoothed labels; with weights [C], a weighted mean.
+    """Return the mean cross-entropy in nats against smoothed labels.
 
-    As `torch.nn.CrossEntropyLoss`: the target's share of every class is weighted, and the sum is divided by the
-    weights of the labels.
+    With weights it matches `torch.nn.CrossEntropyLoss`: each class's share of the target is weighted, and the sum is
+    divided by the sum of the labels' weights.
+
+    Args:
+      logits: [B, H, W, C] or [B, C].
+      labels: integers [B, H, W] or [B].
+      weights: class weights [C].
+      smoothing: share of the target that is spread evenly over all classes.
     """
-    counted, targets = _targets(logits, labels)
+    valid, targets = _valid_and_one_hot(logits, labels)
     weights = jnp.ones(logits.shape[-1], targets.dtype) if weights is None else weights
     losses = optax.softmax_cross_entropy(at_least_f32(logits), optax.smooth_labels(targets, smoothing) * weights)
-    return _mean(jnp.where(counted, losses, 0), (targets * weights).sum(-1))
+    return _divided_sum(jnp.where(valid, losses, 0), (targets * weights).sum(-1))
 
 
 def weighted_cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean over the places of the cross-entropy times weights [B, H, W] of the places, in nats.
+    """Return the mean over pixels of the cross-entropy times pixel weights [B, H, W], in nats.
 
-    By the number of places it is divided, not by their weights: where they are heavy, the loss is larger.
+    The sum is divided by the number of pixels, not by their weights: larger weights give a larger loss.
     """
-    counted, targets = _targets(logits, labels)
+    valid, targets = _valid_and_one_hot(logits, labels)
     losses = optax.softmax_cross_entropy(at_least_f32(logits), targets)
-    return _mean(jnp.where(counted, losses * weights, 0), counted)
+    return _divided_sum(jnp.where(valid, losses * weights, 0), valid)
 
 
 def focal(logits: jax.Array, labels: jax.Array, gamma: float | jax.Array = 2.0) -> jax.Array:
-    """Mean of (1 - p)^gamma times the cross-entropy, p the label's probability (Lin et al. 2017, arXiv:1708.02002)."""
-    counted, targets = _targets(logits, labels)
-    logs = (targets * jax.nn.log_softmax(at_least_f32(logits))).sum(-1)
-    # expm1 has a derivative where p is 1, and the base is never 0 for the power's.
-    rest = jnp.maximum(-jnp.expm1(logs), jnp.finfo(logs.dtype).tiny)
-    return _mean(jnp.where(counted, -(rest**gamma) * logs, 0), counted)
+    """Return the mean of (1 - p)^gamma times the cross-entropy, with p the label's probability (Lin et al. 2017).
+
+    arXiv:1708.02002.
+    """
+    valid, targets = _valid_and_one_hot(logits, labels)
+    log_p = (targets * jax.nn.log_softmax(at_least_f32(logits))).sum(-1)
+    # expm1 is differentiable at p = 1, and the bound keeps the base of the power above 0.
+    one_minus_p = jnp.maximum(-jnp.expm1(log_p), jnp.finfo(log_p.dtype).tiny)
+    return _divided_sum(jnp.where(valid, -(one_minus_p**gamma) * log_p, 0), valid)
 
 
 def dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """One minus the soft Dice coefficient of each class over the batch; mean over classes (Milletari et al. 2016).
+    """Return one minus the soft Dice coefficient of each class over the batch, mean over classes.
 
-    arXiv:1606.04797, with the sums and not the squares in the denominator. A class without a place in the batch has no
-    loss of its own and counts in the mean, as in segmentation_models_pytorch.
+    Milletari et al. 2016, arXiv:1606.04797, with sums in place of squares in the denominator. A class that is absent
+    from the batch has loss 0 and counts in the mean, as in segmentation_models_pytorch.
     """
-    counted, targets = _targets(logits, labels)
-    chances = jax.nn.softmax(at_least_f32(logits)) * counted[..., None]
-    shared, sizes = (chances * targets).sum((0, 1, 2)), (chances + targets).sum((0, 1, 2))
+    valid, targets = _valid_and_one_hot(logits, labels)
+    probabilities = jax.nn.softmax(at_least_f32(logits)) * valid[..., None]
+    intersection = (probabilities * targets).sum((0, 1, 2))
+    total = (probabilities + targets).sum((0, 1, 2))
     present = targets.sum((0, 1, 2)) > 0
-    return jnp.where(present, 1 - 2 * shared / jnp.where(present, sizes, 1), 0).mean()
+    return jnp.where(present, 1 - 2 * intersection / jnp.where(present, total, 1), 0).mean()
 
 
 def lovasz(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The Lovász-Softmax loss over the batch, mean over the classes that are there (Berman et al. 2018).
+    """Return the Lovász-Softmax loss over the batch, mean over the classes in the labels (Berman et al. 2018).
 
-    arXiv:1705.08790: the Jaccard index as a function of the set of wrong places, extended to their probabilities.
+    arXiv:1705.08790: the Lovász extension of the Jaccard index from sets of misclassified pixels to probabilities.
     """
-    counted, targets = _targets(logits, labels)
-    chances = jax.nn.softmax(at_least_f32(logits))
-    of_class = (x.reshape(-1, x.shape[-1]).T for x in (chances, targets))
-    losses, present = jax.vmap(_lovasz, (0, 0, None))(*of_class, counted.ravel())
-    return _mean(losses, present)
+    valid, targets = _valid_and_one_hot(logits, labels)
+    probabilities = jax.nn.softmax(at_least_f32(logits))
+    by_class = (x.reshape(-1, x.shape[-1]).T for x in (probabilities, targets))
+    losses, present = jax.vmap(_lovasz_of_class, (0, 0, None))(*by_class, valid.ravel())
+    return _divided_sum(losses, present)
 
 
-def _lovasz(chances: jax.Array, target: jax.Array, counted: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of one class, [N] each; and whether it is there."""
-    errors = jnp.where(counted, jnp.abs(target - chances), 0)
-    # What does not count goes to the end, where it adds nothing.
-    order = jnp.argsort(jnp.where(counted, -errors, 1), stable=True)
-    errors, target, counted = errors[order], target[order], counted[order]
+def _lovasz_of_class(probabilities: jax.Array, target: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of one class, and whether the labels contain it; arguments are [N]."""
+    errors = jnp.where(valid, jnp.abs(target - probabilities), 0)
+    # Ignored pixels are sorted to the end, where they add nothing.
+    order = jnp.argsort(jnp.where(valid, -errors, 1), stable=True)
+    errors = errors[order]
+    target = target[order]
+    valid = valid[order]
     total = target.sum()
-    shared = total - jnp.cumsum(target)
-    union = total + jnp.cumsum((1 - target) * counted)
-    jaccard = 1 - shared / jnp.maximum(union, 1)
+    intersection = total - jnp.cumsum(target)
+    union = total + jnp.cumsum((1 - target) * valid)
+    jaccard = 1 - intersection / jnp.maximum(union, 1)
     steps = jnp.diff(jaccard, prepend=0.0)
     present = total > 0
     return jnp.where(present, (errors * jax.lax.stop_gradient(steps)).sum(), 0), present
 
 
-def _targets(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which places count, and one-hot labels, 0 where they do not."""
-    # There are data sets with a class 255, but none with a mask of it.
-    counted = labels != IGNORED if labels.ndim > 1 else jnp.ones(labels.shape, bool)
-    return counted, jax.nn.one_hot(jnp.where(counted, labels, -1), logits.shape[-1], dtype=at_least_f32(logits).dtype)
+def _valid_and_one_hot(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return which labels are not ignored, and one-hot labels, all 0 where they are."""
+    # Only masks have ignored pixels: in classification, 255 is an ordinary class.
+    valid = labels != IGNORED if labels.ndim > 1 else jnp.ones(labels.shape, bool)
+    return valid, jax.nn.one_hot(jnp.where(valid, labels, -1), logits.shape[-1], dtype=at_least_f32(logits).dtype)
 
 
-def _mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The sum of the values over that of the weights, 0 where that is 0."""
+def _divided_sum(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Return the sum of the values divided by the sum of the weights, or 0 if all weights are 0."""
     total = weights.sum(dtype=values.dtype)
     return values.sum() / jnp.where(total > 0, total, 1)

@@ -1,4 +1,4 @@
-"""Objectives of the weights themselves. They are in the loss, unlike the optimizer's decoupled decay."""
+"""Penalties on the parameters. They are part of the loss, unlike the optimizer's decoupled weight decay."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from tljax.losses.base import Batch, HParams, Outputs, References, at_least_f32,
 
 
 @loss()
-def l2(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
-    """Half the squared norm of the learning kernels, leaves of two or more axes.
+def l2(outputs: Outputs, batch: Batch, references: References, hparams: HParams) -> jax.Array:
+    """Half the squared norm of the trainable kernels (parameters of two or more axes).
 
-    Leaves that `reference` has a source value of are left to `l2_sp`, so that the two together are the penalty of Li et
-    al. 2018 (arXiv:1802.01483): new layers shrink, pretrained ones stay near where they started.
+    Parameters with a pretrained value in `references` are left to `l2_sp`, so that the two together are the penalty of
+    Li et al. 2018 (arXiv:1802.01483): new layers shrink, pretrained ones stay near their initial values.
     """
-    kept = reference.get("leaves", {})
+    pretrained = references.get("params", {})
     return sum_or_zero(
-        half_sq_norm(leaf) for path, leaf in outputs["leaves"].items() if leaf.ndim > 1 and path not in kept
+        half_sq_norm(param) for path, param in outputs["params"].items() if param.ndim > 1 and path not in pretrained
     )
 
 
-@loss("source_leaves")
-def l2_sp(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
-    """Half the squared distance of the learning leaves from their source values, L2-SP.
+@loss("source_params")
+def l2_sp(outputs: Outputs, batch: Batch, references: References, hparams: HParams) -> jax.Array:
+    """Half the squared distance of the trainable parameters from their pretrained values, L2-SP.
 
-    Li, Grandvalet & Davoine 2018, arXiv:1802.01483. All leaves that have a source value count, those of one axis too.
+    Li, Grandvalet & Davoine 2018, arXiv:1802.01483. Covers every parameter with a pretrained value, biases and norm
+    scales included.
     """
-    kept = reference["leaves"]
+    pretrained = references["params"]
     return sum_or_zero(
-        half_sq_norm(at_least_f32(x) - at_least_f32(kept[path]))
-        for path, x in outputs["leaves"].items()
-        if path in kept
+        half_sq_norm(at_least_f32(param) - at_least_f32(pretrained[path]))
+        for path, param in outputs["params"].items()
+        if path in pretrained
     )

@@ -1,4 +1,4 @@
-"""Objectives of labelled pictures, and of pictures whose pixels are labelled."""
+"""Cross-entropy losses for labelled images and labelled pixels."""
 
 from __future__ import annotations
 
@@ -9,28 +9,32 @@ from tljax.losses.base import Batch, HParams, Outputs, References, loss, sum_or_
 
 
 @loss()
-def cross_entropy(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
+def cross_entropy(outputs: Outputs, batch: Batch, references: References, hparams: HParams) -> jax.Array:
     """Mean cross-entropy against smoothed labels, in nats (Szegedy et al. 2016, section 7, arXiv:1512.00567).
 
-    Of pictures, or of the pixels that count; with `class_weights` a weighted mean.
+    Over images, or over the pixels that are not ignored; a weighted mean if `hparams` has `class_weights`.
     """
-    return _smoothed(outputs["logits"], batch, hyper, hyper.get("class_weights"))
+    return _cross_entropy(outputs["logits"], batch, hparams, hparams.get("class_weights"))
 
 
 @loss()
-def aux_cross_entropy(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
+def aux_cross_entropy(outputs: Outputs, batch: Batch, references: References, hparams: HParams) -> jax.Array:
     """The sum of `cross_entropy` over the auxiliary classifiers `aux1`, ... (Szegedy et al. 2015, arXiv:1409.4842)."""
-    return sum_or_zero(_smoothed(logits, batch, hyper) for name, logits in outputs.items() if name.startswith("aux"))
+    return sum_or_zero(
+        _cross_entropy(logits, batch, hparams) for name, logits in outputs.items() if name.startswith("aux")
+    )
 
 
 @loss("source_output")
-def source_cross_entropy(outputs: Outputs, batch: Batch, reference: References, hyper: HParams) -> jax.Array:
-    """`cross_entropy` of the second classifier; the labels are then of the source's classes."""
-    return _smoothed(outputs["source"], batch, hyper)
+def source_cross_entropy(outputs: Outputs, batch: Batch, references: References, hparams: HParams) -> jax.Array:
+    """`cross_entropy` of the second classifier, against labels of the source's classes."""
+    return _cross_entropy(outputs["source"], batch, hparams)
 
 
-def _smoothed(logits: jax.Array, batch: Batch, hyper: HParams, weights: jax.Array | None = None) -> jax.Array:
-    labels, smoothing = batch["label"], hyper["label_smoothing"]
+def _cross_entropy(
+    logits: jax.Array, batch: Batch, hparams: HParams, class_weights: jax.Array | None = None
+) -> jax.Array:
+    labels = batch["label"]
     if labels.ndim > 1:
-        return pixelwise.cross_entropy(pixelwise.resize_logits(logits, labels.shape[1:]), labels, weights, smoothing)
-    return pixelwise.cross_entropy(logits, labels, weights, smoothing)
+        logits = pixelwise.resize_logits(logits, labels.shape[1:])
+    return pixelwise.cross_entropy(logits, labels, class_weights, hparams["label_smoothing"])

@@ -1,4 +1,4 @@
-"""Backbones in stage form, heads, and the flat view of their leaves."""
+"""Models: backbones as a sequence of stages, heads, and their variables as flat dicts."""
 
 from tljax.models.factory import Model, create_model, get_variant, init_missing, list_backbones
 

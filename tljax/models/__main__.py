@@ -1,4 +1,4 @@
-"""`python -m tljax.models`: lists the networks; `python -m tljax.models NAME` shows one."""
+"""`python -m tljax.models`: list the backbones, or show one with `python -m tljax.models NAME`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tljax.models.factory import FAMILIES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tljax.models", description=__doc__.partition(": ")[2])
-    parser.add_argument("name", nargs="?", help="a network, as model.backbone takes it")
+    parser.add_argument("name", nargs="?", help="a backbone, as for model.backbone")
     name = parser.parse_args(arguments).name
     console = Console(highlight=False, markup=False, soft_wrap=True)
     try:
@@ -36,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _show(name: str, console: Console) -> None:
     family, variant = models.get_variant(name)
     model = models.create_model(name, num_classes=0, rngs=None)
-    count = sum(leaf.size for leaf in params_lib.flatten_model(model).params.values())
-    console.print(f"{name}, of the family {family}: {count:,} parameters without its classifier")
-    console.print("\nstages, as model.out_stage takes them, with pixels to a place and channels:")
-    for stage, level in model.feature_info().items():
-        console.print(f"  {stage:<8} {level.stride:>3} {level.channels:>6}")
-    console.print("\nfields that model.options can change:")
+    count = sum(param.size for param in params_lib.flatten_model(model).params.values())
+    console.print(f"{name} (family {family}): {count:,} parameters without the classifier")
+    console.print("\nstages for model.out_stage, with stride in pixels and channels:")
+    for stage, info in model.feature_info().items():
+        console.print(f"  {stage:<8} {info.stride:>3} {info.channels:>6}")
+    console.print("\nfields that model.options can set:")
     for field in dataclasses.fields(variant):
         value = repr(getattr(variant, field.name))
         console.print(f"  {field.name:<14} {value if len(value) < 90 else value[:87] + '...'}")

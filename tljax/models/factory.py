@@ -1,4 +1,4 @@
-"""A model by name: backbone stages in a chain, and a head on their maps."""
+"""Create a model by name: the stages of a backbone, and a head on their feature maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tljax.config.fields import coerce
 from tljax.errors import UserError, did_you_mean
 from tljax.models import initializers
 from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
-from tljax.models.heads import HEADS, Head
+from tljax.models.heads import HEADS
 from tljax.models.layers import NORM_AFTER
 
 FAMILIES = {
@@ -30,34 +30,38 @@ FAMILIES = {
     "unet": unet,
 }
 
-# As in `NORM_AFTER`; a family's own rows are about its stages.
+# Same form as `layers.NORM_AFTER`; the tables of families cover the stages only.
 HEAD_NORM_AFTER = ((r"(head/.*)/conv", r"\1/bn"), (r"(head/neck)/up", r"\1/bn"))
 
 
 class FeatureInfo(NamedTuple):
-    """A stage's map beside the input: `stride` input pixels to a place, and its channels."""
+    """Stride of a stage's feature map in input pixels, and its number of channels."""
 
     stride: int
     channels: int
 
 
 class Model(nnx.Module):
-    """A chain of named stages under a head.
+    """A sequence of named stages, and a head.
 
     Attributes:
-      family: key of `FAMILIES`, which `tljax.weights` looks up its renaming rules by.
-      config: the family's variant.
+      family: key of `FAMILIES`; `tljax.weights` looks up checkpoint layouts by it.
+      config: the family's `Variant`.
       stage_names: the stages in order; each is an attribute, and so is `head`.
-      cut: stages of the variant that are not built, because the head taps an earlier one.
-      in_channels: of the input.
-      remat: whether a stage's inner maps are computed again in the backward pass instead of kept.
+      cut: stages of the variant after `out_stage`, which are not built.
+      in_channels: channels of the input.
+      remat: whether the backward pass recomputes activations inside stages instead of storing them.
     """
 
     def __init__(
         self, family: str, config: Any, stages: dict[str, nnx.Module], cut: tuple[str, ...], in_channels: int, remat
     ):
-        self.family, self.config, self.in_channels, self.remat = family, config, in_channels, remat
-        self.stage_names, self.cut = tuple(stages), cut
+        self.family = family
+        self.config = config
+        self.in_channels = in_channels
+        self.remat = remat
+        self.stage_names = tuple(stages)
+        self.cut = cut
         for name, stage in stages.items():
             setattr(self, name, stage)
 
@@ -68,22 +72,30 @@ class Model(nnx.Module):
         rngs: nnx.Rngs | None = None,
         cached_features: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> dict[str, jax.Array]:
-        """Maps of the stages by name: preprocessed images [B, H, W, in_channels] → {stage: [B, h, w, c]}.
+        """Compute the feature maps of all stages.
 
-        `known` are maps of first stages that somebody has computed already: no stage up to the last of them runs, the
-        images are not looked at, and of those stages there are no other maps.
+        Args:
+          images: preprocessed images [B, H, W, in_channels].
+          train: whether to use batch statistics and dropout.
+          rngs: random keys for dropout in training.
+          cached_features: precomputed features {stage: [B, h, w, c]} of leading stages. Stages up to the last of these
+            are skipped, `images` may be None, and of the skipped stages only the given ones appear in the result.
+
+        Returns:
+          {stage: [B, h, w, c]}.
         """
 
-        def run(stage: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        def run_stage(stage: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
             return stage(x, train=train, rngs=rngs)
 
-        run, maps, x = nnx.remat(run) if self.remat else run, dict(cached_features), images
-        done = max((self.stage_names.index(name) + 1 for name in cached_features), default=0)
-        if done:
-            x = cached_features[self.stage_names[done - 1]]
-        for name in self.stage_names[done:]:
-            x = maps[name] = run(getattr(self, name), x, rngs)
-        return maps
+        if self.remat:
+            run_stage = nnx.remat(run_stage)
+        features = dict(cached_features)
+        num_skipped = max((self.stage_names.index(name) + 1 for name in cached_features), default=0)
+        x = cached_features[self.stage_names[num_skipped - 1]] if num_skipped else images
+        for name in self.stage_names[num_skipped:]:
+            x = features[name] = run_stage(getattr(self, name), x, rngs)
+        return features
 
     def forward_all(
         self,
@@ -92,24 +104,33 @@ class Model(nnx.Module):
         rngs: nnx.Rngs | None = None,
         cached_features: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> dict[str, jax.Array]:
-        """All that objectives ask for: the head's outputs, `maps` by stage, and in training the further outputs.
+        """Compute everything that losses read; arguments as in `features`.
 
-        What a head returns as an array is `logits`. Further outputs are those of auxiliary classifiers, and what
-        `tljax.models.heads.auxiliary` adds; `known` is as in `features`.
+        Returns:
+          The head's outputs, under "logits" if the head returns a single array; the features by stage, under "maps";
+          and in training the auxiliary outputs of the head (auxiliary classifiers, and those that
+          `tljax.models.heads.auxiliary` adds).
         """
-        maps = self.features(images, train, rngs, cached_features)
-        made = self.head(maps, train=train, rngs=rngs)
-        outputs = (made if isinstance(made, dict) else {"logits": made}) | {"maps": maps}
-        return outputs | (self.head.auxiliary(maps, train, rngs) if train else {})
+        features = self.features(images, train, rngs, cached_features)
+        outputs = self.head(features, train=train, rngs=rngs)
+        if not isinstance(outputs, dict):
+            outputs = {"logits": outputs}
+        outputs = outputs | {"maps": features}
+        return outputs | (self.head.auxiliary(features, train, rngs) if train else {})
 
     def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
-        """What the head makes of preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
+        """Return the head's outputs for preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
         return self.head(self.features(images, train, rngs), train=train, rngs=rngs)
 
     def first_stages(self, stages: Sequence[str]) -> Model:
-        """The first stages alone, without a head: these modules themselves, under the same paths."""
-        parts = {name: getattr(self, name) for name in stages}
-        return Model(self.family, self.config, parts, (), self.in_channels, remat=False)
+        """Return a model of the leading stages without a head, which shares their modules and variable paths."""
+        modules = {name: getattr(self, name) for name in stages}
+        return Model(self.family, self.config, modules, (), self.in_channels, remat=False)
+
+    @property
+    def stages_with_params(self) -> list[str]:
+        """Names of the stages that have parameters."""
+        return [name for name in self.stage_names if nnx.to_flat_state(nnx.state(getattr(self, name), nnx.Param))]
 
     @property
     def norm_of_conv(self) -> tuple[tuple[str, str], ...]:
@@ -117,30 +138,44 @@ class Model(nnx.Module):
         return (*HEAD_NORM_AFTER, *getattr(FAMILIES[self.family], "NORM_AFTER", NORM_AFTER))
 
     def feature_info(self) -> dict[str, FeatureInfo]:
-        """Stride and channels of every stage's map; strides that unpadded convolutions blur are rounded to 2^n."""
+        """Return stride and channels of every stage's feature map.
+
+        Strides are rounded to powers of two, because unpadded convolutions make feature maps slightly smaller.
+        """
         side = 512
-        maps = feature_shapes(self, side)
-        return {n: FeatureInfo(2 ** round(math.log2(side / maps[n][0])), maps[n][2]) for n in self.stage_names}
+        shapes = feature_shapes(self, side)
+        return {
+            name: FeatureInfo(2 ** round(math.log2(side / height)), channels)
+            for name, (height, _, channels) in shapes.items()
+        }
 
 
 def list_backbones() -> list[str]:
-    """Every backbone."""
+    """Return the names of all backbones."""
     return [name for family in FAMILIES.values() for name in family.VARIANTS]
 
 
 def get_variant(backbone: str | Any, options: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, Any]:
-    """The family of a backbone, and its variant with `options` in place."""
+    """Return the family of a backbone and its variant.
+
+    Args:
+      backbone: name, or a `Variant` of a family.
+      options: fields of the variant to replace.
+
+    Raises:
+      UserError: there is no such backbone or option.
+    """
     for family, module in FAMILIES.items():
-        known = isinstance(backbone, str) and backbone in module.VARIANTS
-        if not known and not isinstance(backbone, module.Variant):
+        is_name = isinstance(backbone, str) and backbone in module.VARIANTS
+        if not is_name and not isinstance(backbone, module.Variant):
             continue
-        variant = module.VARIANTS[backbone] if known else backbone
+        variant = module.VARIANTS[backbone] if is_name else backbone
         hints = typing.get_type_hints(type(variant))
         for name in options:
             if name not in hints:
                 raise UserError(f'model.options: {family} has no "{name}"{did_you_mean(name, hints)}')
-        given = {name: coerce(value, hints[name], f"model.options.{name}") for name, value in options.items()}
-        return family, dataclasses.replace(variant, **given)
+        values = {name: coerce(value, hints[name], f"model.options.{name}") for name, value in options.items()}
+        return family, dataclasses.replace(variant, **values)
     raise UserError(f'There is no model.backbone "{backbone}"{did_you_mean(backbone, list_backbones())}')
 
 
@@ -159,51 +194,48 @@ def create_model(
     rngs: nnx.Rngs | None,
     **head_options,
 ) -> Model:
-    """Builds a model with random weights (`tljax.models.initializers`).
+    """Create a model with random weights (`tljax.models.initializers`).
 
     Args:
-      backbone: name, e.g. "vgg16", or a family's config such as `vgg.Variant(blocks=((8,), (16, 16)))`.
-      num_classes: outputs of the head; 0: the features that the classifier would stand on.
+      backbone: name, e.g. "vgg16", or a family's variant such as `vgg.Variant(blocks=((8,), (16, 16)))`.
+      num_classes: outputs of the head; 0: a classifier returns the features before its last layer.
       head: key of `HEADS`.
-      out_stage: the stage whose map feeds the head; later ones are not built. None: the last.
-      image_size: side of the input in pixels; only heads that flatten or return to that side depend on it.
-      in_channels: of the input.
-      options: fields of the variant that differ, e.g. {"drop_path": 0.1}.
-      auxiliary: build further outputs for training: the family's auxiliary classifiers, or those of a dense head.
-      remat: compute the inner maps of stages again in the backward pass, which saves memory and costs time.
-      dtype: of the computation, e.g. jnp.bfloat16; parameters and statistics are float32.
-      rngs: stream `params`; None leaves the model abstract, its leaves shapes without values.
-      **head_options: of the head's class; those left out are as the network was published.
+      out_stage: the last stage to build, whose features the head reads. None: the variant's last stage.
+      image_size: side of the input in pixels; matters only to heads that flatten features or predict at that size.
+      in_channels: channels of the input.
+      options: fields of the variant to replace, e.g. {"drop_path": 0.1}.
+      auxiliary: build auxiliary outputs for training: the family's auxiliary classifiers, or those of a dense head.
+      remat: recompute activations inside stages in the backward pass, which saves memory and costs time.
+      dtype: dtype of the computation, e.g. jnp.bfloat16; parameters and statistics are float32.
+      rngs: stream `params`; None leaves the model abstract, its variables `ShapeDtypeStruct`s without values.
+      **head_options: options of the head's class; defaults are those of the published network.
 
     Raises:
-      UserError: no such backbone, option, head, or stage.
+      UserError: there is no such backbone, option, head or stage.
     """
-    family, config = get_variant(backbone, options)
+    family, variant = get_variant(backbone, options)
     if head not in HEADS:
         raise UserError(f'There is no model.head "{head}"{did_you_mean(head, HEADS)}')
-    head_options = _converted(head, head_options)
+    head_options = _coerce_head_options(head, head_options)
+    layer_options = {"dtype": dtype, "rngs": _AbstractRngs()}
 
     def construct() -> Model:
-        given = {"dtype": dtype, "rngs": _AbstractRngs()}
-        stages = FAMILIES[family].stages(config, inputs=in_channels, **given)
+        stages = FAMILIES[family].stages(variant, inputs=in_channels, **layer_options)
         if out_stage is not None and out_stage not in stages:
             raise UserError(
                 f'model.out_stage: there is no stage "{out_stage}" in {backbone}{did_you_mean(out_stage, stages)}'
             )
-        order = list(stages)
-        last = order.index(out_stage) + 1 if out_stage else len(order)
-        model = Model(family, config, {n: stages[n] for n in order[:last]}, tuple(order[last:]), in_channels, remat)
+        names = tuple(stages)
+        num_stages = names.index(out_stage) + 1 if out_stage else len(names)
+        built = {name: stages[name] for name in names[:num_stages]}
+        model = Model(family, variant, built, names[num_stages:], in_channels, remat)
         shapes = feature_shapes(model, image_size)
         if any(0 in shape for shape in shapes.values()):
-            raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last map is empty.")
-        own = {}
-        if auxiliary and "auxiliary" not in inspect.signature(HEADS[head].__init__).parameters:
-            raise UserError(f"model.aux_weight: the head {head} has no auxiliary outputs.")
+            raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last feature map is empty.")
+        defaults = default_head_options(head, family, image_size)
         if auxiliary:
-            classifiers = head == "classifier"
-            made = _auxiliary(backbone, family, config, num_classes, shapes, given) if classifiers else True
-            own = {"auxiliary": made}
-        model.head = make_head(head, model, num_classes, image_size, own | head_options, **given, shapes=shapes)
+            defaults["auxiliary"] = _auxiliary_option(head, model, backbone, num_classes, shapes, layer_options)
+        model.head = HEADS[head](shapes, num_classes, **defaults | head_options, **layer_options)
         return model
 
     model = nnx.eval_shape(construct)
@@ -212,36 +244,23 @@ def create_model(
     return model
 
 
-def make_head(
-    head: str,
-    model: Model,
-    num_classes: int,
-    side: int,
-    options: Mapping[str, Any],
-    dtype,
-    rngs,
-    shapes: Mapping[str, tuple[int, int, int]] | None = None,
-) -> Head:
-    """A head of `HEADS` for a model's stages; a classifier has what its family's had where `options` say nothing.
-
-    `shapes` are the model's `map_shapes` where they are there already: it takes a trace of all stages to know them.
-    """
-    own = getattr(FAMILIES[model.family], "HEAD", {}) if head == "classifier" else {}
+def default_head_options(head: str, family: str, image_size: int) -> dict[str, Any]:
+    """Return the options of a head of `HEADS` that the backbone's family and the side of the input in pixels decide."""
+    options = dict(getattr(FAMILIES[family], "HEAD_OPTIONS", {})) if head == "classifier" else {}
     if "side" in inspect.signature(HEADS[head].__init__).parameters:
-        own = own | {"side": side}
-    shapes = shapes or feature_shapes(model, side)
-    return HEADS[head](shapes, num_classes, **own | dict(options), dtype=dtype, rngs=rngs)
+        options["side"] = image_size
+    return options
 
 
 def head_option_types(head: str) -> dict[str, Any]:
-    """The options of a head of `HEADS`, and their types."""
+    """Return the options that a user can set of a head of `HEADS`, and their types."""
     hints = typing.get_type_hints(HEADS[head].__init__)
     parameters = inspect.signature(HEADS[head].__init__).parameters.values()
-    given = ("side", "auxiliary", "dtype", "rngs")
-    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given}
+    reserved = ("side", "auxiliary", "dtype", "rngs")
+    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in reserved}
 
 
-def _converted(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _coerce_head_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
     hints = head_option_types(head)
     for name in options:
         if name not in hints:
@@ -250,31 +269,40 @@ def _converted(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def init_missing(model: Model, rngs: nnx.Rngs) -> None:
-    """Draws the leaves that have no value yet, in place; stream `params`."""
-    own = getattr(FAMILIES[model.family], "INITIALISERS", {})
-    initializers.init_missing_params(model, rngs.params(), own, getattr(model.head, "initialisers", {}))
+    """Initialize, in place, all variables of a model that have no value yet; reads the stream `params`."""
+    family_initializers = getattr(FAMILIES[model.family], "INITIALIZERS", {})
+    head_initializers = getattr(model.head, "initializers", {})
+    initializers.init_missing_params(model, rngs.params(), family_initializers, head_initializers)
 
 
 class _AbstractRngs:
-    """Stands in for nnx.Rngs: layers are made without values, and counting keys is slow under tracing."""
+    """Replaces nnx.Rngs where layers are built without values: counting keys is slow under tracing."""
 
     def __getattr__(self, stream: str):
         return lambda: None
 
 
-def _auxiliary(backbone, family: str, config, num_classes: int, shapes, given) -> dict[str, tuple[str, nnx.Module]]:
-    make = getattr(FAMILIES[family], "auxiliary", None)
-    made = make(config, num_classes, **given) if make else {}
-    if not made:
+def _auxiliary_option(
+    head: str, model: Model, backbone: str | Any, num_classes: int, shapes: Mapping, layer_options: Mapping
+) -> bool | dict[str, tuple[str, nnx.Module]]:
+    """Return the head's option `auxiliary`: {name: (stage, classifier)} for a classifier, True for other heads."""
+    if "auxiliary" not in inspect.signature(HEADS[head].__init__).parameters:
+        raise UserError(f"model.aux_weight: the head {head} has no auxiliary outputs.")
+    if head != "classifier":
+        return True
+    make_auxiliary = getattr(FAMILIES[model.family], "auxiliary", None)
+    classifiers = make_auxiliary(model.config, num_classes, **layer_options) if make_auxiliary else {}
+    if not classifiers:
         raise UserError(f"model.aux_weight: {backbone} has no auxiliary classifiers.")
-    made = {name: (stage, module) for name, (stage, module) in made.items() if stage in shapes}
-    for stage, module in made.values():  # some maps are too small for it: better said now than in the first step
+    classifiers = {name: (stage, module) for name, (stage, module) in classifiers.items() if stage in shapes}
+    # A feature map can be too small for a classifier. Report it now rather than in the first training step.
+    for stage, module in classifiers.values():
         nnx.eval_shape(lambda m, x: m(x), module, jax.ShapeDtypeStruct((1, *shapes[stage]), jnp.float32))
-    return made
+    return classifiers
 
 
 def feature_shapes(model: Model, side: int) -> dict[str, tuple[int, int, int]]:
-    """[H, W, C] of every stage's map, in the order of the stages."""
-    picture = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
-    maps = nnx.eval_shape(lambda m, x: m.features(x), model, picture)
-    return {name: maps[name].shape[1:] for name in model.stage_names}
+    """Return the shape [H, W, C] of every stage's features, in stage order, for images of `side` × `side` pixels."""
+    image = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
+    features = nnx.eval_shape(lambda m, x: m.features(x), model, image)
+    return {name: features[name].shape[1:] for name in model.stage_names}

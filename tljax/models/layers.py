@@ -1,9 +1,9 @@
-"""The layers that every family is made of; all convolutions, norms and dropouts go through here.
+"""Layers of all model families: convolutions, dense layers, norms, dropout and pooling.
 
-Every module is called as `module(x, train=..., rngs=...)`: `train` asks for batch statistics and dropout, `rngs` is the
-key that dropout draws from. A BatchNorm or Dropout whose `frozen` is set stays in inference mode all the same: that is
-how a phase keeps the frozen part of a network still. A layer whose `neurons` are set learns those alone. Initial values
-come from `tljax.models.initializers`.
+Modules are called as `module(x, train=..., rngs=...)`: `train` selects batch statistics and dropout, `rngs` is read by
+dropout. A BatchNorm or Dropout with `frozen` set stays in inference mode in training too; this is how a phase freezes
+parts of a network. A layer with `channels` set trains only these output channels. Initial values come from
+`tljax.models.initializers`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Side = int | tuple[int, int]
 
 
 class BatchNormConfig(NamedTuple):
-    """The constants of a BatchNorm, which differ between libraries and networks.
+    """Constants of a BatchNorm, which differ between libraries and networks.
 
     Attributes:
       epsilon: added to the variance.
-      momentum: of the running statistics; PyTorch's 0.1 is 0.9 here.
-      unbiased: whether the running variance follows the batch variance times n / (n - 1).
+      momentum: weight of the old running statistics in an update; PyTorch's 0.1 is 0.9 here.
+      unbiased: whether the running variance is updated with the batch variance times n / (n - 1).
       scale: whether there is a scale (gamma).
     """
 
@@ -40,24 +40,24 @@ class BatchNormConfig(NamedTuple):
 
 
 TORCH_BN = BatchNormConfig()
-# Keras' own ResNet and DenseNet; momentum is Keras' default.
+# Keras' ResNet and DenseNet; momentum is Keras' default.
 KERAS_BN = BatchNormConfig(epsilon=1.001e-5, momentum=0.99, unbiased=False)
 
 
 class Conv(PartiallyTrainable, nnx.Conv):
-    """Convolution, NHWC, kernel [kh, kw, in / groups, out], padded alike on both sides as in PyTorch.
+    """Convolution, NHWC, kernel [kh, kw, in / groups, out], padded equally on both sides as in PyTorch.
 
     Args:
-      inputs: channels.
-      outputs: channels.
-      size: of the kernel.
-      stride: of the window.
-      padding: pixels on each side; None keeps the side at stride 1, for odd sizes.
-      groups: of channels that do not see each other.
-      dilation: distance of the kernel's taps.
-      bias: whether there is one.
-      dtype: of the computation.
-      rngs: flax wants one; initial values come from `tljax.models.initializers`.
+      inputs: number of input channels.
+      outputs: number of output channels.
+      size: side of the kernel, or (height, width).
+      stride: along H and W.
+      padding: pixels on each side; None keeps the input's side at stride 1, for odd kernels.
+      groups: number of channel groups that are convolved separately.
+      dilation: distance between kernel taps.
+      bias: whether to add a bias.
+      dtype: dtype of the computation.
+      rngs: required by Flax; initial values come from `tljax.models.initializers`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Conv(PartiallyTrainable, nnx.Conv):
             outputs,
             size,
             strides=stride,
-            padding=tuple((p, p) for p in padding),  # hashable, as graph definitions are
+            padding=tuple((p, p) for p in padding),  # tuples: graph definitions must be hashable
             kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=bias,
@@ -92,13 +92,13 @@ class Conv(PartiallyTrainable, nnx.Conv):
         )
 
     def apply_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """[B, H, W, in], [kh, kw, in, any] → [B, H / stride, W / stride, any]; for one group."""
-        window = ConvSpec((self.strides,) * 2, self.padding, (self.kernel_dilation,) * 2, precision=self.precision)
-        return linear_in_kernel(*self.promote_dtype((x, kernel), dtype=self.dtype), window)
+        """Convolve [B, H, W, in] with [kh, kw, in, any] → [B, H / stride, W / stride, any]; one group only."""
+        spec = ConvSpec((self.strides,) * 2, self.padding, (self.kernel_dilation,) * 2, precision=self.precision)
+        return linear_in_kernel(*self.promote_dtype((x, kernel), dtype=self.dtype), spec)
 
 
 def _convolve(x, kernel, strides, padding, *, rhs_dilation, feature_group_count, precision, **_):
-    # flax's way to call a convolution.
+    # The signature with which nnx.Conv calls `conv_general_dilated`.
     return convolve(x, kernel, ConvSpec(strides, tuple(padding), rhs_dilation, feature_group_count, precision))
 
 
@@ -109,7 +109,7 @@ class Linear(PartiallyTrainable, nnx.Linear):
         super().__init__(inputs, outputs, kernel_init=nnx.initializers.zeros, dtype=dtype, rngs=rngs)
 
     def apply_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """[B, ..., in], [in, any] → [B, ..., any]."""
+        """Multiply [B, ..., in] by [in, any] → [B, ..., any]."""
         return jnp.matmul(*self.promote_dtype((x, kernel), dtype=self.dtype), precision=self.precision)
 
 
@@ -130,28 +130,29 @@ class BatchNorm(nnx.BatchNorm):
         self.frozen = False
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Normalises by the batch when `train` and not frozen, else by the running statistics."""
-        rows = [row if row is None else row.get_value() for row in (self.scale, self.bias)]
-        before = [statistic.get_value() for statistic in (self.mean, self.var)]
-        how = {"epsilon": self.epsilon, "dtype": self.dtype or x.dtype}
+        """Normalize [..., C] by batch statistics if `train` and not frozen, otherwise by running statistics."""
+        scale, bias = (param if param is None else param.get_value() for param in (self.scale, self.bias))
+        options = {"epsilon": self.epsilon, "dtype": self.dtype or x.dtype}
+        running_mean = self.mean.get_value()
+        running_var = self.var.get_value()
         if self.frozen or not train:
-            return batch_norm.by_running(x, *before, *rows, **how)
-        y, *now = batch_norm.by_batch(x, *rows, **how)
+            return batch_norm.normalize_by_running_stats(x, running_mean, running_var, scale, bias, **options)
+        y, mean, var = batch_norm.normalize_by_batch_stats(x, scale, bias, **options)
         if self.unbiased:
             n = x.size // x.shape[-1]
-            now[1] *= n / max(1, n - 1)
-        for statistic, was, is_ in zip((self.mean, self.var), before, now, strict=True):
-            statistic.set_value(self.momentum * was + (1 - self.momentum) * is_)
+            var *= n / max(1, n - 1)
+        self.mean.set_value(self.momentum * running_mean + (1 - self.momentum) * mean)
+        self.var.set_value(self.momentum * running_var + (1 - self.momentum) * var)
         return y
 
 
-# The BatchNorm that sees a layer's channels and nothing else, as pairs of a pattern of the layer's path and the norm's.
-# Here for `ConvNorm`; a family in which norms follow otherwise has its own.
+# (pattern, replacement) pairs from a layer's path to that of the BatchNorm that reads this layer's channels and no
+# others. These are for `ConvNorm`; a family whose norms are placed differently defines its own.
 NORM_AFTER = ((r"(.*)/conv", r"\1/bn"),)
 
 
 class ConvNorm(nnx.Module):
-    """A convolution and its BatchNorm; options as in `Conv`."""
+    """A convolution followed by BatchNorm; `options` are passed to `Conv`."""
 
     def __init__(
         self,
@@ -180,16 +181,17 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[..., features] → the same shape; training changes nothing."""
+        """Normalize [..., features] over the last axis, in training and inference alike."""
         return super().__call__(x)
 
 
 class Dropout(nnx.Module):
-    """Inverted dropout (Srivastava et al. 2014); the key comes with the call, so no random state is kept.
+    """Inverted dropout (Srivastava et al. 2014); stateless, the random key is an argument of the call.
 
     Attributes:
-      rate: 0 leaves the layer out of the program.
-      asked: a rate above 0 that takes its place, a number of the step that the program does not depend on.
+      rate: fraction of dropped units; 0 removes the layer from the compiled program.
+      rate_override: traced rate above 0 that replaces `rate`, so that one program serves several rates.
+      frozen: whether the layer is the identity in training too.
     """
 
     rate_override: jax.Array | None = None
@@ -199,72 +201,82 @@ class Dropout(nnx.Module):
         self.frozen = False
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Zeroes a `rate` of the entries and scales the rest up, when `train` and not frozen."""
+        """Zero a fraction `rate` of the units of `x` and scale up the rest, if `train` and not frozen."""
         if not train or self.frozen or self.rate == 0:
             return x
         if rngs is None:
             raise ValueError("dropout in training needs rngs")
-        kept = 1 - (self.rate if self.rate_override is None else self.rate_override)
-        keep = jax.random.bernoulli(rngs.dropout(), kept, self.units(x.shape))
-        return jnp.where(keep, x / kept, 0).astype(x.dtype)
+        keep_rate = 1 - (self.rate if self.rate_override is None else self.rate_override)
+        mask = jax.random.bernoulli(rngs.dropout(), keep_rate, self.mask_shape(x.shape))
+        return jnp.where(mask, x / keep_rate, 0).astype(x.dtype)
 
-    def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what is kept or dropped as one."""
+    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the dropout mask for an input of this shape."""
         return shape
 
 
 class DropPath(Dropout):
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drops a residual branch, picture by picture."""
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drops a residual branch for whole images."""
 
-    def units(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One draw for each picture."""
+    def mask_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one value per image."""
         return (shape[0],) + (1,) * (len(shape) - 1)
 
 
 def drop_path_rates(last: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """The rate of every block, stage by stage: from 0 at the first, growing linearly to `last`."""
+    """Return the drop rate of every block by stage, growing linearly from 0 to `last`."""
     rates = iter(np.linspace(0, last, sum(depths)).tolist())
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 def max_pool(x: jax.Array, size: int = 2, stride: int = 2, padding: int = 0, ceil: bool = False) -> jax.Array:
-    """Max pooling [B, H, W, C]; what does not fill a window is dropped, or with `ceil` a window of its own."""
-    ends = (_ceil_padding(length, size, stride, padding) if ceil else padding for length in x.shape[1:3])
-    return _max_pool(size, stride, tuple((padding, end) for end in ends), tuple(x.shape[1:3]), x)
+    """Apply max pooling to [B, H, W, C].
+
+    Args:
+      x: the input.
+      size: side of the window.
+      stride: along H and W.
+      padding: of -inf on each side.
+      ceil: whether pixels that do not fill a last window get a window anyway (torch's ceil_mode) or are dropped.
+    """
+    sides = tuple(x.shape[1:3])
+    ends = (_ceil_padding(side, size, stride, padding) if ceil else padding for side in sides)
+    return _max_pool(size, stride, tuple((padding, end) for end in ends), sides, x)
 
 
-# XLA scatters the gradient number by number on a processor, which takes ten times as long as these maps.
+# A custom gradient: XLA's is a scatter, which runs element by element on a CPU and takes ten times as long.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _max_pool(size: int, stride: int, pads: tuple, sides: tuple, x: jax.Array) -> jax.Array:
-    return functools.reduce(jnp.maximum, _seen_by_pool(size, stride, pads, x))
+    return functools.reduce(jnp.maximum, _shifted_inputs(size, stride, pads, x))
 
 
-def _seen_by_pool(size: int, stride: int, pads: tuple, x: jax.Array) -> list[jax.Array]:
-    """For each place of the window, row by row, what it meets."""
+def _shifted_inputs(size: int, stride: int, pads: tuple, x: jax.Array) -> list[jax.Array]:
+    """Return, for each offset in the window row by row, the values there: a list of [B, H', W', C]."""
     x = jax.lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
     height, width = ((side - size) // stride * stride + 1 for side in x.shape[1:3])
     return [x[:, i : i + height : stride, j : j + width : stride] for i, j in np.ndindex(size, size)]
 
 
 def _max_pool_forward(size: int, stride: int, pads: tuple, sides: tuple, x: jax.Array):
-    seen = _seen_by_pool(size, stride, pads, x)
-    # Not by equality with the maximum: XLA may compute `x` again for each reader, with other rounding, and where
-    # nothing is equal, the gradient would go to the first place.
-    most, first = seen[0], jnp.zeros(seen[0].shape, jnp.uint8)
-    for place, here in enumerate(seen[1:], start=1):
-        first = jnp.where(here > most, jnp.uint8(place), first)
-        most = jnp.maximum(most, here)
-    return most, first
+    # The argmax is tracked here instead of compared with the maximum in the backward pass: XLA may recompute `x` for
+    # each consumer with different rounding, and where no value equals the maximum the gradient would be misplaced.
+    maximum, *others = _shifted_inputs(size, stride, pads, x)
+    argmax = jnp.zeros(maximum.shape, jnp.uint8)
+    for offset, values in enumerate(others, start=1):
+        argmax = jnp.where(values > maximum, jnp.uint8(offset), argmax)
+        maximum = jnp.maximum(maximum, values)
+    return maximum, argmax
 
 
-def _max_pool_backward(size: int, stride: int, pads: tuple, sides: tuple, first: jax.Array, dy: jax.Array):
-    zero, dx = jnp.zeros((), dy.dtype), 0
-    for place, starts in enumerate(np.ndindex(size, size)):
-        ends = zip(starts, pads, sides, dy.shape[1:3], strict=True)
-        spread = [(i - low, side + low - i - (n - 1) * stride - 1, stride - 1) for i, (low, _), side, n in ends]
-        # Of equal maxima the first has all, as in PyTorch.
-        part = jnp.where(first == place, dy, zero)
-        dx += jax.lax.pad(part, zero, ((0, 0, 0), *spread, (0, 0, 0)))
+def _max_pool_backward(size: int, stride: int, pads: tuple, sides: tuple, argmax: jax.Array, dy: jax.Array):
+    zero = jnp.zeros((), dy.dtype)
+    dx = 0
+    for offset, starts in enumerate(np.ndindex(size, size)):
+        axes = zip(starts, pads, sides, dy.shape[1:3], strict=True)
+        spread = [(i - low, side + low - i - (n - 1) * stride - 1, stride - 1) for i, (low, _), side, n in axes]
+        # Of equal maxima the first gets the whole gradient, as in PyTorch.
+        selected = jnp.where(argmax == offset, dy, zero)
+        dx += jax.lax.pad(selected, zero, ((0, 0, 0), *spread, (0, 0, 0)))
     return (dx,)
 
 
@@ -272,22 +284,22 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def average_pool(x: jax.Array, size: int, stride: int = 1, padding: int = 0, count_padding: bool = True) -> jax.Array:
-    """Average pooling [B, H, W, C]; padding counts as zeros, as in PyTorch, or not at all, as in Keras."""
+    """Apply average pooling to [B, H, W, C]; `count_padding` averages padding in as zeros (PyTorch, not Keras)."""
     pads = [(padding, padding)] * 2
     return nnx.avg_pool(x, (size, size), strides=(stride, stride), padding=pads, count_include_pad=count_padding)
 
 
 def average_pool_to(x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Averages [B, H, W, C] over windows to [B, *grid, C]; the windows are those of torch's AdaptiveAvgPool2d."""
+    """Average [B, H, W, C] over windows to [B, *grid, C], with the windows of torch's AdaptiveAvgPool2d."""
     for axis, size in zip((1, 2), grid, strict=True):
         if x.shape[axis] != size:
-            weights = jnp.asarray(_windows(x.shape[axis], size), x.dtype)
+            weights = jnp.asarray(_averaging_weights(x.shape[axis], size), x.dtype)
             x = jnp.moveaxis(jnp.tensordot(x, weights, (axis, 0)), -1, axis)
     return x
 
 
-def _windows(length: int, size: int) -> np.ndarray:
-    """[length, size]: column i averages the places from ⌊i·length/size⌋ to ⌈(i+1)·length/size⌉."""
+def _averaging_weights(length: int, size: int) -> np.ndarray:
+    """Return [length, size] weights; column i averages from ⌊i·length/size⌋ to ⌈(i+1)·length/size⌉."""
     weights = np.zeros((length, size))
     for i in range(size):
         window = slice(i * length // size, -(-(i + 1) * length // size))
@@ -296,7 +308,7 @@ def _windows(length: int, size: int) -> np.ndarray:
 
 
 def _ceil_padding(length: int, size: int, stride: int, padding: int) -> int:
-    """The padding at the end that makes room for a last window, which must start before the end of the input."""
+    """Return the end padding that makes room for a last window, which must start before the end of the input."""
     windows = -(-(length + 2 * padding - size) // stride) + 1
     if (windows - 1) * stride >= length + padding:
         windows -= 1

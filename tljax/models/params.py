@@ -1,4 +1,4 @@
-"""A model's leaves as one flat dict, `stage1/conv2/kernel` → array, and back: the form everything else works on."""
+"""A model's variables as one flat dict, {"stage1/conv2/kernel": array}, the form that the rest of the package uses."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ Variables = dict[str, jax.Array]
 
 
 class FlatModel(NamedTuple):
-    """A model taken apart: what is static, the parameters, and the BatchNorm statistics."""
+    """A model split into its static structure, its parameters and its BatchNorm statistics."""
 
     graphdef: nnx.GraphDef
     params: Variables
     batch_stats: Variables
 
+    @property
+    def variables(self) -> Variables:
+        """Parameters, then BatchNorm statistics."""
+        return self.params | self.batch_stats
+
 
 def flatten_model(model: nnx.Module) -> FlatModel:
-    """Takes a model apart into its graph definition and flat dicts of leaves."""
+    """Split a model into its graph definition and flat dicts of parameters and BatchNorm statistics."""
     graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return FlatModel(graphdef, _values(params), _values(stats))
 
 
 def variables(model: nnx.Module) -> Variables:
-    """All leaves of a model: the parameters, then the statistics; shapes where they have no value yet."""
-    _, params, stats = flatten_model(model)
-    return params | stats
+    """Return a model's parameters, then its BatchNorm statistics; `ShapeDtypeStruct`s where it is abstract."""
+    return flatten_model(model).variables
 
 
 def merge(graphdef: nnx.GraphDef, variables: Variables) -> nnx.Module:
-    """Puts a model together again from all its leaves; pure, so it may stand inside jit."""
+    """Rebuild a model from its graph definition and all its variables; pure, so it works inside jit."""
     state = nnx.from_flat_state({tuple(path.split("/")): value for path, value in variables.items()})
     return nnx.merge(graphdef, state, copy=True)
 
 
 def batch_stats(model: nnx.Module) -> Variables:
-    """The BatchNorm statistics as they are now."""
+    """Return the current BatchNorm statistics."""
     return _values(nnx.state(model, nnx.BatchStat))
 
 
@@ -49,7 +53,7 @@ def set_variables(model: nnx.Module, variables: Variables) -> None:
 
 
 def flatten_state(state: nnx.State) -> dict[str, nnx.Variable]:
-    """The variables of a state by path."""
+    """Return the variables of a state by path."""
     return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 

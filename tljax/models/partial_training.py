@@ -1,4 +1,4 @@
-"""What convolutions and dense layers have in common: output channels can learn alone, and the output can be watched."""
+"""A mixin for convolutions and dense layers: train single output channels, and observe the outputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flax import nnx
 
 
 class TrainableChannels(NamedTuple):
-    """The output channels of a layer that learn while the others stand still.
+    """The output channels of a layer that are trained while its other channels are frozen.
 
     Attributes:
-      kernel: their part of the layer's kernel, [..., k].
-      index: which they are, int32 [k].
+      kernel: the part of the layer's kernel for these channels, [..., k].
+      index: the channels, int32 [k].
     """
 
     kernel: jax.Array
@@ -23,26 +23,29 @@ class TrainableChannels(NamedTuple):
 
 
 class PartiallyTrainable:
-    """Stands in front of flax's layer, and leaves what it computes as it is.
+    """Mixin placed before a Flax layer in the bases; it does not change the layer's outputs.
 
     Attributes:
-      neurons: set by `learn`; None: the kernel is a leaf like any other.
-      watch: called with every output; None: nobody is.
+      channels: set by `train_channels`; None: the whole kernel is trained.
+      on_output: called with every output; None: not used.
     """
 
     channels: TrainableChannels | None = None
     on_output: Callable[[jax.Array], None] | None = None
 
-    def train_channels(self, neurons: TrainableChannels) -> None:
-        """Gives the kernel's gradient to `neurons` alone, at k / out of its cost; it already holds their part."""
-        # Single channels of a grouped convolution are no convolution in as many groups. There nothing changes: the
-        # whole kernel's gradient is computed, and flows on to what the kernel was put together from.
+    def train_channels(self, channels: TrainableChannels) -> None:
+        """Route the kernel's gradient to `channels` only, at k / out of its cost.
+
+        The layer's kernel must already contain the values of `channels.kernel`.
+        """
+        # Single channels of a grouped convolution do not form a convolution with as many groups. Grouped convolutions
+        # are left unchanged: the gradient of the whole kernel is computed and flows to what it was assembled from.
         if getattr(self, "feature_group_count", 1) == 1:
             self.kernel.set_value(jax.lax.stop_gradient(self.kernel.get_value()))
-            self.channels = nnx.data(neurons)
+            self.channels = nnx.data(channels)
 
     def apply_kernel(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """The layer without its bias and with another kernel, [..., any]."""
+        """Apply the layer without its bias and with another kernel, [..., any]."""
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -56,18 +59,18 @@ class PartiallyTrainable:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _route_gradient(linear, y: jax.Array, x: jax.Array, neurons: TrainableChannels) -> jax.Array:
-    """Returns `y`; its gradient at `neurons.index` goes to `neurons.kernel` too, as that of `linear(x, kernel)`."""
+def _route_gradient(linear, y: jax.Array, x: jax.Array, channels: TrainableChannels) -> jax.Array:
+    """Return `y`; its gradient at `channels.index` also flows to `channels.kernel`, as that of `linear(x, kernel)`."""
     return y
 
 
-def _route_gradient_forward(linear, y: jax.Array, x: jax.Array, neurons: TrainableChannels):
-    return y, (x, neurons)
+def _route_gradient_forward(linear, y: jax.Array, x: jax.Array, channels: TrainableChannels):
+    return y, (x, channels)
 
 
-def _route_gradient_backward(linear, saved, dy: jax.Array):
-    x, neurons = saved
-    (kernel,) = jax.linear_transpose(lambda k: linear(x, k), neurons.kernel)(dy[..., neurons.index])
+def _route_gradient_backward(linear, residuals, dy: jax.Array):
+    x, channels = residuals
+    (kernel,) = jax.linear_transpose(lambda k: linear(x, k), channels.kernel)(dy[..., channels.index])
     return dy, None, TrainableChannels(kernel, None)
 
 

@@ -1,1 +1,1 @@
-"""Numerics that know no model."""
+"""Numerical operations that do not depend on any model."""

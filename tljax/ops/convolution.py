@@ -1,31 +1,34 @@
-"""Convolution in the form that the backend does best: XLA's own, or products of matrices on a processor.
+"""Convolutions by the fastest algorithm for the backend: XLA's convolution, or matrix products on a CPU.
 
-On a GPU or TPU, it is `jax.lax.conv_general_dilated`. On a CPU `rule` chooses a form by shape, for the value and for
-each gradient. GFLOP/s, two cores of a Zen 4 shared with other work, jaxlib 0.10.2, XLA's form → the form chosen, when
-a product of large matrices reached 150 to 190 (`benchmarks/convolutions.py` measures it on another machine):
+On a GPU or TPU this is `jax.lax.conv_general_dilated`. On a CPU `select_algorithms` chooses by shape, separately for
+the value and for each gradient. Measurements in GFLOP/s, XLA's convolution → the chosen algorithm (two cores of a
+shared Zen 4, jaxlib 0.10.2, where a product of large matrices reached 150 to 190; `benchmarks/convolutions.py` repeats
+them):
 
-- 1×1 kernels are products. On [16, 16, 16, 64] → 256 channels: 87 → 159; the kernel's gradient 48 → 109, and by
-  `columns`, where XLA's form is a convolution over the batch, 26 → 65 and 53 → 129 ([16, 8, 8, 512] → 128).
-- Maps of at most 4 × 4 places are `im2col` and a product. XLA has no fast path for a kernel larger than the map:
-  3×3, 512 → 512 channels on 2 × 2 places: 1 → 105, its input's gradient by the transpose of `im2col` 1 → 116; at
-  stride 2 from 4 × 4 places 1 → 63 to 119. Larger patches outgrow the caches: 98 → 17 on [8, 56, 56, 64] float32.
-- The input's gradient at stride 2 on a result of 8 × 8 places and less: `im2col`, 69 → 82, 97 → 136.
-- Products of bfloat16 are up to 2.2 times as fast as those of float32, XLA's convolutions of bfloat16 are not. Results
-  of up to 16 × 16 places are `rows`: 181 → 284 on [32, 16, 16, 256], 176 → 310 on [32, 8, 8, 512], 173 → 287 on
-  [32, 4, 4, 512]; of up to 32 × 32 places a `wide_matmul`: 146 → 221 on [32, 32, 32, 128], where `rows` reach 162.
-- Depthwise kernels are sums of shifted maps, `depthwise_shift`: 8 to 29 times as fast for ConvNeXt's 7×7.
+- 1×1 kernels are matrix products. [16, 16, 16, 64] → 256 channels: 87 → 159, the kernel's gradient 48 → 109; with
+  `columns`, where XLA computes a convolution over the batch, 26 → 65 and 53 → 129 ([16, 8, 8, 512] → 128 channels).
+- Results of at most 4 × 4 locations use `im2col` and a product. XLA has no fast path for kernels larger than the
+  feature map: 3×3, 512 → 512 channels on 2 × 2 locations: 1 → 105, the input's gradient by the transpose of `im2col`
+  1 → 116; at stride 2 from 4 × 4 locations 1 → 63 to 119. Larger patches do not fit the caches: 98 → 17 on
+  [8, 56, 56, 64] in float32.
+- The input's gradient at stride 2, for results of at most 8 × 8 locations, uses `im2col`: 69 → 82, 97 → 136.
+- Products of bfloat16 are up to 2.2 times as fast as those of float32, but XLA's convolutions of bfloat16 are not.
+  Results of up to 16 × 16 locations use `rows`: 181 → 284 on [32, 16, 16, 256], 176 → 310 on [32, 8, 8, 512],
+  173 → 287 on [32, 4, 4, 512]; of up to 32 × 32 locations `wide_matmul`: 146 → 221 on [32, 32, 32, 128], where `rows`
+  reaches 162.
+- Depthwise kernels are sums of shifted feature maps, `depthwise_shift`: 8 to 29 times as fast for ConvNeXt's 7×7.
 
-No faster on the shapes of ResNet-50, or slower: one product for each place of a kernel, patches picture by picture,
-gradients by stride-phases, three-dimensional convolutions of unit depth; and for the 7×7 stem at stride 2 on 224×224
-pictures, space-to-depth (89 → 20, the kernel's gradient 34 → 18) and `im2col` (26, 24). BatchNorm folded into the
-kernels of a network in inference mode gains nothing, 0.96 to 1.02 times the speed on ResNet-50, DenseNet-121 and
-Inception v3: it stands in one loop with the ReLU, which has to go over the map anyway.
+Tried and no faster on the shapes of ResNet-50: one product for each kernel tap, patches image by image, gradients by
+stride phases, three-dimensional convolutions of unit depth; and for the 7×7 stem at stride 2 on 224×224 images,
+space-to-depth (89 → 20, the kernel's gradient 34 → 18) and `im2col` (26, 24). Folding BatchNorm into the kernels for
+inference gains nothing (0.96 to 1.02 times the speed on ResNet-50, DenseNet-121 and Inception v3): XLA fuses it with
+the ReLU, which has to read the feature map anyway.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -36,13 +39,13 @@ NO_PADDING = ((0, 0), (0, 0))
 
 
 class ConvSpec(NamedTuple):
-    """All of a convolution but its arrays.
+    """The static parameters of a convolution.
 
     Attributes:
       strides: along H and W.
       padding: zeros before and after, along H and W.
-      dilation: distance of the kernel's places along H and W.
-      groups: of channels that do not see each other.
+      dilation: distance between kernel taps along H and W.
+      groups: number of channel groups that are convolved separately.
       precision: of products, as in `jax.lax`.
     """
 
@@ -54,7 +57,13 @@ class ConvSpec(NamedTuple):
 
 
 class ConvAlgorithms(NamedTuple):
-    """Names in `FORMS`: what computes the value, and whose transposes compute the gradients."""
+    """Keys of `ALGORITHMS` for the three computations of a convolution.
+
+    Attributes:
+      value: computes the value.
+      to_input: its transpose computes the gradient of the input.
+      to_kernel: its transpose computes the gradient of the kernel.
+    """
 
     value: str
     to_input: str
@@ -62,204 +71,214 @@ class ConvAlgorithms(NamedTuple):
 
 
 NATIVE = ConvAlgorithms("xla_conv", "xla_conv", "xla_conv")
-# How many places of the result one step of `rows` computes, about: what it reads and writes then stays in the caches.
-PLACES = 1024
+# Approximate number of output locations that one step of `rows` computes, so that its operands stay in the caches.
+LOCATIONS_PER_STEP = 1024
 
 
-def convolve(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
-    """[B, H, W, in], [kh, kw, in / groups, out] → [B, H', W', out]."""
-    forms = select_algorithms(x.shape, kernel.shape, window, x.dtype)
-    return (
-        xla_conv(x, kernel, window) if forms == NATIVE else _convolve((forms, window, x.shape, kernel.shape), x, kernel)
-    )
+def convolve(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Convolve [B, H, W, in] with a kernel [kh, kw, in / groups, out] → [B, H', W', out]."""
+    algorithms = select_algorithms(x.shape, kernel.shape, spec, x.dtype)
+    if algorithms == NATIVE:
+        return xla_conv(x, kernel, spec)
+    return _convolve((algorithms, spec, x.shape, kernel.shape), x, kernel)
 
 
-def linear_in_kernel(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
-    """The same, for `jax.linear_transpose` with respect to the kernel."""
-    return ALGORITHMS[select_algorithms(x.shape, kernel.shape, window, x.dtype).to_kernel](x, kernel, window)
+def linear_in_kernel(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Same as `convolve`, in a form that `jax.linear_transpose` accepts with respect to the kernel."""
+    return ALGORITHMS[select_algorithms(x.shape, kernel.shape, spec, x.dtype).to_kernel](x, kernel, spec)
 
 
-def select_algorithms(x: Shape, kernel: Shape, window: ConvSpec, dtype) -> ConvAlgorithms:
-    """The forms for arrays of these shapes and of this dtype."""
-    side = max(_lengths(x, kernel, window))
-    if jax.default_backend() != "cpu" or min(_lengths(x, kernel, window)) < 1:
+def select_algorithms(x: Shape, kernel: Shape, spec: ConvSpec, dtype) -> ConvAlgorithms:
+    """Return the algorithms for an input and a kernel of these shapes and this dtype."""
+    max_side = max(_output_size(x, kernel, spec))
+    if jax.default_backend() != "cpu" or min(_output_size(x, kernel, spec)) < 1:
         return NATIVE
-    if window.groups > 1:
-        return (
-            ConvAlgorithms("depthwise_shift", "depthwise_shift", "depthwise_shift")
-            if window.groups == x[-1] == kernel[-1]
-            else NATIVE
-        )
+    if spec.groups > 1:
+        depthwise = spec.groups == x[-1] == kernel[-1]
+        return ConvAlgorithms("depthwise_shift", "depthwise_shift", "depthwise_shift") if depthwise else NATIVE
     if kernel[:2] == (1, 1):
         return ConvAlgorithms("im2col", "im2col", "columns")
-    strided, wide = max(window.strides) > 1, min(x[-1], kernel[-1]) >= 64
-    if dtype == jnp.bfloat16 and side <= 32 and wide:
-        value = "wide_matmul" if side > 16 and not strided else "rows"
-        return ConvAlgorithms(value, "im2col" if strided else "rows", "columns" if side <= 4 else "xla_conv")
-    if side <= 4:
+    strided = max(spec.strides) > 1
+    many_channels = min(x[-1], kernel[-1]) >= 64
+    if dtype == jnp.bfloat16 and max_side <= 32 and many_channels:
+        value = "wide_matmul" if max_side > 16 and not strided else "rows"
+        return ConvAlgorithms(value, "im2col" if strided else "rows", "columns" if max_side <= 4 else "xla_conv")
+    if max_side <= 4:
         return ConvAlgorithms("im2col", "im2col", "columns")
-    return ConvAlgorithms("xla_conv", "im2col" if strided and side <= 8 else "xla_conv", "xla_conv")
+    return ConvAlgorithms("xla_conv", "im2col" if strided and max_side <= 8 else "xla_conv", "xla_conv")
 
 
 @functools.cache
 def inference_options() -> dict[str, str]:
-    """Options of the compiler for programs without gradients of convolutions.
+    """Return XLA compiler options for programs without gradients of convolutions.
 
-    On a processor, jaxlib 0.10 gives convolutions in float32 to YNNPACK, which is the faster one for gradients, and for
-    a network's forward pass the slower one: Eigen's are 1.34 times as fast in VGG-16 (64×64), 1.28 in DenseNet-121
-    (64×64), 1.8 in Inception v3 (128×128), 1.35 in ResNet-8 (28×28), 1.04 to 1.09 in ResNet-50.
+    On a CPU, jaxlib 0.10 delegates float32 convolutions to YNNPACK, which is faster for gradients but slower for a
+    network's forward pass: Eigen's are 1.34 times as fast in VGG-16 (64×64), 1.28 in DenseNet-121 (64×64), 1.8 in
+    Inception v3 (128×128), 1.35 in ResNet-8 (28×28), 1.04 to 1.09 in ResNet-50.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
     if jax.default_backend() != "cpu":
         return {}
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # a compiler that has no such option
+    except jax.errors.JaxRuntimeError:  # this version of the compiler has no such option
         return {}
     return options
 
 
-def xla_conv(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
+def xla_conv(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
     """XLA's convolution."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
-        window.strides,
-        window.padding,
-        rhs_dilation=window.dilation,
+        spec.strides,
+        spec.padding,
+        rhs_dilation=spec.dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=window.groups,
-        precision=window.precision,
+        feature_group_count=spec.groups,
+        precision=spec.precision,
     )
 
 
-def im2col(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
-    """All that the window sees, [B, H', W', kh · kw · in], times the kernel as a matrix."""
-    seen = jnp.concatenate(list(_receptive(_padded(x, window), kernel.shape, window)), -1)
-    return _product(seen, kernel.reshape(-1, kernel.shape[-1]), window).astype(x.dtype)
+def im2col(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Convolution as a product of all patches, [B, H', W', kh · kw · in], with the kernel as a matrix."""
+    patches = jnp.concatenate(list(_shifted_inputs(_pad(x, spec), kernel.shape, spec)), -1)
+    return _matmul(patches, kernel.reshape(-1, kernel.shape[-1]), spec).astype(x.dtype)
 
 
-def columns(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
-    """The same with patches as columns, [kh · kw · in, B · H' · W']: its transpose in the kernel is a plain product.
+def columns(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """`im2col` with patches as columns, [kh · kw · in, B · H' · W'], whose transpose in the kernel is a plain product.
 
-    The library behind XLA's products has no kernel for one that contracts the rows of both its factors.
+    XLA's matrix library has no fast kernel for products that contract the rows of both operands.
     """
-    # The barriers keep the compiler from making x again for it, across its order in memory, and from putting the
-    # transposition back into the product.
+    # The barriers keep XLA from recomputing x inside the transposition, with strided memory access, and from merging
+    # the transposition back into the product.
     x = jax.lax.optimization_barrier(x)
-    seen = jnp.concatenate(list(_receptive(_padded(x, window), kernel.shape, window)), -1)
-    matrix = jax.lax.optimization_barrier(seen.reshape(-1, seen.shape[-1]).T)
-    y = _product(matrix, kernel.reshape(-1, kernel.shape[-1]), window, axis=0)
-    return y.reshape(*seen.shape[:-1], -1).astype(x.dtype)
+    patches = jnp.concatenate(list(_shifted_inputs(_pad(x, spec), kernel.shape, spec)), -1)
+    patch_columns = jax.lax.optimization_barrier(patches.reshape(-1, patches.shape[-1]).T)
+    y = _matmul(patch_columns, kernel.reshape(-1, kernel.shape[-1]), spec, axis=0)
+    return y.reshape(*patches.shape[:-1], -1).astype(x.dtype)
 
 
-def rows(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
-    """A product for each row of the kernel and what that row sees, a few pictures at a time."""
-    matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
+def rows(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Convolution as a sum over kernel rows of products with that row's patches, a few images at a time."""
+    row_matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
 
-    def convolved(seen: jax.Array, meets: list[slice]) -> jax.Array:
-        return sum(_product(seen[:, where], matrix, window) for where, matrix in zip(meets, matrices, strict=True))
+    def multiply(patches: jax.Array, input_rows: list[slice]) -> jax.Array:
+        pairs = zip(input_rows, row_matrices, strict=True)
+        return sum(_matmul(patches[:, row_slice], matrix, spec) for row_slice, matrix in pairs)
 
-    return _by_row(convolved, x, kernel, window, PLACES)
-
-
-def wide_matmul(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
-    """One product of what a row of the kernel sees and all rows side by side, of which the right parts are summed."""
-    side_by_side = jnp.moveaxis(kernel.reshape(kernel.shape[0], -1, kernel.shape[-1]), 0, 1)
-
-    def convolved(seen: jax.Array, meets: list[slice]) -> jax.Array:
-        y = _product(seen, side_by_side.reshape(seen.shape[-1], -1), window)
-        y = y.reshape(*seen.shape[:3], kernel.shape[0], -1)
-        return sum(y[:, where, :, i] for i, where in enumerate(meets))
-
-    return _by_row(convolved, x, kernel, window, 4 * PLACES)
+    return _map_row_patches(multiply, x, kernel, spec, LOCATIONS_PER_STEP)
 
 
-def depthwise_shift(x: jax.Array, kernel: jax.Array, window: ConvSpec) -> jax.Array:
-    """Depthwise: the sum over the kernel's places of shifted maps times a number for each channel."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    numbers = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
-    maps = _receptive(_padded(x, window).astype(wide), kernel.shape, window)
-    return sum(m * n for m, n in zip(maps, numbers, strict=True)).astype(x.dtype)
+def wide_matmul(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Convolution as one product of row patches with all kernel rows side by side, summed over the matching parts."""
+    wide_kernel = jnp.moveaxis(kernel.reshape(kernel.shape[0], -1, kernel.shape[-1]), 0, 1)
+
+    def multiply(patches: jax.Array, input_rows: list[slice]) -> jax.Array:
+        y = _matmul(patches, wide_kernel.reshape(patches.shape[-1], -1), spec)
+        y = y.reshape(*patches.shape[:3], kernel.shape[0], -1)
+        return sum(y[:, row_slice, :, i] for i, row_slice in enumerate(input_rows))
+
+    return _map_row_patches(multiply, x, kernel, spec, 4 * LOCATIONS_PER_STEP)
 
 
-ALGORITHMS = {form.__name__: form for form in (xla_conv, im2col, columns, rows, wide_matmul, depthwise_shift)}
+def depthwise_shift(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
+    """Depthwise convolution as a sum over kernel taps of shifted inputs times one weight per channel."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    taps = kernel.reshape(-1, kernel.shape[-1]).astype(dtype)
+    shifted = _shifted_inputs(_pad(x, spec).astype(dtype), kernel.shape, spec)
+    return sum(inputs * tap for inputs, tap in zip(shifted, taps, strict=True)).astype(x.dtype)
+
+
+ALGORITHMS = {
+    function.__name__: function for function in (xla_conv, im2col, columns, rows, wide_matmul, depthwise_shift)
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(static, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    forms, window, *_ = static
-    return ALGORITHMS[forms.value](x, kernel, window)
+    algorithms, spec, *_ = static
+    return ALGORITHMS[algorithms.value](x, kernel, spec)
 
 
 def _forward(static, x, kernel):
-    # Where one of the two needs no gradient, nothing is kept or computed for it.
-    saved = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
-    return _convolve(static, x.value, kernel.value), saved
+    # An input that needs no gradient is not perturbed: then its gradient is not computed, and the other not saved.
+    residuals = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return _convolve(static, x.value, kernel.value), residuals
 
 
-def _backward(static, saved, dy: jax.Array):
-    (forms, window, *shapes), (x, kernel) = static, saved
+def _backward(static, residuals, dy: jax.Array):
+    algorithms, spec, *shapes = static
+    x, kernel = residuals
     x_like, kernel_like = (jax.ShapeDtypeStruct(shape, dy.dtype) for shape in shapes)
     dx = dkernel = None
-    if kernel is not None and forms.to_input == "rows":
-        # At stride 1 the gradient is itself the convolution with the kernel turned around.
-        ends = zip(window.dilation, kernel.shape, window.padding, strict=False)
-        padding = tuple((d * (k - 1) - before, d * (k - 1) - after) for d, k, (before, after) in ends)
-        dx = rows(dy, kernel[::-1, ::-1].swapaxes(2, 3), window._replace(padding=padding))
+    if kernel is not None and algorithms.to_input == "rows":
+        # At stride 1 the gradient is itself a convolution, with the kernel flipped.
+        sides = zip(spec.dilation, kernel.shape, spec.padding, strict=False)
+        padding = tuple((d * (k - 1) - before, d * (k - 1) - after) for d, k, (before, after) in sides)
+        dx = rows(dy, kernel[::-1, ::-1].swapaxes(2, 3), spec._replace(padding=padding))
     elif kernel is not None:
-        (dx,) = jax.linear_transpose(lambda x: ALGORITHMS[forms.to_input](x, kernel, window), x_like)(dy)
+        (dx,) = jax.linear_transpose(lambda x: ALGORITHMS[algorithms.to_input](x, kernel, spec), x_like)(dy)
     if x is not None:
-        (dkernel,) = jax.linear_transpose(lambda k: ALGORITHMS[forms.to_kernel](x, k, window), kernel_like)(dy)
+        (dkernel,) = jax.linear_transpose(lambda k: ALGORITHMS[algorithms.to_kernel](x, k, spec), kernel_like)(dy)
     return dx, dkernel
 
 
 _convolve.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _padded(x: jax.Array, window: ConvSpec) -> jax.Array:
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in window.padding), (0, 0, 0)))
+def _pad(x: jax.Array, spec: ConvSpec) -> jax.Array:
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in spec.padding), (0, 0, 0)))
 
 
-def _receptive(x: jax.Array, kernel: Shape, window: ConvSpec) -> Iterator[jax.Array]:
-    """For each place of the kernel, row by row, what it meets on a padded map: [B, H', W', in]."""
-    height, width = _lengths(x.shape, kernel, window._replace(padding=NO_PADDING))
-    (down, right), (i_step, j_step) = window.strides, window.dilation
-    for i in range(0, kernel[0] * i_step, i_step):
-        for j in range(0, kernel[1] * j_step, j_step):
-            yield x[:, i : i + (height - 1) * down + 1 : down, j : j + (width - 1) * right + 1 : right]
+def _shifted_inputs(x: jax.Array, kernel: Shape, spec: ConvSpec) -> Iterator[jax.Array]:
+    """Yield, for each kernel tap row by row, the values of a padded input that it multiplies: [B, H', W', in]."""
+    height, width = _output_size(x.shape, kernel, spec._replace(padding=NO_PADDING))
+    stride_h, stride_w = spec.strides
+    dilation_h, dilation_w = spec.dilation
+    for i in range(0, kernel[0] * dilation_h, dilation_h):
+        for j in range(0, kernel[1] * dilation_w, dilation_w):
+            yield x[:, i : i + (height - 1) * stride_h + 1 : stride_h, j : j + (width - 1) * stride_w + 1 : stride_w]
 
 
-def _by_row(convolved, x: jax.Array, kernel: jax.Array, window: ConvSpec, places: int) -> jax.Array:
-    """Calls `convolved(seen, meets)` for a few pictures at a time, about so many places of the result.
+def _map_row_patches(
+    multiply: Callable[[jax.Array, list[slice]], jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    spec: ConvSpec,
+    locations: int,
+) -> jax.Array:
+    """Call `multiply(patches, input_rows)` for a few images at a time, about `locations` output locations per call.
 
-    `seen` [b, H, W', kw · in] is what a row of the kernel sees of each row of the map, `meets` which rows of the map
-    each row of the kernel meets.
+    `patches` [b, H, W', kw · in] are the patches of one kernel row at every row of the input; `input_rows` are, for
+    each kernel row, the rows of the input that it multiplies.
     """
-    x, (down, right) = _padded(x, window), window.strides
-    height, width = _lengths(x.shape, kernel.shape, window._replace(padding=NO_PADDING))
-    starts = range(0, kernel.shape[0] * window.dilation[0], window.dilation[0])
-    meets = [slice(start, start + (height - 1) * down + 1, down) for start in starts]
+    x = _pad(x, spec)
+    stride_h, stride_w = spec.strides
+    height, width = _output_size(x.shape, kernel.shape, spec._replace(padding=NO_PADDING))
+    starts = range(0, kernel.shape[0] * spec.dilation[0], spec.dilation[0])
+    input_rows = [slice(start, start + (height - 1) * stride_h + 1, stride_h) for start in starts]
 
-    def of(x: jax.Array) -> jax.Array:
-        seen = _receptive(x, (1, *kernel.shape[1:]), window._replace(strides=(1, right)))
-        return convolved(jnp.concatenate(list(seen), -1), meets).astype(x.dtype)
+    def convolve_images(x: jax.Array) -> jax.Array:
+        shifted = _shifted_inputs(x, (1, *kernel.shape[1:]), spec._replace(strides=(1, stride_w)))
+        return multiply(jnp.concatenate(list(shifted), -1), input_rows).astype(x.dtype)
 
-    pictures = max(1, places // (height * width))
-    if x.shape[0] % pictures or x.shape[0] == pictures:
-        return of(x)
-    y = jax.lax.map(of, x.reshape(-1, pictures, *x.shape[1:]))
+    num_images = max(1, locations // (height * width))
+    if x.shape[0] % num_images or x.shape[0] == num_images:
+        return convolve_images(x)
+    y = jax.lax.map(convolve_images, x.reshape(-1, num_images, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
 
 
-def _lengths(x: Shape, kernel: Shape, window: ConvSpec) -> list[int]:
-    """Of the result, along H and W."""
-    axes = zip(x[1:3], kernel[:2], window.strides, window.padding, window.dilation, strict=True)
+def _output_size(x: Shape, kernel: Shape, spec: ConvSpec) -> list[int]:
+    """Return H' and W' of the result."""
+    axes = zip(x[1:3], kernel[:2], spec.strides, spec.padding, spec.dilation, strict=True)
     return [(side + sum(pads) - dilation * (size - 1) - 1) // stride + 1 for side, size, stride, pads, dilation in axes]
 
 
-def _product(a: jax.Array, b: jax.Array, window: ConvSpec, axis: int = -1) -> jax.Array:
-    # Sums are at least float32, as XLA's convolutions have them.
-    wide = jnp.promote_types(a.dtype, jnp.float32)
+def _matmul(a: jax.Array, b: jax.Array, spec: ConvSpec, axis: int = -1) -> jax.Array:
+    # Sums are accumulated in at least float32, as in XLA's convolutions.
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
     contracted = ((axis % a.ndim,), (0,)), ((), ())
-    return jax.lax.dot_general(a, b, contracted, precision=window.precision, preferred_element_type=wide)
+    return jax.lax.dot_general(a, b, contracted, precision=spec.precision, preferred_element_type=dtype)

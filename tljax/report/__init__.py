@@ -1,1 +1,1 @@
-"""Figures, tables and the Markdown report of a run; takes plain dicts and arrays only."""
+"""Figures, tables and the Markdown report of a run, drawn from plain dicts and arrays, and the metric loggers."""

@@ -1,4 +1,4 @@
-"""What happens while it happens: metrics.jsonl, TensorBoard events, a line a validation, and a progress bar."""
+"""Logging during a run: metrics.jsonl, TensorBoard events, one console line per validation, and a progress bar."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from tljax.tasks import Task
 
 
 class MetricLogger:
-    """The validations of one run, a context manager: a file, events, and lines.
+    """Context manager that logs the validation rounds of one run to a file, TensorBoard and the console.
 
     Args:
-      workdir: where metrics.jsonl and tensorboard/ go.
-      console: for the lines.
-      task: whose metrics they show.
-      tensorboard: whether events are written.
-      lines: whether each validation gets a line on the console.
+      workdir: folder of metrics.jsonl and tensorboard/.
+      console: receives the lines.
+      task: determines which metrics the lines show.
+      tensorboard: whether to write TensorBoard events.
+      lines: whether to print one line per validation round.
     """
 
     def __init__(self, workdir: Path, console: Console, task: Task, *, tensorboard: bool = True, lines: bool = True):
-        self._shown = task.train_metric_name, task.metrics[0][0]
-        self._path, self._console, self._lines = workdir / "metrics.jsonl", console, lines
+        self._train_metric = task.train_metric_name
+        self._valid_metric = task.metrics[0][0]
+        self._path = workdir / "metrics.jsonl"
+        self._console = console
+        self._lines = lines
         self._events = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -40,7 +43,7 @@ class MetricLogger:
             self._events.close()
 
     def write(self, row: dict) -> None:
-        """Appends a validation to metrics.jsonl and to the events."""
+        """Append one validation round to metrics.jsonl and to the TensorBoard events."""
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self._events is not None:
@@ -51,33 +54,38 @@ class MetricLogger:
             self._events.add_scalar("lr", row["lr"], row["step"])
             self._events.flush()
         if self._lines:
-            train, valid, (seen, score) = row["train"], row["valid"], self._shown
+            train = row["train"]
+            valid = row["valid"]
             self._console.print(
-                f"epoch {row['epoch']:6.2f} {row['phase']:<12} train {train['loss']:.4f} {train[seen]:7.2%}  "
-                f"validation {valid['loss']:.4f} {valid[score] or 0:7.2%}" + (" best" if row["best"] else ""),
+                f"epoch {row['epoch']:6.2f} {row['phase']:<12} "
+                f"train {train['loss']:.4f} {train[self._train_metric]:7.2%}  "
+                f"validation {valid['loss']:.4f} {valid[self._valid_metric] or 0:7.2%}"
+                + (" best" if row["best"] else ""),
                 style="bold" if row["best"] else None,
                 highlight=False,
             )
 
     def truncate(self, rows: int) -> None:
-        """Drops lines of metrics.jsonl that were written after the checkpoint that the run goes on from."""
-        kept = read_metrics(self._path)[:rows]
+        """Keep the first `rows` lines of metrics.jsonl and drop those written after the checkpoint being resumed."""
+        remaining = read_metrics(self._path)[:rows]
         partial = self._path.with_suffix(".part")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.write_text("".join(json.dumps(row) + "\n" for row in remaining))
         partial.replace(self._path)
 
 
 class ProgressBar:
-    """A progress bar of what goes on, a context manager.
+    """Context manager that shows a progress bar of the current phase or task.
 
     Args:
-      console: for the bar and the notes.
-      seen: name of what the steps show besides the loss.
-      notes: whether notes are printed.
+      console: receives the bar and the notes.
+      metric: name of the training metric shown next to the loss.
+      notes: whether to print notes.
     """
 
-    def __init__(self, console: Console, seen: str = "accuracy", *, notes: bool = True):
-        self._console, self._seen, self._notes = console, seen.replace("_", " "), notes
+    def __init__(self, console: Console, metric: str = "accuracy", *, notes: bool = True):
+        self._console = console
+        self._metric = metric.replace("_", " ")
+        self._notes = notes
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -88,7 +96,9 @@ class ProgressBar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task, self._pictures, self._since = None, 0, None
+        self._task = None
+        self._timed_images = 0
+        self._start_time = None
 
     def __enter__(self):
         self._bar.start()
@@ -98,40 +108,50 @@ class ProgressBar:
         self._bar.stop()
 
     def start_phase(self, name: str, steps: int, done: int) -> None:
-        """Shows a bar for the phase; `done` steps of it lie behind."""
+        """Show a bar for a phase of `steps` steps, of which `done` are already done."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=steps, completed=done, metrics="compiling …")
-        self._pictures, self._since = 0, None
+        self._timed_images = 0
+        self._start_time = None
 
-    def start_task(self, what: str, pictures: int) -> None:
-        """Shows a bar for what goes before the steps of a phase, over so many pictures."""
-        self.start_phase(what, pictures, 0)
-        self._bar.update(self._task, metrics="pictures")
+    def start_task(self, name: str, images: int) -> None:
+        """Show a bar for a task over `images` images that precedes the steps of a phase."""
+        self.start_phase(name, images, 0)
+        self._bar.update(self._task, metrics="images")
 
-    def advance_task(self, pictures: int) -> None:
-        """So many of them are done."""
-        self._bar.update(self._task, advance=pictures)
+    def advance_task(self, images: int) -> None:
+        """Advance the bar of a task by `images` images."""
+        self._bar.update(self._task, advance=images)
 
-    def steps(self, count: int, pictures: int, loss: float, seen: float) -> None:
-        """Advances the bar; the first program, which is compiled, does not count for the speed."""
+    def steps(self, count: int, images: int, loss: float, metric: float) -> None:
+        """Advance the bar of a phase and show the latest loss, training metric and speed.
+
+        Args:
+          count: number of new steps.
+          images: number of images in these steps.
+          loss: training loss.
+          metric: value of the training metric.
+        """
         now = time.monotonic()
-        if self._since is None:
-            self._since, self._pictures = now, -pictures
-        self._pictures += pictures
-        rate = self._pictures / (now - self._since) if now > self._since else 0.0
+        if self._start_time is None:
+            # The first call includes compilation: time starts after it, and its images do not count.
+            self._start_time = now
+            self._timed_images = -images
+        self._timed_images += images
+        rate = self._timed_images / (now - self._start_time) if now > self._start_time else 0.0
         self._bar.update(
-            self._task, advance=count, metrics=f"loss {loss:.3f}  {self._seen} {seen:.3f}  {rate:,.0f} pictures/s"
+            self._task, advance=count, metrics=f"loss {loss:.3f}  {self._metric} {metric:.3f}  {rate:,.0f} images/s"
         )
 
     def note(self, text: str) -> None:
-        """Prints a line."""
+        """Print a line above the bar."""
         if self._notes:
             self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; a last line that was cut off in writing is left out."""
+    """Return the rows of a metrics.jsonl, without a last line that was only partly written; [] without a file."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:

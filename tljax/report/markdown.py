@@ -1,4 +1,4 @@
-"""The Markdown report of one run, filled into the template that lies beside this module."""
+"""The Markdown report of one run, rendered from `templates/report.md.j2`."""
 
 import functools
 import json
@@ -15,16 +15,16 @@ from tljax.report.tables import MISSING, escape
 from tljax.storage.run_files import read_json
 from tljax.tasks import TASKS, Task
 
-# What the columns of a table of classes are called, where their keys are not it.
-HEADINGS = {"f1": "F1", "support": "pictures", "iou": "IoU", "dice": "Dice", "ap": "AP", "ap50": "AP50"}
+# Column headers of the table of classes, where they differ from the keys.
+HEADINGS = {"f1": "F1", "support": "images", "iou": "IoU", "dice": "Dice", "ap": "AP", "ap50": "AP50"}
 
 
 def write(workdir: str | Path) -> Path:
-    """Draw the figures of a finished run and write its report.md, from the files of its work directory alone.
+    """Draw the figures of a finished run and write its report.md, using only the files of its work directory.
 
     Args:
-      workdir: with config.json, result.json and metrics.jsonl; figure_data.npz, which the figures of the task are drawn
-        from, may be missing, and its figures are left out then.
+      workdir: contains config.json, result.json and metrics.jsonl. The figures of the task need figure_data.npz and are
+        omitted without it.
 
     Returns:
       The path of report.md.
@@ -36,7 +36,8 @@ def write(workdir: str | Path) -> Path:
     workdir = Path(workdir)
     config = json.loads((workdir / "config.json").read_text())
     result = read_json(workdir / "result.json")
-    history, task = read_metrics(workdir / "metrics.jsonl"), TASKS[result["task"]]
+    history = read_metrics(workdir / "metrics.jsonl")
+    task = TASKS[result["task"]]
     figures = draw(workdir, result, history, task) if config["report"]["figures"] else {}
     path = workdir / "report.md"
     path.write_text(render(workdir, result, config, history, figures, task), encoding="utf-8")
@@ -44,19 +45,30 @@ def write(workdir: str | Path) -> Path:
 
 
 def draw(workdir: Path, result: Mapping, history: list[dict], task: Task) -> dict[str, Path]:
-    """Draw what the files of a work directory tell; returns the PNGs by their names in the report."""
+    """Draw the figures of a run whose data its work directory has.
+
+    Args:
+      workdir: the figures are written to its folder figures/.
+      result: content of result.json.
+      history: rows of metrics.jsonl.
+      task: of the run.
+
+    Returns:
+      {name of the figure in the template: path of the PNG}.
+    """
     from tljax.report import figures, phase_diagram  # Matplotlib takes a second to import
 
-    folder, data = workdir / "figures", workdir / "figure_data.npz"
-    drawn = {"curves": figures.draw_curves(history, folder / "curves.png", task.metrics[0], task.train_metric_name)}
+    folder = workdir / "figures"
+    paths = {"curves": figures.draw_curves(history, folder / "curves.png", task.metrics[0], task.train_metric_name)}
+    # Runs of earlier versions have neither phase_rows nor figure_data.npz.
     if "phase_rows" in result:
-        drawn["blocks"] = phase_diagram.draw_phase_diagram(
-            phase_diagram.from_dicts(result["phase_rows"]), folder / "blocks.png"
-        )
+        phases = phase_diagram.from_dicts(result["phase_rows"])
+        paths["blocks"] = phase_diagram.draw_phase_diagram(phases, folder / "blocks.png")
+    data = workdir / "figure_data.npz"
     if data.is_file():
         with np.load(data) as arrays:
-            drawn |= task.figures(dict(arrays), result["test"], result["data"]["classes"], folder)
-    return drawn
+            paths |= task.figures(dict(arrays), result["test"], result["data"]["classes"], folder)
+    return paths
 
 
 def render(
@@ -69,9 +81,17 @@ def render(
 ) -> str:
     """Return the text of a report.
 
-    `figures` maps names of `draw` to PNGs under `workdir`; the section of a missing one is left out. `history` holds
-    one row per validation, `task` says which metrics there are. Raises ValueError when a figure lies outside
-    `workdir`, jinja2.UndefinedError when `result` lacks a key.
+    Args:
+      workdir: links to figures are relative to it.
+      result: content of result.json.
+      config: content of config.json.
+      history: one row per validation round.
+      figures: {name: path of the PNG}, as `draw` returns it; the section of a missing figure is omitted.
+      task: of the run; determines the metrics.
+
+    Raises:
+      ValueError: a figure is outside `workdir`.
+      jinja2.UndefinedError: `result` lacks a key.
     """
     return (
         _environment()
@@ -83,14 +103,14 @@ def render(
             figures=_links(figures, workdir),
             title=title(config),
             metrics=task.metrics,
-            columns=_columns(result),
+            columns=[name for name in result["test"]["per_class"][0] if name != "class"],
         )
     )
 
 
 @functools.cache
 def _environment() -> Environment:
-    """Kept, because a template is compiled when it is first asked for."""
+    """Return the template environment; cached, because a template is compiled on first use."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -110,35 +130,34 @@ def _environment() -> Environment:
     return environment
 
 
-def _columns(result: dict) -> list[str]:
-    """What is told of each class."""
-    return [name for name in result["test"]["per_class"][0] if name != "class"]
-
-
 def title(config: Mapping) -> str:
-    """Names of backbone, data and strategy of a config tree."""
+    """Return the title of a report: backbone, data and strategy of a config given as a dict."""
     return escape(", ".join((config["model"]["backbone"], config["data"]["name"], config["strategy"]["name"])))
 
 
 def number(value: float | None, sign: bool = False) -> str:
-    """Four decimals, a dash for None; with `sign`, a plus or minus always stands in front."""
+    """Format a value with four decimals, and with `sign` always a plus or minus; a dash for None."""
     if value is None:
         return MISSING
     return f"{value:+.4f}" if sign else f"{value:.4f}"
 
 
 def humanise_bytes(count: int | None) -> str:
-    """Bytes with a binary unit, as "12.3 MiB"; a dash for None."""
+    """Format bytes with a binary unit, as in "12.3 MiB"; a dash for None."""
     if count is None:
         return MISSING
-    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{count} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
+    if count < 1024:
+        return f"{count} B"
+    size = count / 1024
+    for unit in ("KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
 
 
 def humanise_seconds(seconds: float | None) -> str:
-    """Seconds as "8.3 s", "12 min 05 s" or "3 h 07 min"; a dash for None."""
+    """Format seconds as "8.3 s", "12 min 05 s" or "3 h 07 min"; a dash for None."""
     if seconds is None:
         return MISSING
     if seconds < 120:
@@ -150,19 +169,19 @@ def humanise_seconds(seconds: float | None) -> str:
 
 
 def fenced(text: str, language: str) -> str:
-    """`text` as a Markdown code block, fenced by more backticks than it holds itself."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    """Return `text` as a Markdown code block, fenced by more backticks than it contains in a row."""
+    longest = max((len(backticks) for backticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def _links(figures: Mapping[str, Path], workdir: Path) -> dict[str, str]:
-    """Relative links of the figures that exist."""
+    """Return the relative link of each figure that exists."""
     links = {}
     for key, path in figures.items():
         if path is None or not Path(path).is_file():
             continue
         if not Path(path).resolve().is_relative_to(workdir.resolve()):
-            raise ValueError(f"figure {path} lies outside {workdir}")
+            raise ValueError(f"figure {path} is outside {workdir}")
         links[key] = quote(Path(path).resolve().relative_to(workdir.resolve()).as_posix())
     return links

@@ -1,4 +1,4 @@
-"""A picture of which blocks of a network learn, phase by phase."""
+"""Diagram of the trainable and frozen stages of a network, phase by phase."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ from PIL import Image
 
 from tljax.report.style import BLUE, DPI, GREY, WIDTH, new_figure, save, short
 
-# In inches: the columns of names and of marks, a row, what separates rows and blocks, and the line of headers.
-LEFT, RIGHT, ROW, GAP, HEADER = 1.62, 1.68, 0.42, 0.08, 0.28
-STILL, PALE, INK = "#E4E4E4", "#CFE3F2", "#222222"
-# Colours of what a phase uses besides the labelled pictures.
+# In inches.
+LEFT = 1.62  # column of phase names
+RIGHT = 1.68  # column of badges
+ROW = 0.42
+GAP = 0.08  # between rows and between cells
+HEADER = 0.28
+FROZEN_COLOR = "#E4E4E4"
+PARTIAL_COLOR = "#CFE3F2"
+TEXT_COLOR = "#222222"
+# Colors of what a phase uses besides the labeled images.
 BADGES = {"teacher": "#F6D5BD", "source": "#EBD3E2", "weak": "#BFE5D8", "strong": "#BFE5D8", "average": "#FBE7BF"}
-STRIPES = 20  # of a block of which single neurons learn
+STRIPES = 20  # stripes in a cell if all its channels are trainable
 
 
 @dataclasses.dataclass(frozen=True)
 class StageCell:
-    """A stage, the head, or a further output of it, in one phase.
+    """A stage, the head or an auxiliary output in one phase.
 
     Attributes:
-      share: of its parameters, or with `single` of its neurons, that learn; 0 is frozen.
-      single: whether single neurons learn.
-      lr_multipliers: of the run's learning rate, ascending; more than one where rules differ.
-      moves: whether its BatchNorm statistics follow the batches; None: it has none.
+      share: trainable share of its parameters, or of its channels if `partial`; 0 is frozen.
+      partial: whether single channels of layers are trainable.
+      lr_multipliers: relative to the learning rate of the run, ascending; several if parameter groups differ.
+      batch_stats: whether its BatchNorm running statistics are updated; None without BatchNorm.
     """
 
     share: float
@@ -40,7 +46,7 @@ class StageCell:
 
     @property
     def caption(self) -> str:
-        """The share and the multiple, where they are not one."""
+        """The trainable share and the learning rate multiplier, each only if it is not 1."""
         parts = [_percent(self.share)] if self.partial or 0 < self.share < 1 else []
         if self.share and set(self.lr_multipliers) != {1.0}:
             parts.append("×" + "–".join(dict.fromkeys(f"{self.lr_multipliers[i]:.3g}" for i in (0, -1))))
@@ -49,7 +55,14 @@ class StageCell:
 
 @dataclasses.dataclass(frozen=True)
 class PhaseRow:
-    """A phase: its name, its share of the epochs, its blocks by name, and what else it uses, as keys of `CHIPS`."""
+    """One phase of a run.
+
+    Attributes:
+      name: of the phase.
+      share: of the epochs of the run.
+      cells: by the name of the stage, the head or the auxiliary output.
+      marks: what the phase uses besides the labeled images, keys of `BADGES`.
+    """
 
     name: str
     share: float
@@ -58,123 +71,145 @@ class PhaseRow:
 
 
 def from_dicts(phases: Sequence[Mapping]) -> list[PhaseRow]:
-    """Reads what result.json holds of the phases, as `tljax.run.phase_rows.phase_rows` wrote it."""
-
-    def read(block: Mapping) -> StageCell:
-        return StageCell(**block | {"lr_multipliers": tuple(block["lr_multipliers"])})
-
+    """Convert the phases in result.json, as returned by `tljax.run.phase_rows.phase_rows`."""
     return [
-        PhaseRow(p["name"], p["share"], {name: read(block) for name, block in p["cells"].items()}, tuple(p["marks"]))
-        for p in phases
+        PhaseRow(
+            phase["name"],
+            phase["share"],
+            {name: _cell_from_dict(cell) for name, cell in phase["cells"].items()},
+            tuple(phase["marks"]),
+        )
+        for phase in phases
     ]
 
 
-def draw_phase_diagram(phases: Sequence[PhaseRow], path: str | Path) -> Path:
-    """Draw one row a phase, one column a block; `key` draws what the marks mean.
+def _cell_from_dict(cell: Mapping) -> StageCell:
+    return StageCell(**cell | {"lr_multipliers": tuple(cell["lr_multipliers"])})
 
-    Raises ValueError when there are no phases, or their blocks differ.
+
+def draw_phase_diagram(phases: Sequence[PhaseRow], path: str | Path) -> Path:
+    """Draw one row per phase and one column per stage; `draw_legend` draws the meaning of colors and badges.
+
+    Args:
+      phases: with the same stages in the same order.
+      path: of the PNG.
+
+    Returns:
+      `path`.
+
+    Raises:
+      ValueError: there are no phases, or their stages differ.
     """
     if not phases:
         raise ValueError("there are no phases to draw")
     names = list(phases[0].cells)
     if any(list(phase.cells) != names for phase in phases):
-        raise ValueError("the phases have different blocks")
-    axes = _paper(HEADER + len(phases) * (ROW + GAP))
+        raise ValueError("the phases have different stages")
+    axes = _new_axes(HEADER + len(phases) * (ROW + GAP))
     width = (WIDTH - LEFT - RIGHT) / len(names)
+    size = _fit_font(8, max(names, key=len), width - GAP)
     for column, name in enumerate(names):
-        size = _fitting(8, max(names, key=len), width - GAP)
         _write(axes, LEFT + (column + 0.5) * width, 0.6 * HEADER, name, size=size, ha="center")
     for index, phase in enumerate(phases):
         top = HEADER + index * (ROW + GAP)
-        name, share = wrap(short(phase.name, 32), 18), "all" if phase.share == 1 else f"{_percent(phase.share)} of the"
-        size, lower = _fitting(9, max(name, key=len), LEFT - 0.1), 0.12 * (len(name) - 1)
-        _write(axes, 0.06, top + (0.3 + lower / 2) * ROW, "\n".join(name), size=size - 8 * lower, weight="bold")
-        _write(axes, 0.06, top + (0.75 + lower) * ROW, f"{share} epochs", size=7.5, color="#666666")
-        for column, block in enumerate(phase.cells.values()):
-            _draw(axes, block, LEFT + column * width + 0.5 * GAP, top, width - GAP)
+        _write_phase(axes, phase, top)
+        for column, cell in enumerate(phase.cells.values()):
+            _draw_cell(axes, cell, LEFT + column * width + 0.5 * GAP, top, width - GAP)
         left = WIDTH - RIGHT + 0.12
         for mark in phase.marks:
-            left += _chip(axes, mark, left, top + 0.5 * ROW) + 0.06
-    return _saved(axes, path)
+            left += _draw_badge(axes, mark, left, top + 0.5 * ROW) + 0.06
+    return _save_quantized(axes, path)
 
 
 def draw_legend(path: str | Path) -> Path:
-    """Draw what the marks of `blocks` mean."""
-    specimens = {
-        "learns": StageCell(1.0),
+    """Draw the meaning of the cells and badges of `draw_phase_diagram`; return `path`."""
+    cells = {
+        "trainable": StageCell(1.0),
         "a tenth of\nthe rate": StageCell(1.0, lr_multipliers=(0.1,)),
-        "single\nneurons": StageCell(0.1, partial=True),
-        "some\nleaves": StageCell(0.3),
+        "single\nchannels": StageCell(0.1, partial=True),
+        "some\nparams": StageCell(0.3),
         "frozen": StageCell(0.0),
-        "statistics\nmove": StageCell(1.0, batch_stats=True),
-        "statistics\nstand still": StageCell(1.0, batch_stats=False),
+        "BN stats\nupdated": StageCell(1.0, batch_stats=True),
+        "BN stats\nfrozen": StageCell(1.0, batch_stats=False),
     }
-    marks = {
-        "teacher": "is looked at",
-        "source": "is looked at",
+    badges = {
+        "teacher": "outputs",
+        "source": "network",
         "weak": "and",
-        "strong": "views of unlabelled pictures",
-        "average": "of the weights is kept",
+        "strong": "views of unlabeled images",
+        "average": "of the weights (EMA)",
     }
-    axes, left = _paper(ROW + 0.5), 0.06
-    for text, block in specimens.items():
-        _draw(axes, block, left, 0.06, 0.48)
+    axes = _new_axes(ROW + 0.5)
+    left = 0.06
+    for text, cell in cells.items():
+        _draw_cell(axes, cell, left, 0.06, 0.48)
         left += 0.69 + _write(axes, left + 0.54, 0.06 + 0.5 * ROW, text, size=7.5)
     left = 0.06
-    for mark, text in marks.items():
-        left += _chip(axes, mark, left, ROW + 0.29) + 0.05
+    for mark, text in badges.items():
+        left += _draw_badge(axes, mark, left, ROW + 0.29) + 0.05
         left += 0.12 + _write(axes, left, ROW + 0.29, text, size=7.5)
-    return _saved(axes, path)
+    return _save_quantized(axes, path)
 
 
-def _paper(height: float) -> Axes:
-    """Axes over a whole figure, in inches from its upper left corner."""
+def _new_axes(height: float) -> Axes:
+    """Return axes over a whole new figure, in inches from its upper left corner."""
     axes = new_figure(height, layout="none").add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
-def _draw(axes: Axes, block: StageCell, left: float, top: float, width: float) -> None:
-    def fill(x: float, y: float, w: float, h: float, colour: str) -> None:
-        axes.add_patch(Rectangle((x, y), w, h, color=colour, linewidth=0))
+def _write_phase(axes: Axes, phase: PhaseRow, top: float) -> None:
+    """Write the name of a phase, wrapped, and its share of the epochs."""
+    lines = wrap(short(phase.name, 32), 18)
+    offset = 0.12 * (len(lines) - 1)
+    size = _fit_font(9, max(lines, key=len), LEFT - 0.1) - 8 * offset
+    _write(axes, 0.06, top + (0.3 + offset / 2) * ROW, "\n".join(lines), size=size, weight="bold")
+    share = "all" if phase.share == 1 else f"{_percent(phase.share)} of the"
+    _write(axes, 0.06, top + (0.75 + offset) * ROW, f"{share} epochs", size=7.5, color="#666666")
 
-    full = block.share == 1 and not block.partial
-    fill(left, top, width, ROW, BLUE if full else PALE if block.share else STILL)
-    if block.partial:
-        count = max(1, round(block.share * STRIPES))
+
+def _draw_cell(axes: Axes, cell: StageCell, left: float, top: float, width: float) -> None:
+    full = cell.share == 1 and not cell.partial
+    _fill(axes, left, top, width, ROW, BLUE if full else PARTIAL_COLOR if cell.share else FROZEN_COLOR)
+    if cell.partial:
+        count = max(1, round(cell.share * STRIPES))
         for stripe in (np.arange(count) + 0.5) * STRIPES // count:
-            fill(left + stripe * width / STRIPES, top, 0.8 * width / STRIPES, 0.35 * ROW, BLUE)
+            _fill(axes, left + stripe * width / STRIPES, top, 0.8 * width / STRIPES, 0.35 * ROW, BLUE)
     elif not full:
-        fill(left, top, block.share * width, 0.35 * ROW, BLUE)
-    ink = "white" if full else INK if block.share else GREY
-    # Below what is filled, above the line of the statistics.
-    place = top + ROW * (0.57 if block.share and not full else 0.45)
-    size = _fitting(7.5, block.caption, width - 0.04)
-    _write(axes, left + width / 2, place, block.caption, size=size, ha="center", color=ink)
-    if block.batch_stats is not None:
+        _fill(axes, left, top, cell.share * width, 0.35 * ROW, BLUE)
+    color = "white" if full else TEXT_COLOR if cell.share else GREY
+    # The caption is below the filled part and above the line of the statistics.
+    y = top + ROW * (0.57 if cell.share and not full else 0.45)
+    size = _fit_font(7.5, cell.caption, width - 0.04)
+    _write(axes, left + width / 2, y, cell.caption, size=size, ha="center", color=color)
+    if cell.batch_stats is not None:
         x = np.linspace(0, 1, 33)
-        height = 0.028 * np.sin(4 * np.pi * x) if block.batch_stats else 0 * x
-        axes.plot(left + width - 0.27 + 0.22 * x, top + ROW - 0.06 + height, color=ink, linewidth=1.1)
+        wave = 0.028 * np.sin(4 * np.pi * x) if cell.batch_stats else 0 * x
+        axes.plot(left + width - 0.27 + 0.22 * x, top + ROW - 0.06 + wave, color=color, linewidth=1.1)
 
 
-def _chip(axes: Axes, mark: str, left: float, middle: float) -> float:
-    """Draw a mark and return its width."""
+def _fill(axes: Axes, left: float, top: float, width: float, height: float, color: str) -> None:
+    axes.add_patch(Rectangle((left, top), width, height, color=color, linewidth=0))
+
+
+def _draw_badge(axes: Axes, mark: str, left: float, middle: float) -> float:
+    """Draw a badge and return its width."""
     width = 0.062 * len(mark) + 0.1
-    shape = "round,pad=0,rounding_size=0.06"
-    axes.add_patch(FancyBboxPatch((left, middle - 0.09), width, 0.18, boxstyle=shape, color=BADGES[mark], linewidth=0))
+    style = "round,pad=0,rounding_size=0.06"
+    axes.add_patch(FancyBboxPatch((left, middle - 0.09), width, 0.18, boxstyle=style, color=BADGES[mark], linewidth=0))
     _write(axes, left + width / 2, middle, mark, size=7.5, ha="center")
     return width
 
 
-def _write(axes: Axes, x: float, y: float, text: str, *, size: float, **look) -> float:
-    """Writes text and returns its width."""
-    written = axes.text(x, y, text, fontsize=size, va="center_baseline", **{"color": INK} | look)
-    return written.get_window_extent().width / DPI
+def _write(axes: Axes, x: float, y: float, text: str, *, size: float, **style) -> float:
+    """Write text and return its width."""
+    artist = axes.text(x, y, text, fontsize=size, va="center_baseline", **{"color": TEXT_COLOR} | style)
+    return artist.get_window_extent().width / DPI
 
 
-def _fitting(size: float, text: str, width: float) -> float:
-    """The size, or less where text of that size is wider than so many inches."""
+def _fit_font(size: float, text: str, width: float) -> float:
+    """Return `size`, or a smaller font size with which the text is at most `width` inches wide."""
     return min(size, 72 * width / (0.64 * max(1, len(text))))
 
 
@@ -182,10 +217,10 @@ def _percent(share: float) -> str:
     return "100 %" if share >= 0.995 else f"{100 * share:.3g} %"
 
 
-def _saved(axes: Axes, path: str | Path) -> Path:
-    """Writes the picture in 64 colours, which is all that its few shades need, at a third of the bytes."""
+def _save_quantized(axes: Axes, path: str | Path) -> Path:
+    """Write the figure in 64 colors, which suffice for its few shades and take a third of the bytes."""
     path = save(axes.figure, path)
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
+    with Image.open(path) as image:
+        quantized = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    quantized.save(path, optimize=True)
     return path

@@ -1,25 +1,29 @@
-"""What the figures share: size, colours, shortened names, and writing the PNG.
+"""Shared style of the figures: size, colors, shortened names, and writing PNGs.
 
 Only `Figure` objects are used, never pyplot, so drawing leaves no global state behind.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-WIDTH, DPI = 8.0, 150  # inches and dots per inch: sharp when shown 800 pixels wide
-# Okabe and Ito's colours without yellow, which is too pale for lines on white.
+WIDTH = 8.0  # inches
+DPI = 150  # sharp when shown 800 pixels wide
+# The palette of Okabe and Ito without yellow, which is too pale for lines on white.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-BLUE, ORANGE, GREY = COLORS[0], COLORS[1], "#888888"
+BLUE = COLORS[0]
+ORANGE = COLORS[1]
+GREY = "#888888"
 
 
 def new_figure(height: float, layout: str = "constrained") -> Figure:
-    """An empty figure, `WIDTH` by `height` inches; `layout` "compressed" suits square panels."""
+    """Return an empty figure, `WIDTH` by `height` inches; `layout` "compressed" suits square panels."""
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write `figure` as PNG, making the folders above `path`; returns `path`."""
+    """Write `figure` as PNG, creating the parent folders; return `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=DPI, facecolor="white")
@@ -27,16 +31,24 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def draw_message(text: str, path: str | Path) -> Path:
-    """Write a PNG that only says `text`, for a figure with nothing to draw; returns `path`."""
+    """Write a PNG with only `text`, in place of a figure that has no data; return `path`."""
     figure = new_figure(1.5)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13)
     return save(figure, path)
 
 
-def short(name, limit: int) -> str:
-    """`name` cut to `limit` characters, its dollars kept from starting a formula.
+def note_missing_classes(figure: Figure, names: Sequence[str]) -> None:
+    """Write below a figure which classes have no curve because the labels lack them, at most six by name."""
+    if names:
+        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+        listed = ", ".join(short(name, 20) for name in names[:6])
+        figure.supxlabel(f"not in the labels: {listed}{more}", fontsize=9)
 
-    The cut is made in the middle, since the ends of long class names tell them apart.
+
+def short(name, limit: int) -> str:
+    """Shorten `name` to `limit` characters and escape its dollars, which would start a formula in matplotlib.
+
+    Characters are removed from the middle, because long class names often differ only at the end.
     """
     name = str(name)
     if len(name) > limit:

@@ -70,4 +70,4 @@ def finished(config: Config) -> tuple[Predictor, Variables, dict]:
     network = Predictor.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
     with CheckpointManager(Path(config.workdir)) as checkpoints:
         leaves = checkpoints.load_variables(checkpoints.best)
-        return network, network.mesh.put({path: leaves[path] for path in network.variables()}), result
+        return network, network.mesh.put({path: leaves[path] for path in network.flat.variables}), result

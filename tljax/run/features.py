@@ -22,7 +22,6 @@ from tljax.errors import UserError, did_you_mean
 from tljax.features.extract import extract, feature_shapes, make_feature_fn
 from tljax.features.probes import PROBES
 from tljax.inference.predictor import Predictor
-from tljax.models import params as params_lib
 from tljax.models.params import Variables
 from tljax.report.markdown import humanise_bytes
 from tljax.run.evaluate import finished
@@ -58,7 +57,7 @@ class FeatureExtractor:
     @functools.cached_property
     def features(self) -> Callable:
         """The compiled forward pass, uint8 pictures to maps."""
-        graphdef = params_lib.flatten_model(self.predictor.model).graphdef
+        graphdef = self.predictor.flat.graphdef
         config = self.config
         return make_feature_fn(
             graphdef, self.predictor.preprocess, config.train.compute_dtype, self.stages, config.features.pool

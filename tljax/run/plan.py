@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tljax.config import Config
-from tljax.features.frozen_network import FROZEN_STAGES, apply_frozen, output_bytes
-from tljax.models import params as params_lib
+from tljax.features.frozen_network import FROZEN_STAGES, apply_frozen
 from tljax.models.params import Variables
 from tljax.report.markdown import humanise_bytes
 from tljax.run.experiment import Experiment, prepare
@@ -24,7 +23,8 @@ from tljax.run.recipes import run_recipes
 from tljax.run.sweep import drop_seeds, expand_grid
 from tljax.train.optimizer import optimizer_bytes
 from tljax.train.plan import PhasePlan
-from tljax.train.step import StepInputs, init_state, make_train_step
+from tljax.train.state import StepInputs, init_state
+from tljax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def show(config: Config, console: Console) -> None:
 
 def phase_cost(prepared: Experiment, plan: PhasePlan) -> PhaseCost:
     """Counts a phase's cost from shapes alone."""
-    leaves = prepared.predictor.variables()
+    leaves = prepared.predictor.flat.variables
     index = abstract_index(plan)
     learned, moving, frozen = jax.eval_shape(plan.partition, leaves, index)
     state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, plan.hparams), learned, moving)
@@ -76,13 +76,14 @@ def phase_cost(prepared: Experiment, plan: PhasePlan) -> PhaseCost:
     if plan.spec.views:
         pictures = size * prepared.config.strategy.unlabelled_ratio
         batch["unlabelled"] = jax.ShapeDtypeStruct((pictures, *picture), jnp.uint8)
-    theirs = {name: params_lib.variables(teacher.model) for name, teacher in prepared.networks.items()}
-    for network in plan.cached:
+    theirs = {name: teacher.flat.variables for name, teacher in prepared.networks.items()}
+    for network in plan.cache_plan.cached:
         batch |= jax.eval_shape(functools.partial(apply_frozen, network), network.variables(theirs, leaves), images)
-    origin = prepared.source_params(learned) if "source_leaves" in plan.spec.requires else {}
-    given = StepInputs(index, origin, tuple(network.variables(theirs, leaves) for network in plan.spec.networks))
+    origin = prepared.source_params(learned) if "source_params" in plan.spec.requires else {}
+    networks = tuple(network.variables(theirs, leaves) for network in plan.spec.networks)
+    given = StepInputs(frozen, index, origin, networks)
     now = {"lr": 0.0, "progress": 0.0}
-    step = make_train_step(plan.spec).lower(state, frozen, batch, plan.hparams | now, jax.random.key(0), given)
+    step = make_train_step(plan.spec).lower(state, given, batch, plan.hparams | now, jax.random.key(0))
     forward = prepared.predictor.predict_fn().lower(leaves, {"image": images})
     return PhaseCost(
         trainable_parameters=sum(int(np.prod(x.shape)) for x in learned.values()),
@@ -101,7 +102,7 @@ def _saved(plan: PhasePlan, leaves: Variables, images: jax.ShapeDtypeStruct) -> 
     kept = network in keeping.cached
     again = (plan.phase.epochs - max(1, keeping.num_views)) * plan.steps_per_epoch * len(images) * kept
     # Pictures that were validated on are judged once more, at the end.
-    again += len(plan.evaluations) * keeping.cached_valid_bytes / output_bytes(network, ours, images.shape[1:])
+    again += len(plan.evaluations) * keeping.cached_valid_bytes / network.output_bytes
     return run.cost_analysis()["flops"] / images.shape[0] * max(0.0, again)
 
 
@@ -112,7 +113,7 @@ def abstract_index(plan: PhasePlan) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _show_phase(plan: PhasePlan, cost: PhaseCost, prepared: Experiment, console: Console) -> None:
-    leaves, counts = prepared.predictor.variables(), {path: x.shape[0] for path, x in abstract_index(plan).items()}
+    leaves, counts = prepared.predictor.flat.variables, {path: x.shape[0] for path, x in abstract_index(plan).items()}
     table = Table(title=f"Phase: {plan.phase.name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("path", overflow="fold")
     for name in ("shape", "group", "learns", "lr ×", "decay"):
@@ -130,7 +131,7 @@ def _show_phase(plan: PhasePlan, cost: PhaseCost, prepared: Experiment, console:
             style=None if group.trainable else "dim",
         )
     console.print(table)
-    total = sum(x.size for x in params_lib.flatten_model(prepared.predictor.model).params.values())
+    total = sum(x.size for x in prepared.predictor.flat.params.values())
     after = [s for s in prepared.predictor.model.stage_names if s not in plan.frozen_stages]
     rows = {
         "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {prepared.config.train.batch_size} pictures",
@@ -158,10 +159,10 @@ def _beside(plan: PhasePlan, prepared: Experiment) -> dict[str, str]:
     if head.auxiliary_stages:
         added = (f"head/{name} on {stage}" for name, stage in head.auxiliary_stages)
         rows["further outputs"] = f"{', '.join(added)}, in training only"
-    for network in (*plan.cached, *plan.spec.networks):
+    for network in (*plan.cache_plan.cached, *plan.spec.networks):
         if network.name == FROZEN_STAGES:
             continue
-        when = "once for every picture" if network in plan.cached else "in every step, on augmented pictures"
+        when = "once for every picture" if network in plan.cache_plan.cached else "in every step, on augmented pictures"
         what = ["logits"] * network.logits + [f"maps of {', '.join(ours for ours, _ in network.maps)}"] * bool(
             network.maps
         )

@@ -27,7 +27,7 @@ def provenance(run: Experiment, progress: TrainProgress) -> dict:
         "metric": run.predictor.task.metrics[0][0],
         "strategy": config.strategy.name,
         "phases": progress.phases,
-        "phase_rows": phase_rows(run.plans, run.predictor.model, config.optim.lr),
+        "phase_rows": phase_rows(run.plans, run.predictor),
         "best": progress.best,
         "seed": config.seed,
         "versions": versions | {package: importlib.metadata.version(package) for package in PACKAGES},

@@ -19,7 +19,7 @@ from tljax.run.workdir import result_fields
 # Of a device's memory, what the states and maps of runs that train together may take.
 SHARE = 0.3
 # Fields that may differ: where they shape a program after all, `batches` sees it in what they lead to.
-NUMBERS = ("numbers", *(f.name for f in dataclasses.fields(StrategyConfig) if f.type == "float"))
+NUMBERS = ("hparams", *(f.name for f in dataclasses.fields(StrategyConfig) if f.type == "float"))
 
 
 def group_key(config: Config) -> str:
@@ -90,7 +90,7 @@ def _dense(run: Experiment) -> bool:
 
 def _bytes(run: Experiment, plan) -> int:
     """What one run's state, gradients and maps take in a step, roughly."""
-    leaves, model = run.predictor.variables(), run.predictor.model
+    leaves, model = run.predictor.flat.variables, run.predictor.model
     state = 6 * sum(math.prod(leaves[path].shape) * np.dtype(leaves[path].dtype).itemsize for path in plan.changing)
     maps = feature_shapes(model, run.predictor.preprocess.size)
     # A stage has about ten inner maps of the size of its own.

@@ -1,9 +1,8 @@
-"""One run from config to result: checked first, then trained, then the test split is opened once."""
+"""One run from config to result: checked first, then trained; then the test split is evaluated once."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import sys
@@ -28,23 +27,26 @@ from tljax.run.workdir import WorkDir
 from tljax.storage.checkpoints import CheckpointManager
 from tljax.tasks import Task
 from tljax.train.loop import Trainer
+from tljax.train.replicas import Replicas
 from tljax.train.run_state import RunState
 from tljax.weights import params_hash
 
+Result = dict | TrainingStopped
+
 
 def train(config: Config, console: Console, *, open_test: bool = True, lines: bool = True) -> dict:
-    """Runs a config in its workdir, or goes on with it, and returns the result.
+    """Train a config in its workdir, or resume it, and return the result.
 
     Args:
       config: with `workdir` set, and weights that exist.
       console: for the log.
-      open_test: False leaves the test split closed, for runs that only validation chooses from; the result then has
-        no `test` and is not written, and another call with True goes on from there.
-      lines: whether each validation gets a line.
+      open_test: False leaves the test split closed, for runs that are only compared on validation; the result then has
+        no `test` and is not written, and another call with True continues from there.
+      lines: whether each validation prints a line.
 
     Raises:
       UserError: bad input, found before anything is written.
-      TrainingStopped: loss or update is not finite.
+      TrainingStopped: a loss or update is not finite.
       Interrupted: a signal asked to stop; the state is saved.
     """
     (result,) = train_replicas([prepare(config)], console, open_test=open_test, lines=lines)
@@ -55,15 +57,14 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
 
 def train_replicas(
     experiments: Sequence[Experiment], console: Console, *, open_test: bool = True, lines: bool = True
-) -> list[dict | TrainingStopped]:
-    """`train` of runs that differ in nothing but numbers: their results in order, or why one has none.
+) -> list[Result]:
+    """Train runs that differ in numbers alone as one program; return their results in order, or why one has none.
 
-    They are one compiled program, and those that stand at the same step go on together; what each writes is what it
-    would have written alone.
+    Runs at the same step train together; what each writes is what it would have written alone.
     """
     unfinished = [run for run in experiments if WorkDir(run.config.workdir).read("result.json") is None]
     # Before anything is written: weights that do not fit are an error.
-    leaves = unfinished[0].load_variables() if unfinished else {}
+    variables = unfinished[0].load_variables() if unfinished else {}
     with contextlib.ExitStack() as stack:
         workdirs = [stack.enter_context(WorkDir.create(run.config, run.inputs)) for run in experiments]
         results = [workdir.read("result.json") for workdir in workdirs]
@@ -72,133 +73,140 @@ def train_replicas(
                 markdown.write(workdir.path)  # killed after the result, before its report
             if result is not None and lines:
                 console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
-        if todo := [i for i, result in enumerate(results) if result is None]:
-            new = _train([experiments[i] for i in todo], [workdirs[i] for i in todo], leaves, console, open_test, lines)
-            results = [result or new.pop(0) for result in results]
-    return results
+        todo = [
+            (run, workdir) for run, workdir, result in zip(experiments, workdirs, results, strict=True) if not result
+        ]
+        new = iter(_train(todo, variables, console, open_test, lines) if todo else [])
+        return [result or next(new) for result in results]
 
 
 def _train(
-    runs: list[Experiment], workdirs: list[WorkDir], leaves: Variables, console: Console, open_test: bool, lines: bool
-) -> list[dict | TrainingStopped]:
-    started, first = time.monotonic(), runs[0]
-    if shared := {pair: n for pair, n in first.data.duplicates.items() if n}:
-        console.print(f"Warning: identical pictures stand in two splits: {shared}", style="yellow", highlight=False)
-    network = first.predictor
-    leaves = network.mesh.put_variables(leaves)
-    observed = {name: network.mesh.put_variables(teacher.load()) for name, teacher in first.networks.items()}
+    todo: Sequence[tuple[Experiment, WorkDir]], variables: Variables, console: Console, open_test: bool, lines: bool
+) -> list[Result]:
+    started = time.monotonic()
+    first = todo[0][0]
+    predictor = first.predictor
+    if duplicates := {pair: n for pair, n in first.data.duplicates.items() if n}:
+        console.print(f"Warning: identical images in two splits: {duplicates}", style="yellow", highlight=False)
+    variables = predictor.mesh.put_variables(variables)
+    networks = {name: predictor.mesh.put_variables(teacher.load()) for name, teacher in first.networks.items()}
     with contextlib.ExitStack() as stack:
-        log, members = stack.enter_context(ProgressBar(console, network.task.train_metric_name, notes=lines)), []
-        for run, workdir in zip(runs, workdirs, strict=True):
-            checkpoints = stack.enter_context(CheckpointManager(workdir.path))
-            events = run.config.report.tensorboard
-            rows = stack.enter_context(
-                MetricLogger(workdir.path, console, network.task, tensorboard=events, lines=lines)
-            )
-            members.append(RunState(run.config, run.plans, checkpoints, rows))
-        before = [member.seconds_before() for member in members]
-        stop_asked, keeper = stack.enter_context(_stop_on_signal()), FeatureCache(first.config, network.mesh, log)
-        for group in _at_one_place(members):
-            fit = Trainer(
-                members=group,
+        progress = stack.enter_context(ProgressBar(console, predictor.task.train_metric_name, notes=lines))
+        runs = [stack.enter_context(_run_state(run, workdir, console, lines)) for run, workdir in todo]
+        seconds_before = [run.seconds_before() for run in runs]
+        stop_requested = stack.enter_context(_stop_on_signal())
+        features = FeatureCache(first.config, predictor.mesh, progress)
+        for group in _at_same_step(runs):
+            mode = replica_groups.batching_mode(first)
+            trainer = Trainer(
+                replicas=Replicas(group, variables, predictor.predict_fn(), predictor.mesh, mode),
                 data=first.data,
-                mesh=network.mesh,
-                predict=network.predict_fn(),
-                source=first.source_params(leaves),
-                observed=observed,
-                keeper=keeper,
-                log=log,
-                stop_asked=stop_asked,
-                how=replica_groups.batching_mode(first),
+                mesh=predictor.mesh,
+                source_params=first.source_params(variables),
+                networks=networks,
+                features=features,
+                progress=progress,
+                stop_requested=stop_requested,
             )
             try:
-                fit.run(leaves)
-            except TrainingStopped as failure:  # of one that is alone
+                trainer.fit()
+            except TrainingStopped as failure:  # of a run that is alone
                 group[0].failure = failure
         results = []
-        for run, member, workdir, seconds in zip(runs, members, workdirs, before, strict=True):
-            # Of what runs took together, each has its share.
-            total = seconds + (time.monotonic() - started) / len(runs)
-            finish = functools.partial(_finish, run, member, workdir, keeper, leaves, total, open_test)
-            results.append(member.failure or finish())
+        for (experiment, workdir), run, before in zip(todo, runs, seconds_before, strict=True):
+            if run.failure:
+                results.append(run.failure)
+                continue
+            result, figure_data = evaluate_best(experiment, run, variables, features, open_test)
+            # Each run's share of the time that they took together.
+            result["seconds"] = before + (time.monotonic() - started) / len(todo)
+            result["peak_memory_bytes"] = peak_memory()
+            if open_test:
+                if experiment.config.report.figures:
+                    workdir.write_arrays("figure_data.npz", figure_data)
+                # Its presence says that the run is finished; the report can be drawn again from the files.
+                workdir.write("result.json", result)
+                markdown.write(workdir.path)
+            results.append(result)
     return results
 
 
-def _at_one_place(members: list[RunState]) -> list[list[RunState]]:
-    """The members in groups that stand at the same step of the same phase."""
-    groups: dict[tuple, list[RunState]] = {}
-    for member in members:
-        latest = member.checkpoints.latest
-        progress = {} if latest is None else member.checkpoints.progress(latest)
-        groups.setdefault((progress.get("phase"), progress.get("step")), []).append(member)
+@contextlib.contextmanager
+def _run_state(experiment: Experiment, workdir: WorkDir, console: Console, lines: bool) -> Iterator[RunState]:
+    """Open the checkpoints and the metrics file of a run."""
+    config, task = experiment.config, experiment.predictor.task
+    logger = MetricLogger(workdir.path, console, task, tensorboard=config.report.tensorboard, lines=lines)
+    with CheckpointManager(workdir.path) as checkpoints, logger as log:
+        yield RunState(config, experiment.plans, checkpoints, log)
+
+
+def _at_same_step(runs: Sequence[RunState]) -> list[list[RunState]]:
+    """Return the runs in groups that are at the same step of the same phase."""
+    groups: dict[tuple[int, int] | None, list[RunState]] = {}
+    for run in runs:
+        groups.setdefault(run.position(), []).append(run)
     return list(groups.values())
 
 
-def _finish(
-    run: Experiment,
-    member: RunState,
-    workdir: WorkDir,
-    keeper: FeatureCache,
-    leaves: Variables,
-    seconds: float,
-    open_test: bool,
-) -> dict:
-    """Evaluates the best validation model, on the test split too if that is to be opened, and writes what is known."""
-    checkpoints, network = member.checkpoints, run.predictor
+def evaluate_best(
+    experiment: Experiment, run: RunState, variables: Variables, features: FeatureCache, open_test: bool
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """Evaluate the best checkpoint on validation, and on the test split if `open_test`.
+
+    Returns:
+      The entries of result.json, and the arrays that the task's figures are drawn from.
+    """
+    checkpoints, predictor, data = run.checkpoints, experiment.predictor, experiment.data
     checkpoints.wait()
-    best = leaves | checkpoints.restore_params(checkpoints.best, leaves)
-    phase = next(plan for plan in run.plans if plan.phase.name == member.progress.best["phase"])
+    best = variables | checkpoints.restore_params(checkpoints.best, variables)
+    plan = next(plan for plan in experiment.plans if plan.phase.name == run.progress.best["phase"])
 
-    def judge(split: Split, what: str) -> tuple[dict, dict[str, np.ndarray]]:
-        maps = None
-        if (
-            prefix := phase.cache_plan.cached_valid
-        ) is not None:  # frozen in this phase, so the best has it as the phase had
-            maps = keeper.get(prefix, prefix.variables({}, best), split, f"{phase.phase.name}: {prefix.name}, {what}")
-        return network.evaluate(best, split, maps)
+    def evaluate(split: Split, name: str) -> tuple[dict, dict[str, np.ndarray]]:
+        cached = None
+        if (network := plan.cache_plan.cached_valid) is not None:  # the stages that were frozen in the best phase
+            name = f"{plan.phase.name}: {network.name}, {name}"
+            cached = features.get(network, network.variables({}, best), split, name)
+        return predictor.evaluate(best, split, cached)
 
-    result = provenance(run, member.progress) | {"parameters_digest": params_hash(best)}
-    result["valid"], on_valid = judge(run.data.valid, "validation")
+    result = provenance(experiment, run.progress) | {"parameters_digest": params_hash(best)}
+    result["valid"], on_valid = evaluate(data.valid, "validation")
+    figure_data = {}
     if open_test:
-        test = run.data.test.open()
-        result["test"], answers = judge(test, "test")
-        if (tuned := network.task.tune_on_validation) is not None:
-            result |= tuned(answers, test, on_valid, run.data.valid, network.classes)
-        result["gap"] = _gap(network.task, result["valid"], result["test"])
-    result |= {"features": keeper.summary(), "seconds": seconds, "peak_memory_bytes": peak_memory()}
-    if open_test:
+        test = data.test.open()
+        result["test"], on_test = evaluate(test, "test")
+        task = predictor.task
+        if task.tune_on_validation is not None:
+            result |= task.tune_on_validation(on_test, test, on_valid, data.valid, predictor.classes)
+        result["gap"] = _gap(task, result["valid"], result["test"])
         checkpoints.save_frozen(best)
-        if run.config.report.figures:
-            count, side = run.config.report.num_worst, network.preprocess.size
-            workdir.write_arrays("figure_data.npz", network.task.figure_data(answers, test, side, count))
-        # Its presence says that the run is finished; the report is drawn from the files, and can be drawn again.
-        workdir.write("result.json", result)
-        markdown.write(workdir.path)
-    return result
+        report = experiment.config.report
+        if report.figures:
+            figure_data = task.figure_data(on_test, test, predictor.preprocess.size, report.num_worst)
+    return result | {"features": features.summary()}, figure_data
 
 
 def _gap(task: Task, valid: dict, test: dict) -> dict:
-    """Validation minus test; None where either is."""
-    pairs = {k: (valid[k], test[k]) for k in (*dict(task.metrics), "loss")}
-    return {k: None if None in pair else pair[0] - pair[1] for k, pair in pairs.items()}
+    """Return validation minus test by metric; None where either is."""
+    pairs = {key: (valid[key], test[key]) for key in (*dict(task.metrics), "loss")}
+    return {key: None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
 
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C or SIGTERM into a wish that the loop asks for; the second one ends the process."""
-    asked = []
+    """Yield a function that says whether Ctrl-C or SIGTERM has come; the second signal ends the process."""
+    received = []
 
-    def ask(number, frame):
-        if asked:
+    def handle(number, frame):
+        if received:
             os._exit(128 + number)
-        asked.append(number)
-        print("Stopping after this step; once more stops at once.", file=sys.stderr, flush=True)
+        received.append(number)
+        print("Stopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr, flush=True)
 
-    # Handlers belong to the main thread; in another one, nobody asks.
+    # Only the main thread may install handlers.
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {s: signal.signal(s, ask) for s in signals}
+    before = {s: signal.signal(s, handle) for s in signals}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,1 +1,1 @@
-"""Files that outlive a run: checkpoints and caches."""
+"""Checkpoints, caches and the JSON files of a work directory."""

@@ -1,8 +1,8 @@
-"""Arrays that cost time to compute, kept under a key that says everything they depend on.
+"""A cache of computed arrays, on disk or in memory; keys contain everything that the arrays depend on.
 
-On disk an entry is a folder of raw arrays with `about.json`, which is written last, in a folder that is then renamed:
-what is half written is never read. One process fills an entry while others that want it wait, and read it. Beyond the
-budget, what was not used for longest is deleted.
+A cache entry on disk is a folder of raw arrays and `about.json`. It is written under another name and renamed when it
+is complete, so that a partial entry is never read. One process computes an entry while others that need it wait and
+then read it. When the cache exceeds its size limit, the least recently used entries are deleted.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from filelock import FileLock
 from tljax.config import CacheConfig
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
-Fill = Callable[[Mapping[str, np.ndarray]], None]
+ComputeFn = Callable[[Mapping[str, np.ndarray]], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CachedArrays:
-    """Kept arrays.
+    """A cache entry.
 
     Attributes:
-      arrays: by name, read-only.
-      seconds: that it took to compute them.
-      reused: whether they were there before.
-      where: "disk" or "memory".
+      arrays: read-only arrays by name.
+      seconds: time that computing them took.
+      reused: whether they were in the cache already.
+      storage: "disk" or "memory".
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,115 +43,122 @@ class CachedArrays:
     storage: str
 
 
+# Entries in order of their last use.
 _memory: dict[str, CachedArrays] = {}
 
 
 class ArrayCache:
-    """Where arrays are kept.
+    """A cache of arrays with a size limit.
 
     Args:
-      config: on disk, in memory, or nowhere, and how much.
-      folder: on disk.
+      config: the cache section of the config: storage and size limit.
+      folder: folder of the entries on disk.
     """
 
     def __init__(self, config: CacheConfig, folder: Path):
-        self.where, self.limit, self.folder = config.storage, int(config.max_gb * 1e9), folder
+        self.storage = config.storage
+        self.max_bytes = int(config.max_gb * 1e9)
+        self.folder = folder
 
-    def get(self, key: Mapping, shapes: Shapes, fill: Fill) -> CachedArrays:
-        """The arrays of a key, computed if they are not there.
+    def get(self, key: Mapping, shapes: Shapes, compute: ComputeFn) -> CachedArrays:
+        """Return the arrays of a key, computed if they are not in the cache.
 
         Args:
-          key: JSON of all that the arrays depend on.
-          shapes: of the arrays, by name.
-          fill: writes them into arrays of these shapes.
+          key: everything that the arrays depend on, as JSON.
+          shapes: shapes and dtypes of the arrays, by name.
+          compute: called with empty arrays of these shapes, which it fills.
         """
         name = key_digest(key)
-        if self.where == "disk":
+        if self.storage == "disk":
             try:
-                return self._on_disk(name, key, shapes, fill)
-            except OSError:  # no such folder can be made, or the disk is full: memory may still do
+                return self._get_from_disk(name, key, shapes, compute)
+            except OSError:  # the folder cannot be created, or the disk is full: use memory instead
                 pass
-        if self.where == "none":
-            return _computed({n: np.empty(s.shape, s.dtype) for n, s in shapes.items()}, fill, "memory")
+        if self.storage == "none":
+            return _compute_in_memory(shapes, compute)
         if (entry := _memory.pop(name, None)) is None:
-            entry = _computed({n: np.empty(s.shape, s.dtype) for n, s in shapes.items()}, fill, "memory")
-            found = entry
+            entry = _compute_in_memory(shapes, compute)
+            result = entry
         else:
-            found = dataclasses.replace(entry, reused=True)
-        _memory[name] = entry  # at the end: the first is the one not used for longest
-        while sum(map(_bytes, _memory.values())) > self.limit and len(_memory) > 1:
+            result = dataclasses.replace(entry, reused=True)
+        _memory[name] = entry  # inserted last: the first entry is the least recently used
+        while sum(map(_num_bytes, _memory.values())) > self.max_bytes and len(_memory) > 1:
             del _memory[next(iter(_memory))]
-        return found
+        return result
 
-    def _on_disk(self, name: str, key: Mapping, shapes: Shapes, fill: Fill) -> CachedArrays:
-        place = self.folder / name
-        if (entry := _read(place, shapes)) is not None:
+    def _get_from_disk(self, name: str, key: Mapping, shapes: Shapes, compute: ComputeFn) -> CachedArrays:
+        path = self.folder / name
+        if (entry := _read_entry(path, shapes)) is not None:
             return entry
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{place}.lock"):
-            if (entry := _read(place, shapes)) is not None:  # another process was first
+        with FileLock(f"{path}.lock"):
+            if (entry := _read_entry(path, shapes)) is not None:  # another process computed it meanwhile
                 return entry
-            part = Path(f"{place}.part")
-            for old in (part, place):  # of a process that died, or damaged
-                shutil.rmtree(old, ignore_errors=True)
-            part.mkdir()
+            partial = Path(f"{path}.part")
+            for stale in (partial, path):  # left by a killed process, or damaged
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir()
             try:
-                arrays = {n: _new_file(part / str(i), s) for i, (n, s) in enumerate(shapes.items())}
-                entry = _computed(arrays, fill, "disk")
+                arrays = {n: _create_array_file(partial / str(i), s) for i, (n, s) in enumerate(shapes.items())}
+                entry = _compute(arrays, compute, "disk")
                 for array in arrays.values():
                     array.flush()
-                (part / "about.json").write_text(json.dumps({"key": key, "seconds": entry.seconds}, indent=2))
-                part.replace(place)
+                (partial / "about.json").write_text(json.dumps({"key": key, "seconds": entry.seconds}, indent=2))
+                partial.replace(path)
             finally:
-                shutil.rmtree(part, ignore_errors=True)
-        self._delete_oldest(keep=place)
+                shutil.rmtree(partial, ignore_errors=True)
+        self._delete_oldest(keep=path)
         return entry
 
     def _delete_oldest(self, keep: Path) -> None:
-        entries = {p: p.stat().st_mtime for p in self.folder.iterdir() if (p / "about.json").is_file()}
-        sizes = {p: sum(f.stat().st_size for f in p.iterdir() if f.suffix != ".json") for p in entries}
-        for oldest in sorted(entries, key=entries.get):
-            if sum(sizes.values()) <= self.limit:
+        last_used = {p: p.stat().st_mtime for p in self.folder.iterdir() if (p / "about.json").is_file()}
+        sizes = {p: sum(f.stat().st_size for f in p.iterdir() if f.suffix != ".json") for p in last_used}
+        for oldest in sorted(last_used, key=last_used.get):
+            if sum(sizes.values()) <= self.max_bytes:
                 break
             if oldest != keep:
-                # A process that reads it keeps its pages until it lets go.
+                # Processes that have mapped its files can read them until they unmap them.
                 shutil.rmtree(oldest, ignore_errors=True)
                 del sizes[oldest]
 
 
 def key_digest(key: Mapping) -> str:
-    """The name of a key's entry."""
+    """Return the name of a key's entry: 32 hex digits of its SHA-256."""
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _computed(arrays: dict[str, np.ndarray], fill: Fill, where: str) -> CachedArrays:
+def _compute(arrays: dict[str, np.ndarray], compute: ComputeFn, storage: str) -> CachedArrays:
     start = time.monotonic()
-    fill(arrays)
+    compute(arrays)
     seconds = time.monotonic() - start
     for array in arrays.values():
         array.flags.writeable = False
-    return CachedArrays(arrays, seconds, reused=False, storage=where)
+    return CachedArrays(arrays, seconds, reused=False, storage=storage)
 
 
-def _read(place: Path, shapes: Shapes) -> CachedArrays | None:
-    """An entry on disk; None where it is not there, or not whole."""
+def _compute_in_memory(shapes: Shapes, compute: ComputeFn) -> CachedArrays:
+    return _compute({name: np.empty(s.shape, s.dtype) for name, s in shapes.items()}, compute, "memory")
+
+
+def _read_entry(path: Path, shapes: Shapes) -> CachedArrays | None:
+    """Return an entry on disk, or None if it is missing or incomplete; mark it as used."""
     try:
-        seconds = json.loads((place / "about.json").read_text())["seconds"]
-        files = {n: (place / str(i), s) for i, (n, s) in enumerate(shapes.items())}
-        arrays = {n: np.memmap(path, s.dtype, "r", shape=s.shape) for n, (path, s) in files.items()}
-        os.utime(place)
+        seconds = json.loads((path / "about.json").read_text())["seconds"]
+        files = {n: (path / str(i), s) for i, (n, s) in enumerate(shapes.items())}
+        arrays = {n: np.memmap(file, s.dtype, "r", shape=s.shape) for n, (file, s) in files.items()}
+        os.utime(path)
     except (OSError, ValueError, KeyError):
         return None
     return CachedArrays(arrays, seconds, reused=True, storage="disk")
 
 
-def _new_file(path: Path, shape: jax.ShapeDtypeStruct) -> np.memmap:
+def _create_array_file(path: Path, shape: jax.ShapeDtypeStruct) -> np.memmap:
     array = np.memmap(path, shape.dtype, "w+", shape=shape.shape)
-    # Space is taken now: where it is missing, a write into a mapped file kills the process.
+    # Allocate the space now: on a full disk, a write to a sparse mapped file kills the process.
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, array.nbytes)
     return array
 
 
-def _bytes(entry: CachedArrays) -> int:
+def _num_bytes(entry: CachedArrays) -> int:
     return sum(array.nbytes for array in entry.arrays.values())

@@ -1,9 +1,9 @@
-"""Orbax checkpoints of a run: the latest state and the best validation model, both kept, saved asynchronously.
+"""Orbax checkpoints of a run: the latest state and the best model on validation, saved asynchronously.
 
-A checkpoint is one step folder with the items `state`, a tree with `params` (leaves of the model by path), `opt` and
-`step`, and `progress`, the host's side of the loop as JSON, with the paths in `params`. Its metrics say how good the
-model is. Leaves that no phase has changed so far stand in no checkpoint: while a run goes on they are those that it
-began with, and a finished run has them once, in frozen.safetensors.
+A checkpoint is a step folder with two items: `state`, a tree with `params` (variables of the model by path), `opt` and
+`step`; and `progress`, the state of the training loop on the host as JSON, with the paths in `params`. Its metrics rank
+it among the other checkpoints. Variables that no phase has changed so far are in no checkpoint: during a run they equal
+the initial ones, and at its end they are written once, to frozen.safetensors.
 """
 
 from __future__ import annotations
@@ -21,16 +21,25 @@ from tljax.errors import UserError
 
 
 def ranking_key(metrics: dict[str, float]) -> tuple[float, float, float]:
-    """A higher score on validation, by whatever name, then a lower loss, then the earlier epoch."""
+    """Return a sort key of checkpoints: the higher score, then the lower loss, then the earlier epoch is better.
+
+    Args:
+      metrics: validation `loss`, `epoch` and one score, under any name.
+    """
     (score,) = (value for name, value in metrics.items() if name not in ("loss", "epoch"))
     return score, -metrics["loss"], -metrics["epoch"]
 
 
 class CheckpointManager:
-    """The checkpoints of one work directory."""
+    """The checkpoints of a work directory.
+
+    Args:
+      workdir: the work directory.
+    """
 
     def __init__(self, workdir: Path):
-        self._frozen, self._held = workdir / "frozen.safetensors", {}
+        self._frozen_path = workdir / "frozen.safetensors"
+        self._paths_by_step: dict[int, list[str]] = {}
         best = policies.BestN(get_metric_fn=ranking_key, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
@@ -50,28 +59,35 @@ class CheckpointManager:
 
     @property
     def latest(self) -> int | None:
-        """Step of the last finished checkpoint."""
+        """Step of the latest complete checkpoint."""
         return self._manager.latest_step()
 
     @property
     def best(self) -> int | None:
-        """Step of the best validation model."""
+        """Step of the best checkpoint on validation."""
         return self._manager.best_step()
 
     def save(self, step: int, state: dict[str, Any], progress: dict, metrics: dict[str, float] | None) -> None:
-        """Starts to write a checkpoint; `metrics` (the score, loss, epoch) only after a validation."""
-        # Orbax takes its time to say which leaves a checkpoint holds.
-        self._held[step] = sorted(state["params"])
-        told = {"loop": progress, "held": self._held[step]}
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(told))
+        """Start to write a checkpoint in the background.
+
+        Args:
+          step: training step.
+          state: arrays; `state["params"]` has the variables by path.
+          progress: state of the training loop on the host, as JSON.
+          metrics: validation score, loss and epoch; None: this step was not validated.
+        """
+        # Listed here as well, since reading the paths back from Orbax's metadata is slow.
+        self._paths_by_step[step] = sorted(state["params"])
+        metadata = {"loop": progress, "held": self._paths_by_step[step]}
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(metadata))
         self._manager.save(step, args=items, metrics=metrics)
 
     def progress(self, step: int) -> dict:
-        """The host's side of a checkpoint."""
+        """Return the `progress` that a checkpoint was saved with."""
         return self._metadata(step)["loop"]
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """Restores the parts of the state that `like` has, with its shapes, types and shardings."""
+        """Restore the parts of the state that `like` has, with its shapes, dtypes and shardings."""
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.PyTreeRestore(
             like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
@@ -79,41 +95,44 @@ class CheckpointManager:
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
     def restore_params(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """Those of the leaves `like` that a checkpoint holds, with their shapes, types and shardings."""
+        """Restore the variables of `like` that are in a checkpoint, with the shapes, dtypes and shardings of `like`."""
         return self.restore(step, {"params": {path: like[path] for path in self._saved_paths(step)}})["params"]
 
-    def save_frozen(self, leaves: dict[str, Any]) -> None:
-        """Writes what the best checkpoint does not hold of a model's leaves, so that the folder has them all."""
-        held = self._saved_paths(self.best)
-        frozen = {path: np.asarray(x) for path, x in leaves.items() if path not in held}
-        partial = self._frozen.with_suffix(".part")
+    def save_frozen(self, variables: dict[str, Any]) -> None:
+        """Write the variables of a model that are not in the best checkpoint to frozen.safetensors."""
+        saved = self._saved_paths(self.best)
+        frozen = {path: np.asarray(x) for path, x in variables.items() if path not in saved}
+        partial = self._frozen_path.with_suffix(".part")
         safetensors.numpy.save_file(frozen, partial)
-        partial.replace(self._frozen)
+        partial.replace(self._frozen_path)
 
     def load_variables(self, step: int) -> dict[str, np.ndarray]:
-        """Every leaf of a finished run's model by path, on the host."""
+        """Return all variables of a finished run's model by path, on the host."""
         params = self._manager.item_metadata(step)["state"].tree["params"]
-        restore = {"params": {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in params}}
-        args = ocp.args.PyTreeRestore({"params": params}, restore_args=restore, partial_restore=True)
-        frozen = safetensors.numpy.load_file(self._frozen) if self._frozen.exists() else {}
+        restore_args = {"params": {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in params}}
+        args = ocp.args.PyTreeRestore({"params": params}, restore_args=restore_args, partial_restore=True)
+        frozen = safetensors.numpy.load_file(self._frozen_path) if self._frozen_path.exists() else {}
         return frozen | self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"]
 
     def _metadata(self, step: int) -> dict:
-        told = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
-        if "held" not in told:
-            raise UserError(f"{self._frozen.parent} was begun by an earlier tljax: remove the folder and start again.")
-        return told
+        items = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+        metadata = items["progress"]
+        if "held" not in metadata:
+            raise UserError(
+                f"{self._frozen_path.parent} was written by an earlier tljax: remove the folder and start again."
+            )
+        return metadata
 
     def _saved_paths(self, step: int) -> list[str]:
-        """Of the leaves that a checkpoint holds."""
-        if step not in self._held:
-            self._held[step] = self._metadata(step)["held"]
-        return self._held[step]
+        """Return the paths of the variables in a checkpoint."""
+        if step not in self._paths_by_step:
+            self._paths_by_step[step] = self._metadata(step)["held"]
+        return self._paths_by_step[step]
 
     def wait(self) -> None:
-        """Returns when every checkpoint is finished on disk."""
+        """Wait until all checkpoints are complete on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes what is being written."""
+        """Wait for pending writes and release resources."""
         self._manager.close()

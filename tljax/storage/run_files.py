@@ -1,4 +1,4 @@
-"""The JSON files of a work directory, of this version or an older one."""
+"""JSON files of a work directory, written by this version or an older one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tljax.config import Config, parse
 from tljax.config.renamed import upgrade
 from tljax.errors import UserError
 
-# Keys of result.json, inputs.json and features.json of older versions.
+# Keys of result.json, inputs.json and features.json in older versions, with their current names.
 RENAMED_KEYS = {
     "picture": "image_shape",
     "pictures": "images",
@@ -26,24 +26,24 @@ RENAMED_KEYS = {
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds, with today's keys.
+    """Return the content of a JSON file; keys of older versions are renamed to the current ones.
 
     Raises:
-      UserError: it is not JSON.
-      FileNotFoundError: there is no such file.
+      UserError: the file is not JSON.
+      FileNotFoundError: the file does not exist.
     """
     try:
-        return _with_new_keys(json.loads(path.read_text()))
+        return _rename_keys(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
 def read_config(path: Path) -> Config:
-    """Return the config of a config.json; fields that are newer than the file have their defaults.
+    """Return the config in a config.json; fields that are newer than the file have their defaults.
 
     Raises:
-      UserError: it is not JSON, or has fields that never existed.
-      FileNotFoundError: there is no such file.
+      UserError: the file is not JSON, or has unknown fields.
+      FileNotFoundError: the file does not exist.
     """
     try:
         return parse(upgrade(json.loads(path.read_text())))
@@ -51,9 +51,9 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def _with_new_keys(value: Any) -> Any:
+def _rename_keys(value: Any) -> Any:
     if isinstance(value, dict):
-        return {RENAMED_KEYS.get(key, key): _with_new_keys(item) for key, item in value.items()}
+        return {RENAMED_KEYS.get(key, key): _rename_keys(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_new_keys(item) for item in value]
+        return [_rename_keys(item) for item in value]
     return value

@@ -1,4 +1,4 @@
-"""A digest of the source files that a module's results depend on."""
+"""A digest of the source files that the results of a module depend on."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PACKAGE = Path(__file__).parent.parent
 
 @functools.cache
 def source_digest(modules: tuple[str, ...], package: Path = PACKAGE) -> str:
-    """SHA-256 over the source of modules and of all that they import from their package, directly or not.
+    """Return the SHA-256 of the source of modules and of everything that they import from their package.
 
     Args:
-      modules: names such as "tljax.models.layers".
+      modules: module names such as "tljax.models.layers".
       package: folder of the package.
     """
     return digest_files(imported_files(modules, package), package)
 
 
 def digest_files(files: Sequence[Path], package: Path = PACKAGE) -> str:
-    """SHA-256 over the names below `package` and the bytes of files."""
+    """Return the SHA-256 of the files' paths relative to `package` and of their content."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(package)} ".encode())
@@ -32,19 +32,19 @@ def digest_files(files: Sequence[Path], package: Path = PACKAGE) -> str:
 
 
 def imported_files(modules: Sequence[str], package: Path = PACKAGE) -> list[Path]:
-    """Return the files of modules and of all that they import from the package, sorted by path."""
-    found: set[Path] = set()
-    todo = list(modules)
-    while todo:
-        path = _file_of(todo.pop(), package)
-        if path is not None and path not in found:
-            found.add(path)
-            todo += _imports(ast.parse(path.read_bytes()))
-    return sorted(found)
+    """Return the files of modules and of their direct and indirect imports from the package, sorted by path."""
+    files: set[Path] = set()
+    pending = list(modules)
+    while pending:
+        path = _module_file(pending.pop(), package)
+        if path is not None and path not in files:
+            files.add(path)
+            pending += _imported_names(ast.parse(path.read_bytes()))
+    return sorted(files)
 
 
-def _file_of(module: str, package: Path) -> Path | None:
-    """The file of a module; None for what is no module of the package, such as a function that is imported."""
+def _module_file(module: str, package: Path) -> Path | None:
+    """Return the file of a module; None if the name is not a module of the package but, say, a function in one."""
     name, *parts = module.split(".")
     if name != package.name:
         return None
@@ -52,11 +52,11 @@ def _file_of(module: str, package: Path) -> Path | None:
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+def _imported_names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
-            # What is imported may itself be a module.
+            # The imported name may itself be a module.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)

@@ -1,11 +1,20 @@
-"""Strategies: presets that are phases, and the one function from path to group."""
+"""Strategies: presets, which return phases, and the rules that decide for every parameter path whether it trains."""
 
-from tljax.strategies.param_groups import ParamGroup, assign_param_groups, frozen_modules, frozen_stages
+from tljax.strategies.param_groups import (
+    Masks,
+    ParamGroup,
+    assign_param_groups,
+    frozen_modules,
+    frozen_stages,
+    masks,
+    masks_of_groups,
+)
 from tljax.strategies.presets import PRESETS, hint_stage
 from tljax.strategies.resolve import Strategy, build_phases, with_preset_head
 
 __all__ = [
     "PRESETS",
+    "Masks",
     "ParamGroup",
     "Strategy",
     "assign_param_groups",
@@ -13,5 +22,7 @@ __all__ = [
     "frozen_modules",
     "frozen_stages",
     "hint_stage",
+    "masks",
+    "masks_of_groups",
     "with_preset_head",
 ]

@@ -6,6 +6,9 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
 
 from tljax.config import Phase
 from tljax.errors import UserError
@@ -88,6 +91,55 @@ def assign_param_groups(
     if not any(groups[path].trainable for path in params):
         raise UserError(f'Phase "{phase.name}": nothing learns under the rules {_rules(phase)}.')
     return groups
+
+
+class Masks(NamedTuple):
+    """Trees over the parameters, in their structure, as `optax.masked` and `optax.partition` take them.
+
+    Attributes:
+      trainable: whether a parameter trains.
+      decay: whether weight decay applies to it.
+      lr_multiplier: of the learning rate; 0 where it is frozen.
+    """
+
+    trainable: Any
+    decay: Any
+    lr_multiplier: Any
+
+
+def masks(params: Any, phase: Phase, stages: Sequence[str] = ()) -> Masks:
+    """Return the masks of a phase over a tree of parameters, for an optimizer of your own.
+
+    The same rules decide as in training: `optax.masked(optax.add_decayed_weights(1e-4), masks(params, phase).decay)`.
+
+    Args:
+      params: a flat dict {path: array}, or nested dicts or an `nnx.State` with the same paths.
+      phase: its rules and layer-wise decay.
+      stages: of the backbone in order, for the layer-wise decay.
+
+    Raises:
+      UserError: as `assign_param_groups`.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [_path(keys) for keys, _ in leaves]
+    groups = assign_param_groups(dict(zip(paths, (leaf for _, leaf in leaves), strict=True)), {}, phase, stages)
+    flat = masks_of_groups(groups)
+    return Masks(*(jax.tree.unflatten(structure, [mask[path] for path in paths]) for mask in flat))
+
+
+def masks_of_groups(groups: Mapping[str, ParamGroup]) -> Masks:
+    """Return the masks of groups by path."""
+    return Masks(
+        trainable={path: group.trainable for path, group in groups.items()},
+        decay={path: group.decay for path, group in groups.items()},
+        lr_multiplier={path: group.lr_multiplier for path, group in groups.items()},
+    )
+
+
+def _path(keys: Sequence[Any]) -> str:
+    """Return the path of a leaf; the value inside an `nnx.Variable` adds nothing to that of the variable."""
+    names = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in keys]
+    return "/".join(names[:-1] if names[-1] == "value" else names)
 
 
 def frozen_modules(modules: Sequence[str], groups: Mapping[str, ParamGroup]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Tasks: what a network is for, and what it is evaluated by."""
+"""Tasks: classification, segmentation and detection, with their predictions and metrics."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ TASKS = {task.name: task for task in (CLASSIFICATION, SEGMENTATION, DETECTION)}
 
 
 def default_task(head: str) -> Task:
-    """Return the first task that reads the outputs of a head."""
+    """Return the default task of a head: the first one that supports it."""
     return next(task for task in TASKS.values() if head in task.heads)
 
 
 def task_of(config: Config) -> Task:
-    """Return the task of a config: `config.task`, or by default that of its head.
+    """Return the task of a config: `config.task`, or the default task of its head.
 
     Raises:
-      UserError: there is no such task, or it does not read the outputs of `model.head`.
+      UserError: there is no such task, or it does not support `model.head`.
     """
     if config.task is None:
         return default_task(config.model.head)

@@ -1,4 +1,4 @@
-"""What classification is judged by; scikit-learn's numbers where it has them."""
+"""Classification: predictions and metrics, by scikit-learn where it has them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ METRICS = (
 
 
 def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    """The scalar metrics of a split.
+    """Return the scalar metrics of a split.
 
     Args:
-      labels: [N], integers.
-      probabilities: [N, classes], rows that sum to one.
+      labels: integers [N].
+      probabilities: [N, C], rows that sum to 1.
 
     Returns:
-      `METRICS` and `loss`: accuracy; the share of labels among the five likeliest classes; precision, recall and F1
-      averaged over classes; ROC-AUC one against rest averaged over classes (None where a class has no picture);
-      expected calibration error; mean negative log-likelihood in nats.
+      The keys of `METRICS` and `loss`: accuracy; top-5 accuracy; precision, recall and F1 averaged over classes;
+      one-vs-rest ROC AUC averaged over classes (None if a class has no image); expected calibration error; mean
+      negative log-likelihood in nats.
     """
-    from sklearn import metrics  # takes a second, for which no first step should wait
+    from sklearn import metrics  # imported here: it takes a second, which would delay the first training step
 
     classes = np.arange(probabilities.shape[1])
     predicted = probabilities.argmax(1)
@@ -57,10 +57,11 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
 
 
 def class_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[str, ...]) -> dict:
-    """Precision, recall, F1 and support of every class, and the confusion matrix (rows are true classes)."""
+    """Return precision, recall, F1 and support of every class, and the confusion matrix (rows are true classes)."""
     from sklearn import metrics
 
-    index, predicted = np.arange(len(classes)), probabilities.argmax(1)
+    index = np.arange(len(classes))
+    predicted = probabilities.argmax(1)
     table = metrics.precision_recall_fscore_support(labels, predicted, labels=index, zero_division=0)
     rows = zip(classes, *(column.tolist() for column in table), strict=True)
     return {
@@ -70,40 +71,53 @@ def class_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[
 
 
 def best_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """For each class the least probability at which one against rest has its best F1, [classes]; NaN without pictures.
+    """Return the probability threshold of each class with the best one-vs-rest F1, [C].
 
-    Those of validation are held to the test split (Lipton et al. 2014, arXiv:1402.1892, on what they optimise).
+    NaN for a class without images. Thresholds are chosen on the validation split and applied to the test split
+    (Lipton et al. 2014, arXiv:1402.1892).
     """
     from sklearn import metrics
 
-    found = np.full(probabilities.shape[1], np.nan)
-    for c, chances in enumerate(probabilities.T):
-        if (labels == c).any():
-            precision, recall, at = metrics.precision_recall_curve(labels == c, chances)
-            # The last point, of no threshold, has recall 0.
+    best = np.full(probabilities.shape[1], np.nan)
+    for index, scores in enumerate(probabilities.T):
+        if (labels == index).any():
+            precision, recall, thresholds = metrics.precision_recall_curve(labels == index, scores)
+            # The last point has recall 0 and no threshold.
             f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-12))[:-1]
-            found[c] = at[f1.argmax()]
-    return found
+            best[index] = thresholds[f1.argmax()]
+    return best
 
 
 def metrics_at_thresholds(
     labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray, classes: Sequence[str]
-):
-    """`thresholded`: precision, recall and F1 of each class where a picture is of it from its threshold on."""
+) -> dict[str, list[dict]]:
+    """Return precision, recall and F1 of each class at its own threshold.
+
+    Args:
+      labels: integers [N].
+      probabilities: [N, C].
+      thresholds: [C], from `best_thresholds`; an image is of a class if its probability is at least the threshold.
+      classes: names of the classes.
+
+    Returns:
+      {"thresholded": [{"class", "threshold", "precision", "recall", "f1"}, ...]}, None for all four of a class whose
+      threshold is NaN.
+    """
     from sklearn import metrics
 
     rows = []
-    for c, (name, threshold) in enumerate(zip(classes, thresholds.tolist(), strict=True)):
-        said = probabilities[:, c] >= threshold
-        found = metrics.precision_recall_fscore_support(labels == c, said, average="binary", zero_division=0)[:3]
-        known = not np.isnan(threshold)
-        told = zip(("threshold", "precision", "recall", "f1"), (threshold, *map(float, found)), strict=True)
-        rows.append({"class": name, **{key: value if known else None for key, value in told}})
+    for index, (name, threshold) in enumerate(zip(classes, thresholds.tolist(), strict=True)):
+        predicted = probabilities[:, index] >= threshold
+        scores = metrics.precision_recall_fscore_support(labels == index, predicted, average="binary", zero_division=0)[
+            :3
+        ]
+        values = [None] * 4 if np.isnan(threshold) else [threshold, *map(float, scores)]
+        rows.append({"class": name, **dict(zip(("threshold", "precision", "recall", "f1"), values, strict=True))})
     return {"thresholded": rows}
 
 
 def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """Area under the ROC curve, one against rest, macro average; None where a class has no or every picture."""
+    """Return the macro-averaged one-vs-rest area under the ROC curve; None if a class has no image."""
     from sklearn import metrics
 
     classes = np.arange(probabilities.shape[1])
@@ -114,18 +128,25 @@ def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
 
 
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error over equal-width bins of confidence (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
-    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    """Return the expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+
+    Args:
+      labels: integers [N].
+      probabilities: [N, C].
+      bins: number of equal-width bins of confidence.
+    """
+    confidence = probabilities.max(1)
+    correct = probabilities.argmax(1) == labels
     # Bins are (a, b], as in the paper.
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(place, weights=correct - confidence, minlength=bins)
+    bin_index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(bin_index, weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
 
 
-def probabilities(rows: Predictions) -> np.ndarray:
-    """[N, classes], float64, rows that sum to one."""
-    found = rows["probabilities"].astype(np.float64)
-    return found / found.sum(-1, keepdims=True)
+def probabilities(predictions: Predictions) -> np.ndarray:
+    """Return the class probabilities in float64, [N, C], with rows that sum to 1."""
+    values = predictions["probabilities"].astype(np.float64)
+    return values / values.sum(-1, keepdims=True)
 
 
 def _train_metric(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
@@ -137,44 +158,47 @@ def _predict(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
 
 
 def _tune_on_validation(
-    rows: Predictions, split: Split, valid_rows: Predictions, valid: Split, classes: tuple[str, ...]
+    predictions: Predictions, split: Split, valid_predictions: Predictions, valid: Split, classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    thresholds = best_thresholds(valid.labels, probabilities(valid_rows))
-    return metrics_at_thresholds(split.labels, probabilities(rows), thresholds, classes)
+    thresholds = best_thresholds(valid.labels, probabilities(valid_predictions))
+    return metrics_at_thresholds(split.labels, probabilities(predictions), thresholds, classes)
 
 
-def _figure_data(rows: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
-    chances = probabilities(rows)
-    wrong = worst_first(split.labels, chances)[:count]
-    return {"label": split.labels, "probabilities": chances, "worst": wrong, "images": split.images[wrong]}
+def _figure_data(predictions: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+    scores = probabilities(predictions)
+    worst = worst_first(split.labels, scores)[:count]
+    return {"label": split.labels, "probabilities": scores, "worst": worst, "images": split.images[worst]}
 
 
 def worst_first(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Indices of the wrongly classified images, the least probability of the true class first."""
+    """Return indices of the misclassified images, by ascending probability of the true class."""
     wrong = np.flatnonzero(probabilities.argmax(1) != labels)
     return wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")]
 
 
 def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
-    from tljax.report import figures  # Matplotlib takes a second to import
+    from tljax.report import figures  # imported here: Matplotlib takes a second
 
-    worst, labels, chances, path = data["worst"], data["label"], data["probabilities"], folder / "most_wrong.png"
+    labels = data["label"]
+    scores = data["probabilities"]
+    worst = data["worst"]
+    worst_path = folder / "most_wrong.png"
     if len(worst):
-        figures.draw_worst(data["images"], labels[worst], chances[worst], classes, path, len(worst))
+        figures.draw_worst(data["images"], labels[worst], scores[worst], classes, worst_path, len(worst))
     else:
-        figures.draw_message(f"Nothing is wrong: all {len(labels):,} pictures are correct.", path)
+        figures.draw_message(f"All {len(labels):,} images are classified correctly.", worst_path)
     return {
         "confusion": figures.draw_confusion(test["confusion"], classes, folder / "confusion.png"),
-        "roc": figures.draw_roc(labels, chances, classes, folder / "roc.png"),
-        "most_wrong": path,
+        "roc": figures.draw_roc(labels, scores, classes, folder / "roc.png"),
+        "most_wrong": worst_path,
     }
 
 
-def _write_predictions(found: PredictionSet, top: int = 5) -> Iterator[tuple[dict[str, Any], str]]:
-    for row in probabilities(found.predictions):
-        order = np.argsort(-row, kind="stable")[:top]
-        best = [{"class": found.classes[i], "probability": float(row[i])} for i in order]
-        yield {"top": best}, "  ".join(f"{c['class']} {100 * c['probability']:.1f} %" for c in best)
+def _write_predictions(prediction_set: PredictionSet, count: int = 5) -> Iterator[tuple[dict[str, Any], str]]:
+    for scores in probabilities(prediction_set.predictions):
+        order = np.argsort(-scores, kind="stable")[:count]
+        top = [{"class": prediction_set.classes[i], "probability": float(scores[i])} for i in order]
+        yield {"top": top}, "  ".join(f"{row['class']} {100 * row['probability']:.1f} %" for row in top)
 
 
 CLASSIFICATION = Task(
@@ -185,8 +209,10 @@ CLASSIFICATION = Task(
     label_loss="cross_entropy",
     train_metric=_train_metric,
     predict=_predict,
-    compute_metrics=lambda rows, split, side: compute_metrics(split.labels, probabilities(rows)),
-    class_metrics=lambda rows, split, side, classes: class_metrics(split.labels, probabilities(rows), classes),
+    compute_metrics=lambda predictions, split, side: compute_metrics(split.labels, probabilities(predictions)),
+    class_metrics=lambda predictions, split, side, classes: class_metrics(
+        split.labels, probabilities(predictions), classes
+    ),
     figure_data=_figure_data,
     figures=_figures,
     write_predictions=_write_predictions,

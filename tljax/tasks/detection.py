@@ -1,6 +1,6 @@
-"""What detection is judged by: COCO's average precision, by COCO's own code.
+"""Detection: predictions, and COCO's average precision by pycocotools.
 
-Answers are boxes in pixels of the network's input; truth, and what is written for others, is in pixels of the picture.
+Predicted boxes are in pixels of the network's input; true boxes and written results are in pixels of the image.
 """
 
 from __future__ import annotations
@@ -18,233 +18,284 @@ import numpy as np
 
 from tljax.data import Split
 from tljax.losses.detection import MAX_DETECTIONS, decode, loss_terms, make_targets
-from tljax.ops import boxes as boxes_of
+from tljax.ops import boxes as box_ops
 from tljax.tasks.task import Arrays, Predictions, PredictionSet, Task
 
-# Of COCOeval's arrays, along the axis of areas.
+# Index of the object sizes along the last axis of COCOeval's arrays.
 AREAS = {"ap": 0, "ap_small": 1, "ap_medium": 2, "ap_large": 3}
-# Predicted boxes that are less certain are in the results, but neither drawn nor printed.
+# Minimum score of a predicted box that is drawn or printed; all boxes are written to the results.
 MIN_SHOWN = 0.3
 
 
 def train_metric(outputs: Mapping[str, Any], batch: Arrays) -> jax.Array:
-    """[B], mean IoU of the boxes of places that have one with what they are to be; 0 where a picture has none."""
-    wanted = make_targets(outputs, batch)
-    overlap = jnp.where(wanted.positive, boxes_of.iou(outputs["boxes"], wanted.boxes), 0)
-    return overlap.sum(1) / jnp.maximum(wanted.positive.sum(1), 1)
+    """Return the mean IoU of predicted and target boxes at positive locations, [B]; 0 for an image without boxes."""
+    targets = make_targets(outputs, batch)
+    iou = jnp.where(targets.positive, box_ops.iou(outputs["boxes"], targets.boxes), 0)
+    return iou.sum(1) / jnp.maximum(targets.positive.sum(1), 1)
 
 
 def predict(outputs: Mapping[str, Any], batch: Arrays) -> dict[str, jax.Array]:
-    """The best boxes of each picture after suppression, best first.
+    """Return the best boxes of each image after non-maximum suppression, best first.
 
     Returns:
-      `boxes`, `scores` and `classes` of `tljax.losses.detection.Detections`. Where the batch has labels, `losses`
-      [B, 3], what focal, GIoU and centre-ness losses sum up to, and `positives` [B], by whose sum theirs are divided.
+      `boxes`, `scores` and `classes` as in `tljax.losses.detection.Detections`. If the batch has labels, also `losses`
+      [B, 3], the unnormalized focal, GIoU and centerness losses, and `positives` [B], their normalizer.
     """
-    found = decode(outputs)._asdict()
+    detections = decode(outputs)._asdict()
     if "label" not in batch:
-        return found
-    sums = loss_terms(outputs, batch)
-    return found | {"losses": jnp.stack(sums[:3], -1), "positives": sums.positives}
+        return detections
+    terms = loss_terms(outputs, batch)
+    losses = jnp.stack([terms.focal, terms.giou, terms.centerness], -1)
+    return detections | {"losses": losses, "positives": terms.positives}
 
 
-def compute_metrics(rows: Predictions, split: Split, side: int) -> dict[str, float | None]:
-    """COCO's metrics, None where there is nothing to find; and the loss, where the rows have it.
+def compute_metrics(predictions: Predictions, split: Split, side: int) -> dict[str, float | None]:
+    """Return COCO's metrics, None where there are no objects; and the loss, if the predictions include it.
 
-    `ap` is the mean over IoU thresholds of 0.5, 0.55, ... 0.95; small boxes have less than 32² pixels of the picture,
-    large ones more than 96²; `ar` is the recall of 100 detections a picture.
+    `ap` is the mean over the IoU thresholds 0.5, 0.55, ..., 0.95; small objects have less than 32² pixels of the image,
+    large ones more than 96²; `ar` is the recall with 100 detections per image.
+
+    Args:
+      predictions: {name: [N, ...]}, from `predict`.
+      split: images and true boxes.
+      side: height and width of the network's input, in pixels.
     """
-    precision, recall, _ = _evaluate(rows, split, side)
-    found = {key: _mean(precision[:, :, :, area]) for key, area in AREAS.items()}
-    found |= {"ap50": _mean(precision[0, :, :, 0]), "ap75": _mean(precision[5, :, :, 0]), "ar": _mean(recall[:, :, 0])}
-    if "losses" in rows:
-        found["loss"] = float(np.sum(rows["losses"], dtype=np.float64) / max(1, np.sum(rows["positives"])))
-    return found
+    precision, recall, _ = _evaluate(predictions, split, side)
+    metrics = {key: _mean(precision[:, :, :, area]) for key, area in AREAS.items()}
+    metrics["ap50"] = _mean(precision[0, :, :, 0])
+    metrics["ap75"] = _mean(precision[5, :, :, 0])
+    metrics["ar"] = _mean(recall[:, :, 0])
+    if "losses" in predictions:
+        total = np.sum(predictions["losses"], dtype=np.float64)
+        metrics["loss"] = float(total / max(1, np.sum(predictions["positives"])))
+    return metrics
 
 
-def class_metrics(rows: Predictions, split: Split, side: int, classes: tuple[str, ...]) -> dict[str, Any]:
-    """`per_class`: precision and number of objects, crowds aside; `precision_recall`: curves at an IoU of 0.5.
+def class_metrics(predictions: Predictions, split: Split, side: int, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the average precision of each class, and precision-recall curves.
 
-    The curves are `recall`, the 101 at which COCO looks, and `precision` there by class, of classes that are there.
+    Args:
+      predictions: {name: [N, ...]}, from `predict`.
+      split: images and true boxes.
+      side: height and width of the network's input, in pixels.
+      classes: names of the classes.
+
+    Returns:
+      `per_class`: for each class `ap`, `ap50` and the number of `objects` without crowds.
+      `precision_recall`: `recall`, COCO's 101 recall levels, and `precision` at an IoU of 0.5 for each class with
+      objects.
     """
-    precision, _, kinds = _evaluate(rows, split, side)
-    there = split.labels >= 0 if split.crowd is None else (split.labels >= 0) & ~split.crowd
-    objects = np.bincount(split.labels[there], minlength=len(classes))
-    of_class = {kind: precision[:, :, k, 0] for k, kind in enumerate(kinds) if objects[kind]}
-    nothing = np.empty((len(precision), 0))
-    table = [
-        {"class": name, "ap": _mean(p), "ap50": _mean(p[0]), "objects": int(objects[kind])}
-        for kind, name in enumerate(classes)
-        for p in [of_class.get(kind, nothing)]
-    ]
+    precision, _, class_indices = _evaluate(predictions, split, side)
+    counts = np.bincount(split.labels[_is_object(split)], minlength=len(classes))
+    by_class = {index: precision[:, :, k, 0] for k, index in enumerate(class_indices) if counts[index]}
+    empty = np.empty((len(precision), 0))
+    per_class = []
+    for index, name in enumerate(classes):
+        curve = by_class.get(index, empty)
+        row = {"class": name, "ap": _mean(curve), "ap50": _mean(curve[0]), "objects": int(counts[index])}
+        per_class.append(row)
     return {
-        "per_class": table,
+        "per_class": per_class,
         "precision_recall": {
             "recall": np.linspace(0, 1, precision.shape[1]).tolist(),
-            "precision": {classes[kind]: p[0].tolist() for kind, p in of_class.items()},
+            "precision": {classes[index]: curve[0].tolist() for index, curve in by_class.items()},
         },
     }
 
 
 def per_image_metric(
-    rows: Predictions, split: Split, side: int, least: float = 0.3, threshold: float = 0.5
+    predictions: Predictions, split: Split, side: int, min_score: float = 0.3, min_iou: float = 0.5
 ) -> np.ndarray:
-    """[N], the F1 of every picture's boxes; NaN where there are none and none were found.
+    """Return the F1 of each image's boxes, [N]; NaN if an image has neither true nor predicted boxes.
 
     Args:
-      rows: from `answers`.
-      split: what is true.
-      side: of the network's input.
-      least: boxes with a lower score do not count.
-      threshold: IoU from which on a box of the right class is right; the best come first, each finds one object.
+      predictions: {name: [N, ...]}, from `predict`.
+      split: images and true boxes.
+      side: height and width of the network's input, in pixels.
+      min_score: boxes with a lower score are dropped.
+      min_iou: IoU from which on a predicted box matches a true box of its class. Boxes are matched in the order of
+        their scores, each true box at most once.
     """
-    from pycocotools import mask as coding
+    from pycocotools import mask as coco_mask
 
-    each = np.full(len(split), np.nan)
-    for i, known in enumerate((split.labels >= 0) & (True if split.crowd is None else ~split.crowd)):
-        true, kinds = split.boxes[i][known], split.labels[i][known]
-        sure = (rows["classes"][i] >= 0) & (rows["scores"][i] >= least)
-        found, said = rows["boxes"][i][sure] / split.scale(side), rows["classes"][i][sure]
-        if not len(true) or not len(found):
-            each[i] = 0 if len(true) + len(found) else np.nan
+    f1 = np.full(len(split), np.nan)
+    for i, is_object in enumerate(_is_object(split)):
+        true_boxes = split.boxes[i][is_object]
+        true_classes = split.labels[i][is_object]
+        shown = (predictions["classes"][i] >= 0) & (predictions["scores"][i] >= min_score)
+        predicted_boxes = predictions["boxes"][i][shown] / split.scale(side)
+        predicted_classes = predictions["classes"][i][shown]
+        count = len(true_boxes) + len(predicted_boxes)
+        if not len(true_boxes) or not len(predicted_boxes):
+            f1[i] = 0 if count else np.nan
             continue
-        overlap = np.where(said[:, None] == kinds, coding.iou(_as_coco(found), _as_coco(true), [0] * len(true)), 0)
-        right = 0
-        for row in overlap:
-            if row[best := row.argmax()] >= threshold:
-                right, overlap[:, best] = right + 1, 0
-        each[i] = 2 * right / (len(true) + len(found))
-    return each
+        iou = coco_mask.iou(_to_coco(predicted_boxes), _to_coco(true_boxes), [0] * len(true_boxes))
+        iou = np.where(predicted_classes[:, None] == true_classes, iou, 0)
+        matched = 0
+        for row in iou:
+            best = row.argmax()
+            if row[best] >= min_iou:
+                matched += 1
+                iou[:, best] = 0
+        f1[i] = 2 * matched / count
+    return f1
 
 
-def coco_results(rows: Predictions, ids: Sequence, sizes: Sequence[tuple[int, int]], side: int) -> list[dict[str, Any]]:
-    """The detections in the form of COCO's result files.
+def coco_results(
+    predictions: Predictions, ids: Sequence, sizes: Sequence[tuple[int, int]], side: int
+) -> list[dict[str, Any]]:
+    """Return the detections in the format of COCO's result files.
 
     Args:
-      rows: from `answers`, [N, ...].
-      ids: of the pictures.
-      sizes: height and width of each picture in pixels.
-      side: of the network's input.
+      predictions: {name: [N, ...]}, from `predict`.
+      ids: of the images.
+      sizes: height and width of each image in pixels.
+      side: height and width of the network's input, in pixels.
 
     Returns:
-      {"image_id", "category_id", "bbox", "score"} of each, the category being the index of the class and the box
-      [x, y, width, height] in pixels of the picture.
+      {"image_id", "category_id", "bbox", "score"} of each detection: the category is the index of the class, the box is
+      [x, y, width, height] in pixels of the image.
     """
     sizes = np.asarray(sizes, np.float64).reshape(-1, 2)
-    picture, place = np.nonzero(rows["classes"] >= 0)
-    boxes = _as_coco(rows["boxes"][picture, place] * np.tile(sizes / side, 2)[picture])
-    columns = rows["classes"][picture, place], boxes, rows["scores"][picture, place]
+    image, slot = np.nonzero(predictions["classes"] >= 0)
+    boxes = _to_coco(predictions["boxes"][image, slot] * np.tile(sizes / side, 2)[image])
+    columns = (predictions["classes"][image, slot], boxes, predictions["scores"][image, slot])
     return [
-        {"image_id": ids[i], "category_id": kind, "bbox": box, "score": score}
-        for i, kind, box, score in zip(picture, *(column.tolist() for column in columns), strict=True)
+        {"image_id": ids[i], "category_id": category, "bbox": box, "score": score}
+        for i, category, box, score in zip(image, *(column.tolist() for column in columns), strict=True)
     ]
 
 
-def _evaluate(rows: Predictions, split: Split, side: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """COCO's precision [thresholds, recalls, classes, areas], recall [thresholds, classes, areas], and the classes.
+def _evaluate(predictions: Predictions, split: Split, side: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Run COCO's evaluation.
 
-    Both are -1 where there is nothing to find. The classes are those that the split has.
+    Returns:
+      precision [IoU thresholds, recall levels, classes, areas] and recall [IoU thresholds, classes, areas], -1 where
+      there are no objects; and the indices of the classes, those that occur in the split.
     """
-    from pycocotools.cocoeval import COCOeval  # takes a second, for which no first step should wait
+    from pycocotools.cocoeval import COCOeval  # imported here: it takes a second
 
-    picture, place = np.nonzero(split.labels >= 0)
-    kinds, boxes = split.labels[picture, place], _as_coco(split.boxes[picture, place])
-    crowd = np.zeros(len(picture), int) if split.crowd is None else split.crowd[picture, place].astype(int)
-    columns = picture, kinds, boxes, crowd
-    truth = [
-        {"image_id": i, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
-        for i, kind, box, crowd in zip(*(column.tolist() for column in columns), strict=True)
-    ]
-    known = np.unique(kinds).tolist()
-    found = coco_results(rows, range(len(split)), [split.images.shape[1:3]] * len(split), side)
-    for row in found:
+    truth = _true_annotations(split)
+    results = coco_results(predictions, range(len(split)), [split.images.shape[1:3]] * len(split), side)
+    for row in results:
         row |= {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of its progress
-        both = (_as_data_set(annotations, len(split), known) for annotations in (truth, found))
-        judge = COCOeval(*both, iouType="bbox")
-        judge.params.maxDets, ranges = [MAX_DETECTIONS], judge.params.areaRng
-        # Its loops are slow: none for sizes of which there is no object, whose precision is -1 without them.
+    class_indices = np.unique(split.labels[split.labels >= 0]).tolist()
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        data_sets = (_coco_data_set(annotations, len(split), class_indices) for annotations in (truth, results))
+        evaluator = COCOeval(*data_sets, iouType="bbox")
+        evaluator.params.maxDets = [MAX_DETECTIONS]
+        area_ranges = evaluator.params.areaRng
+        # COCOeval's loops are slow: skip object sizes without an object, whose precision is -1 anyway.
         sizes = [row["area"] for row in truth if not row["iscrowd"]]
-        there = [k for k, (low, high) in enumerate(ranges) if any(low <= size <= high for size in sizes)]
-        judge.params.areaRng = [ranges[k] for k in there]
-        judge.evaluate()
-        judge.accumulate()
-    precision, recall = (judge.eval[name][..., 0] for name in ("precision", "recall"))
-    every = [np.full((*x.shape[:-1], len(ranges)), -1.0) for x in (precision, recall)]
-    every[0][..., there], every[1][..., there] = precision, recall
-    return *every, known
+        present = [k for k, (low, high) in enumerate(area_ranges) if any(low <= size <= high for size in sizes)]
+        evaluator.params.areaRng = [area_ranges[k] for k in present]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    arrays = []
+    for name in ("precision", "recall"):
+        values = evaluator.eval[name][..., 0]
+        array = np.full((*values.shape[:-1], len(area_ranges)), -1.0)
+        array[..., present] = values
+        arrays.append(array)
+    return *arrays, class_indices
 
 
-def _as_data_set(annotations: list[dict], pictures: int, kinds: list[int]):
+def _true_annotations(split: Split) -> list[dict[str, Any]]:
+    """Return the true boxes of a split, crowds included, as COCO annotations."""
+    image, slot = np.nonzero(split.labels >= 0)
+    crowd = np.zeros(len(image), int) if split.crowd is None else split.crowd[image, slot].astype(int)
+    columns = (image, split.labels[image, slot], _to_coco(split.boxes[image, slot]), crowd)
+    return [
+        {"image_id": i, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": iscrowd}
+        for i, category, box, iscrowd in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+
+
+def _is_object(split: Split) -> np.ndarray:
+    """Return which slots hold a box that is not a crowd, bool [N, M]."""
+    present = split.labels >= 0
+    return present if split.crowd is None else present & ~split.crowd
+
+
+def _coco_data_set(annotations: list[dict], num_images: int, class_indices: list[int]):
     from pycocotools.coco import COCO
 
     data = COCO()
     data.dataset = {
-        "images": [{"id": i} for i in range(pictures)],
-        "categories": [{"id": kind} for kind in kinds],
-        # An id of 0 would be taken for no match.
+        "images": [{"id": i} for i in range(num_images)],
+        "categories": [{"id": index} for index in class_indices],
+        # Ids start at 1: COCOeval takes an id of 0 for "no match".
         "annotations": [row | {"id": i} for i, row in enumerate(annotations, start=1)],
     }
     data.createIndex()
     return data
 
 
-def _as_coco(boxes: np.ndarray) -> np.ndarray:
-    """[N, 4], [y0, x0, y1, x1] → [x, y, width, height] in float64."""
+def _to_coco(boxes: np.ndarray) -> np.ndarray:
+    """Convert boxes [N, 4] from [y0, x0, y1, x1] to [x, y, width, height], in float64."""
     y0, x0, y1, x1 = np.asarray(boxes, np.float64).T
     return np.stack([x0, y0, x1 - x0, y1 - y0], -1)
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean of what is there, None of nothing."""
-    there = values[values > -1]
-    return float(there.mean()) if there.size else None
+    """Return the mean of the values that are not -1, or None if there are none."""
+    valid = values[values > -1]
+    return float(valid.mean()) if valid.size else None
 
 
-def _figure_data(rows: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
-    each = per_image_metric(rows, split, side)
-    worst = np.argsort(each, kind="stable")[: count // 2]
+def _figure_data(predictions: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
+    f1 = per_image_metric(predictions, split, side)
+    worst = np.argsort(f1, kind="stable")[: count // 2]
     return {
         "images": split.images[worst],
         "boxes": split.boxes[worst],
         "label": split.labels[worst],
-        "predicted_boxes": rows["boxes"][worst] / split.scale(side),
-        "scores": rows["scores"][worst],
-        "classes": rows["classes"][worst],
-        "f1": each[worst],
+        "predicted_boxes": predictions["boxes"][worst] / split.scale(side),
+        "scores": predictions["scores"][worst],
+        "classes": predictions["classes"][worst],
+        "f1": f1[worst],
     }
 
 
 def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
-    from tljax.report import image_grids  # Matplotlib takes a second to import
+    from tljax.report import image_grids  # imported here: Matplotlib takes a second
 
-    curves, order, path = test["precision_recall"], np.arange(len(data["f1"])), folder / "precision_recall.png"
-    names = ("images", "boxes", "label", "predicted_boxes", "scores", "classes")
+    curves = test["precision_recall"]
+    curves_path = folder / "precision_recall.png"
+    order = np.arange(len(data["f1"]))
+    arrays = (data[name] for name in ("images", "boxes", "label", "predicted_boxes", "scores", "classes"))
     return {
-        "precision_recall": image_grids.draw_precision_recall(curves["recall"], curves["precision"], classes, path),
-        "boxes": image_grids.box_grid(
-            *(data[name] for name in names), classes, folder / "boxes.png", order, data["f1"], len(order), "F1"
+        "precision_recall": image_grids.draw_precision_recall(
+            curves["recall"], curves["precision"], classes, curves_path
         ),
+        "boxes": image_grids.box_grid(*arrays, classes, folder / "boxes.png", order, data["f1"], len(order), "F1"),
     }
 
 
-def _write_predictions(found: PredictionSet) -> Iterator[tuple[dict[str, Any], str]]:
+def _write_predictions(prediction_set: PredictionSet) -> Iterator[tuple[dict[str, Any], str]]:
     from tljax.report import overlays
 
-    sizes = [image.shape[:2] for image in found.images]
-    found.folder.mkdir(parents=True, exist_ok=True)
-    written = coco_results(found.predictions, [path.name for path in found.files.values()], sizes, found.side)
-    (found.folder / "results.json").write_text(json.dumps(written))
-    columns = (found.predictions[key] for key in ("boxes", "classes", "scores"))
-    for name, image, boxes, kinds, certainty in zip(found.files, found.images, *columns, strict=True):
+    folder = prediction_set.folder
+    predictions = prediction_set.predictions
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = [path.name for path in prediction_set.files.values()]
+    sizes = [image.shape[:2] for image in prediction_set.images]
+    results = coco_results(predictions, ids, sizes, prediction_set.side)
+    (folder / "results.json").write_text(json.dumps(results))
+    columns = (predictions[key] for key in ("boxes", "classes", "scores"))
+    for name, image, boxes, labels, scores in zip(prediction_set.files, prediction_set.images, *columns, strict=True):
         height, width = image.shape[:2]
-        boxes, shown = boxes * np.array([height, width] * 2) / found.side, certainty >= MIN_SHOWN
-        drawn = overlays.box_overlay(image, boxes[shown], kinds[shown], certainty[shown], found.classes)
-        overlays.save(drawn, found.folder / f"{name}.overlay.png")
-        rows = zip(kinds.tolist(), certainty.tolist(), boxes.tolist(), strict=True)
-        listed = [{"class": found.classes[kind], "score": score, "box": box} for kind, score, box in rows if kind >= 0]
-        named = [f"{one['class']} {one['score']:.2f}" for one in listed if one["score"] >= MIN_SHOWN]
-        yield {"boxes": listed}, "  ".join(named) or "nothing"
+        boxes = boxes * np.array([height, width] * 2) / prediction_set.side
+        shown = scores >= MIN_SHOWN
+        overlay = overlays.box_overlay(image, boxes[shown], labels[shown], scores[shown], prediction_set.classes)
+        overlays.save(overlay, folder / f"{name}.overlay.png")
+        rows = [
+            {"class": prediction_set.classes[label], "score": score, "box": box}
+            for label, score, box in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
+            if label >= 0
+        ]
+        words = [f"{row['class']} {row['score']:.2f}" for row in rows if row["score"] >= MIN_SHOWN]
+        yield {"boxes": rows}, "  ".join(words) or "nothing"
 
 
 DETECTION = Task(

@@ -1,4 +1,4 @@
-"""What a task is: what its training steps show, what a network answers, and what the answers are judged by."""
+"""The `Task` type: predictions, metrics and figures of a kind of problem."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Arrays = Mapping[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PredictionSet:
-    """Images of the user's with a network's outputs for them.
+    """Images given by the user, with the predictions for them.
 
     Attributes:
-      files: of the images, by names that differ.
-      images: uint8 [H, W, C], each of its own size.
-      classes: names of the network's classes.
-      side: of the network's input, in pixels.
-      outputs: {name: [N, ...]}, of the task's `answers`.
-      folder: for files of the predictions.
+      files: {unique name: path} of the images.
+      images: uint8 [H, W, C], each at its original size.
+      classes: class names of the network.
+      side: height and width of the network's input, in pixels.
+      predictions: {name: [N, ...]}, from `Task.predict`.
+      folder: where prediction files are written.
     """
 
     files: Mapping[str, Path]
@@ -42,28 +42,28 @@ class Task:
     """The parts in which classification, segmentation and detection differ.
 
     Attributes:
-      name: of the task.
-      heads: names of the heads whose outputs it reads, in `tljax.models.heads.HEADS`.
-      metrics: key and name in reports of every scalar of `scores` but the loss, the first of which chooses the best
-        model; higher is better.
-      progress: the key under which training steps show `seen`.
-      labels: the objective that "cross_entropy", the labels' part of a strategy, stands for.
-      seen: (outputs, batch) → [B], how right a network is about each picture of a training batch, from 0 to 1; inside
-        the compiled step.
-      answers: (outputs, batch) → {name: [B, ...]}, all that `scores`, `details` and pictures need of each picture;
-        inside the compiled forward pass. Where `batch` has labels, what compares with them too.
-      scores: (rows, split, side) → {key: number or None}, the metrics and `loss` of a split, from the answers to its
-        pictures [N, ...] by a network whose input has so many pixels a side.
-      details: (rows, split, side, classes) → further entries of the result, `per_class` among them: a list of rows,
-        each with `class`, the name of its class.
-      tuned: (rows, split, validation rows, validation split, classes) → further entries of the result, which depend on
-        a choice made on validation; None: nothing is chosen.
-      located: whether what it tells lies somewhere on a picture, and moves with it.
-      figure_data: (rows, split, side, count) → {name: array}, all that `figures` needs of a split's images and answers,
-        at most `count` images among it.
-      figures: (figure data, metrics of the test split, classes, folder) → {name in the report: file}; draws them.
-      write_predictions: predictions → a row of predictions.jsonl and a line of text for each image; writes what goes
-        into files of its own.
+      name: key in `tljax.tasks.TASKS`.
+      heads: supported heads, keys of `tljax.models.heads.HEADS`.
+      metrics: (key, display name) of each scalar that `compute_metrics` returns, except the loss. Higher is better; the
+        first one selects the best model.
+      train_metric_name: key under which training steps log `train_metric`.
+      label_loss: the loss that replaces "cross_entropy" in a strategy.
+      train_metric: (outputs, batch) → [B], a score from 0 to 1 for each image of a training batch. Runs in the compiled
+        step.
+      predict: (outputs, batch) → {name: [B, ...]}, everything that the metrics and figures need of each image. If
+        `batch` has labels, it includes comparisons with them. Runs in the compiled forward pass.
+      compute_metrics: (predictions, split, side) → {key: number or None}, the metrics and `loss` of a split.
+        `predictions` are {name: [N, ...]}; `side` is the height and width of the network's input in pixels.
+      class_metrics: (predictions, split, side, classes) → more entries of result.json, among them `per_class`: a list
+        of rows, each with the name of its `class`.
+      figure_data: (predictions, split, side, count) → {name: array}, everything that `figures` needs, with at most
+        `count` images.
+      figures: (figure data, metrics of the test split, classes, folder) → {name in the report: file}; draws the files.
+      write_predictions: PredictionSet → for each image, a row of predictions.jsonl and a line of text. May also write
+        files.
+      tune_on_validation: (predictions, split, validation predictions, validation split, classes) → more entries of
+        result.json that depend on a choice made on the validation split. None: nothing is tuned.
+      spatial: whether targets have locations in the image, and so must be transformed with it.
     """
 
     name: str

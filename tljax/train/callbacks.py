@@ -1,4 +1,4 @@
-"""What the host knows of a run, and to whom it tells it."""
+"""Where the training loop reports to, and the progress of a run that its checkpoints hold."""
 
 from __future__ import annotations
 
@@ -7,57 +7,58 @@ from typing import Protocol
 
 
 class MetricWriter(Protocol):
-    """Where validations of a run are told."""
+    """Receives a row of metrics per validation."""
 
     def write(self, row: dict) -> None:
-        """A validation is through."""
+        """Write the row of a validation."""
 
     def truncate(self, rows: int) -> None:
-        """Only so many rows count; the others came after the checkpoint."""
+        """Keep only the first rows: the others are newer than the checkpoint that training resumes from."""
 
 
 class ProgressReporter(Protocol):
-    """Where the loop tells what happens between validations."""
+    """Receives what happens between validations."""
 
     def start_phase(self, name: str, steps: int, done: int) -> None:
-        """A phase begins or goes on."""
+        """Report a phase of so many steps, of which some may be done."""
 
-    def start_task(self, what: str, pictures: int) -> None:
-        """Something other than steps begins, over so many pictures."""
+    def start_task(self, name: str, images: int) -> None:
+        """Report work other than training steps, over so many images."""
 
-    def advance_task(self, pictures: int) -> None:
-        """So many of them are done."""
+    def advance_task(self, images: int) -> None:
+        """Report that so many more images are done."""
 
-    def steps(self, count: int, pictures: int, loss: float, seen: float) -> None:
-        """The metrics of so many steps have arrived, and of so many pictures."""
+    def steps(self, count: int, images: int, loss: float, metric: float) -> None:
+        """Report finished steps over so many images, with the last loss and the training metric of an image."""
 
     def note(self, text: str) -> None:
-        """Something that one should know."""
+        """Print a line."""
 
 
 def empty_sums() -> dict:
-    """Nothing collected since the last validation."""
+    """Return the sums of training metrics after a validation."""
     return {"loss": 0.0, "correct": 0.0, "steps": 0, "terms": []}
 
 
 @dataclasses.dataclass
 class TrainProgress:
-    """The host's side of a run; plain values, so that it is JSON in a checkpoint.
+    """How far a run is, as plain values that a checkpoint stores as JSON.
 
     Attributes:
       phase: index of the current phase.
       step: steps done in it.
       total: steps done in the run.
-      epoch: epochs done in the phases before.
+      epoch: epochs done in earlier phases.
       data: position of the batch iterator.
-      sums: of loss, objectives, what the task sees in training, and steps since the last validation.
-      best: score, loss, step, epoch and phase of the best validation so far.
+      sums: of loss, loss terms, training metric and steps since the last validation.
+      best: metrics, step, epoch and phase of the best validation of the run.
       phase_best: the same within the phase; early stopping counts from it.
-      frozen: digest of each frozen leaf at the start of the phase; of a layer with learning neurons, of the others.
-      neurons: output channels that learn, by the layer's path, where single neurons do.
+      frozen: hash of each frozen variable at the start of the phase; with sliced parameters, of their other channels.
+      channels: output channels that train, by the layer's path, where single channels do.
       phases: a record of each finished phase.
-      rows: lines of metrics.jsonl that count.
-      seconds: spent so far, over all sittings; `phase_seconds` at the start of the phase.
+      rows: lines of metrics.jsonl up to this point.
+      seconds: training time, over all sessions.
+      phase_seconds: `seconds` at the start of the phase.
     """
 
     phase: int = 0

@@ -1,4 +1,4 @@
-"""Optax transformations over the learning leaves, and the schedules that feed them.
+"""The Optax chain over the trainable parameters, and the schedules of the learning rate.
 
 What shapes the program (which optimizer, clipping or not) is static; every number is an argument of the compiled
 step, so runs that differ only in numbers share one program.
@@ -8,22 +8,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from tljax import plugins
 from tljax.config import OptimConfig
-from tljax.strategies import ParamGroup
+from tljax.errors import UserError
+from tljax.strategies import Masks, ParamGroup, masks_of_groups
 
 
-def optimizer_spec(optim: OptimConfig) -> tuple[str, bool, bool, bool]:
-    """The part of the config that shapes the program: name, momentum, clipping and decay or not."""
-    return optim.name, bool(_momentum(optim)), optim.clip_norm is not None, optim.weight_decay > 0
+class OptimizerSpec(NamedTuple):
+    """What shapes an optimizer's program.
+
+    Attributes:
+      name: a value of `optim.name`, or `FILE.py:NAME` of a function (hparams, masks) → GradientTransformation.
+      momentum: whether gradients are accumulated.
+      clip: whether the global norm is clipped.
+      decay: whether there is weight decay.
+    """
+
+    name: str
+    momentum: bool
+    clip: bool
+    decay: bool
+
+
+def optimizer_spec(optim: OptimConfig) -> OptimizerSpec:
+    """Return the part of the config that shapes the program."""
+    return OptimizerSpec(optim.name, bool(_momentum(optim)), optim.clip_norm is not None, optim.weight_decay > 0)
 
 
 def optimizer_hparams(optim: OptimConfig) -> dict[str, float]:
-    """The numbers of the config, as the compiled step takes them; the learning rate comes per step."""
+    """Return the numbers of the config, as the compiled step takes them; the learning rate comes per step."""
     return {
         "momentum": _momentum(optim),
         "b1": optim.b1,
@@ -38,33 +56,42 @@ def optimizer_hparams(optim: OptimConfig) -> dict[str, float]:
 
 
 def make_optimizer(
-    static: tuple[str, bool, bool, bool], hyper: Mapping[str, jax.Array], groups: Mapping[str, ParamGroup]
+    spec: OptimizerSpec, hparams: Mapping[str, jax.Array], groups: Mapping[str, ParamGroup]
 ) -> optax.GradientTransformation:
-    """Clipping, the optimizer's own scaling, decoupled decay, and each leaf's learning rate, in this order.
+    """Return clipping, the optimizer's scaling, decoupled decay and the learning rates of the groups, in this order.
 
     Args:
-      static: from `static_of`.
-      hyper: from `hyper_of`, with `lr`, as floats or traced scalars; the state's structure does not depend on them.
-      groups: of the learning leaves, by path.
+      spec: from `optimizer_spec`.
+      hparams: from `optimizer_hparams`, with `lr`, as floats or traced scalars; the structure of the optimizer's state
+        does not depend on them.
+      groups: of the trainable parameters, by path.
     """
-    name, momentum, clip, decay = static
-    chain = [optax.clip_by_global_norm(hyper["clip_norm"])] if clip else []
-    if name in ("adam", "adamw"):
-        chain.append(optax.scale_by_adam(hyper["b1"], hyper["b2"], hyper["eps"]))
-    if name == "rmsprop":
+    masks = masks_of_groups(groups)
+    if plugins.is_plugin(spec.name):
+        return _custom_optimizer(spec.name, hparams, masks)
+    chain = [optax.clip_by_global_norm(hparams["clip_norm"])] if spec.clip else []
+    if spec.name in ("adam", "adamw"):
+        chain.append(optax.scale_by_adam(hparams["b1"], hparams["b2"], hparams["eps"]))
+    if spec.name == "rmsprop":
         # As in Keras: eps stands under the root.
-        chain.append(optax.scale_by_rms(hyper["rho"], hyper["eps"], eps_in_sqrt=True))
-    if momentum:
-        chain.append(optax.trace(hyper["momentum"], nesterov=name == "nesterov"))
-    if decay:
-        mask = lambda leaves: {p: groups[p].decay for p in leaves}  # noqa: E731 - layers may have no learning neuron
-        chain.append(optax.add_decayed_weights(hyper["weight_decay"], mask))
-    chain.append(_scale_by_group(hyper["lr"], groups))
+        chain.append(optax.scale_by_rms(hparams["rho"], hparams["eps"], eps_in_sqrt=True))
+    if spec.momentum:
+        chain.append(optax.trace(hparams["momentum"], nesterov=spec.name == "nesterov"))
+    if spec.decay:
+        # A function, because the layer of a sliced parameter may have no channel that trains.
+        chain.append(optax.add_decayed_weights(hparams["weight_decay"], lambda p: {k: masks.decay[k] for k in p}))
+    chain.append(scale_by_multiplier(hparams["lr"], masks.lr_multiplier))
     return optax.chain(*chain)
 
 
+def scale_by_multiplier(lr: jax.Array, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Return the transformation that scales updates by -lr times the multiplier of their parameter."""
+    scales = {m: optax.scale(-lr * m) for m in sorted(set(multipliers.values()))}
+    return optax.partition(scales, lambda params: {path: multipliers[path] for path in params})
+
+
 def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: float) -> float:
-    """The learning rate of a phase's step, before the groups' multipliers.
+    """Return the learning rate of a phase's step, before the multipliers of the groups.
 
     Args:
       optim: of the phase.
@@ -82,9 +109,9 @@ def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: fl
     return optim.lr
 
 
-def optimizer_bytes(opt) -> int:
-    """Bytes of the optimizer's moments; step counters do not count."""
-    return int(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(opt) if x.ndim or x.size > 1))
+def optimizer_bytes(opt_state: optax.OptState) -> int:
+    """Return the bytes of the optimizer's moments; step counters do not count."""
+    return int(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(opt_state) if x.ndim or x.size > 1))
 
 
 def _momentum(optim: OptimConfig) -> float:
@@ -92,8 +119,11 @@ def _momentum(optim: OptimConfig) -> float:
     return default if optim.momentum is None else optim.momentum
 
 
-def _scale_by_group(lr: jax.Array, groups: Mapping[str, ParamGroup]) -> optax.GradientTransformation:
-    def update(updates, state, params=None):
-        return {p: jnp.asarray(-lr * groups[p].lr_multiplier, u.dtype) * u for p, u in updates.items()}, state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+def _custom_optimizer(name: str, hparams: Mapping[str, jax.Array], masks: Masks) -> optax.GradientTransformation:
+    make = plugins.load_plugin(name, "optimizer")
+    if not callable(make):
+        raise UserError(f"{name} is no optimizer: it must be a function, got {type(make).__name__}.")
+    optimizer = make(hparams, masks)
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UserError(f"{name} must return an optax.GradientTransformation, got {type(optimizer).__name__}.")
+    return optimizer

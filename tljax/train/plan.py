@@ -1,10 +1,9 @@
-"""A phase made concrete for a model and a data set: who learns, the step's spec, and when things happen."""
+"""The plan of a phase for one model and data set: what trains, what shapes the step, and when things happen."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,22 +13,21 @@ from flax import nnx
 from tljax import losses
 from tljax.config import Config, OptimConfig, Phase
 from tljax.errors import UserError
-from tljax.features.feature_cache import CachePlan, plan_cache
-from tljax.features.frozen_network import FROZEN_STAGES, FrozenNetwork, frozen_backbone, output_bytes
+from tljax.features.cache_plan import CachePlan, plan_cache
+from tljax.features.frozen_network import FROZEN_STAGES, FrozenNetwork, frozen_backbone
+from tljax.inference.predictor import Predictor
 from tljax.losses import Loss
 from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.layers import BatchNorm, Dropout
 from tljax.models.params import Variables
 from tljax.strategies import ParamGroup, assign_param_groups, frozen_modules, frozen_stages, neurons
-from tljax.tasks import task_of
 from tljax.train import optimizer
-from tljax.train.step import StepSpec
-from tljax.weights import Preprocess
+from tljax.train.state import StepSpec
 
 
 class SplitSizes(NamedTuple):
-    """What a phase sees: how many labelled pictures to train on, how many for validation, and [H, W, C] of one."""
+    """How many labelled images a phase trains on, how many it validates on, and the shape [H, W, C] of one."""
 
     train: int
     valid: int
@@ -38,25 +36,25 @@ class SplitSizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
-    """All that is known of a phase before it starts.
+    """Everything that is known of a phase before it starts.
 
     Attributes:
       phase: as the strategy gave it.
-      optim: with the phase's own changes.
-      hyper: the numbers of the optimizer and the objectives, without those of a step.
-      groups: of every leaf.
-      learned: paths of the parameters that learn, wholly or by single neurons.
-      moving: paths of the BatchNorm statistics that follow the batches.
-      frozen: all other paths, and those of which single neurons learn.
-      layers: the leaves of each layer of which single neurons learn, by its path.
-      neurons: how many of each layer learn; an even share, where the best of all layers are chosen.
-      prefix: the stages before the first that learns, moves or draws at random.
-      keeping: what frozen networks, these stages among them, say of the pictures, and whether it is computed once.
+      optim: of the run, with the phase's changes.
+      hparams: numbers of the optimizer and the losses, without those that differ from step to step.
+      groups: the group of every variable.
+      trainable: paths of the trainable parameters, whole or sliced.
+      batch_stats: paths of the BatchNorm statistics that training updates.
+      frozen: all other paths, and those of sliced parameters.
+      layers: layers of which single channels train, with the paths of their parameters.
+      channel_counts: how many channels of each of these layers train; an even share, where the best of all are chosen.
+      frozen_stages: the stages before the first that trains, updates statistics or has dropout.
+      cache_plan: which outputs of frozen networks, these stages among them, are computed once.
       spec: of the compiled step.
       steps: length.
-      steps_per_epoch: training pictures over batch size.
+      steps_per_epoch: training images over batch size.
       evaluations: steps after which the model is validated, the last one among them.
-      checkpoints: further steps after which the state is saved.
+      checkpoints: additional steps after which a checkpoint is made.
     """
 
     phase: Phase
@@ -77,191 +75,199 @@ class PhasePlan:
     checkpoints: frozenset[int]
 
     @property
-    def cached(self) -> tuple[FrozenNetwork, ...]:
-        """Networks whose outputs for the training pictures are computed once."""
-        return self.cache_plan.cached
-
-    @property
     def changing(self) -> tuple[str, ...]:
-        """Paths of all leaves that the phase changes."""
+        """Paths of all variables that the phase changes."""
         return self.trainable + self.batch_stats
 
+    @property
+    def events(self) -> frozenset[int]:
+        """Steps after which the host evaluates or saves."""
+        return self.evaluations | self.checkpoints
+
     def next_event(self, step: int) -> int:
-        """The next step after which the host has something to do."""
-        return min(mark for mark in self.evaluations | self.checkpoints if mark > step)
+        """Return the first event after a step."""
+        return min(event for event in self.events if event > step)
 
     @property
     def needs_images(self) -> bool:
-        """Whether a step looks at the pictures themselves, or only at what is known of them."""
-        return not any(network.name == FROZEN_STAGES for network in self.cache_plan.cached) or bool(
-            self.cache_plan.recomputed
-        )
+        """Whether a step reads the images themselves, and not only cached outputs of frozen networks."""
+        cached = any(network.name == FROZEN_STAGES for network in self.cache_plan.cached)
+        return not cached or bool(self.cache_plan.recomputed)
 
-    def partition(self, leaves: Variables, index: Mapping[str, jax.Array]) -> tuple[Variables, Variables, Variables]:
-        """Divides a model's leaves into learned, moving and frozen ones; `index` says which channels are learned."""
-        whole = [p for p in self.trainable if not self.groups[p].partial]
-        learned, moving, frozen = ({p: leaves[p] for p in paths} for paths in (whole, self.batch_stats, self.frozen))
-        return learned | neurons.gather({p: leaves[p] for p in index}, index), moving, frozen
+    def partition(
+        self, variables: Variables, channel_index: Mapping[str, jax.Array]
+    ) -> tuple[Variables, Variables, Variables]:
+        """Divide a model's variables into trainable parameters, updated statistics and frozen ones.
 
-    def combine(self, changing: Variables, frozen: Variables, index: Mapping[str, jax.Array]) -> Variables:
-        """The model's leaves from learned and moving ones and the frozen ones: the reverse of `take`."""
-        slices = {p: changing[p] for p in index}
-        return frozen | changing | neurons.scatter({p: frozen[p] for p in index}, slices, index)
+        Args:
+          variables: of the whole model, by path.
+          channel_index: which channels of the sliced parameters train.
+        """
+        params = {path: variables[path] for path in self.trainable if not self.groups[path].partial}
+        params |= neurons.gather({path: variables[path] for path in channel_index}, channel_index)
+        batch_stats = {path: variables[path] for path in self.batch_stats}
+        return params, batch_stats, {path: variables[path] for path in self.frozen}
+
+    def combine(self, changing: Variables, frozen: Variables, channel_index: Mapping[str, jax.Array]) -> Variables:
+        """Return the model's variables from those that change and the frozen ones: the reverse of `partition`."""
+        slices = {path: changing[path] for path in channel_index}
+        whole = neurons.scatter({path: frozen[path] for path in channel_index}, slices, channel_index)
+        return frozen | changing | whole
 
 
 def plan_phase(
-    config: Config,
     phase: Phase,
-    model: Model,
-    pictures: SplitSizes,
-    preprocess: Preprocess,
-    observed: Sequence[FrozenNetwork] = (),
-    theirs: Mapping[str, Variables] = MappingProxyType({}),
+    predictor: Predictor,
+    sizes: SplitSizes,
+    networks: Sequence[FrozenNetwork] = (),
     prior: np.ndarray | None = None,
 ) -> PhasePlan:
-    """Makes a phase concrete; `model` may be abstract, only shapes are read.
+    """Plan a phase; the model may be abstract, only shapes are read.
 
     Args:
-      config: of the run.
-      phase: of its strategy.
-      model: with all outputs that the objectives ask for.
-      pictures: that it sees.
-      preprocess: of the weights, at the run's own input size.
-      observed: networks that the objectives look at.
-      theirs: their leaves, or shapes of them, by name.
-      prior: frequencies of the classes among the labelled pictures.
+      phase: of the strategy.
+      predictor: config and model, with all outputs that the losses ask for.
+      sizes: of the splits.
+      networks: teachers and source network that the losses ask for.
+      prior: [classes], frequencies of the classes among the labelled images.
 
     Raises:
-      UserError: rules that do not fit the model, an unknown objective, or fields that do not go together.
+      UserError: rules that do not fit the model, an unknown loss, or fields that contradict each other.
     """
+    config, model, flat = predictor.config, predictor.model, predictor.flat
     terms = losses_of(phase)
-    needs = frozenset().union(*(term.requires for term in terms))
-    if "average" in needs and phase.ema_decay is None:
-        raise UserError(f'Phase "{phase.name}": an objective looks at the averaged weights, but average is not set.')
-    task = task_of(config)
-    for need, wanted in (("masks", "segmentation"), ("boxes", "detection")):
-        if need in needs and task.name != wanted:
-            term = next(term.name for term in terms if need in term.requires)
-            raise UserError(
-                f'Phase "{phase.name}": {term} learns from {need}, but model.head={config.model.head!r} is for '
-                f"{task.name}."
-            )
+    requires = frozenset().union(*(loss.requires for loss in terms))
+    _check_losses(phase, terms, predictor)
     optim = dataclasses.replace(config.optim, **phase.optim)
-    _, params, stats = params_lib.flatten_model(model)
-    stages = [s for s in model.stage_names if any(p.startswith(f"{s}/") for p in params)]
-    layers = neurons.find_layers(params, phase.neurons.layers, model.norm_of_conv) if phase.neurons.layers else {}
-    groups = assign_param_groups(params, stats, phase, stages, layers)
-    graphdef, drawing = _with_frozen_modules(model, groups)
-    views = tuple(view for view in ("weak", "strong") if view in needs)
-    first, prefix = tuple(frozen_stages(model.stage_names, groups, drawing)), None
-    if first:
-        paired = [ours for network in observed for ours, _ in network.maps]
-        prefix = frozen_backbone(model, first, paired, "maps" in needs, preprocess, config.train.compute_dtype)
-    networks = [*([prefix] if prefix else []), *observed]
-    sizes = {
-        n.name: output_bytes(n, n.variables(theirs, params_lib.variables(model)), pictures.image_shape)
-        for n in networks
-    }
-    counts = pictures.train, pictures.valid
-    keeping = plan_cache(config, phase.name, prefix, observed, sizes, counts, unlabelled=bool(views))
+    patterns = phase.neurons.layers
+    layers = neurons.find_layers(flat.params, patterns, model.norm_of_conv) if patterns else {}
+    groups = assign_param_groups(flat.params, flat.batch_stats, phase, model.stages_with_params, layers)
+    trainable = tuple(path for path in flat.params if groups[path].trainable)
+    graphdef, random_stages = _with_frozen_modules(model, groups)
+    frozen = tuple(frozen_stages(model.stage_names, groups, random_stages))
+    views = tuple(view for view in ("weak", "strong") if view in requires)
+    backbone = None
+    if frozen:
+        matched = [student for network in networks for student, _ in network.maps]
+        dtype = config.train.compute_dtype
+        backbone = frozen_backbone(model, frozen, matched, "maps" in requires, predictor.preprocess, dtype)
+        backbone = backbone.with_output_bytes(backbone.variables({}, flat.variables), sizes.image_shape)
+    cache_plan = plan_cache(config, phase.name, backbone, networks, sizes, unlabelled=bool(views))
     spec = StepSpec(
-        task=task,
+        task=predictor.task,
         graphdef=graphdef,
-        param_groups=tuple((p, groups[p]) for p in params if groups[p].trainable),
+        param_groups=tuple((path, groups[path]) for path in trainable),
         optimizer=optimizer.optimizer_spec(optim),
         losses=terms,
-        preprocess=preprocess,
+        preprocess=predictor.preprocess,
         dtype=config.train.compute_dtype,
         augment=config.augment,
         views=views,
         ema=phase.ema_decay is not None,
-        networks=keeping.recomputed,
+        networks=cache_plan.recomputed,
         grad_accum_steps=config.train.grad_accum_steps,
-        dense=all(p.startswith("head/") and len(params[p].shape) <= 2 for p in params if groups[p].trainable),
+        dense=all(path.startswith("head/") and flat.params[path].ndim <= 2 for path in trainable),
     )
-    per_epoch = pictures.train / config.train.batch_size
+    per_epoch = sizes.train / config.train.batch_size
     steps = max(1, round(phase.epochs * per_epoch))
-    every = config.train.checkpoint_epochs
+    extra = config.train.checkpoint_epochs
     return PhasePlan(
         phase=phase,
         optim=optim,
-        hparams=optimizer.optimizer_hparams(optim) | _numbers(config, phase, model, prior),
+        hparams=optimizer.optimizer_hparams(optim) | _loss_hparams(config, phase, model, prior),
         groups=groups,
-        trainable=tuple(p for p in params if groups[p].trainable),
-        batch_stats=tuple(p for p in stats if groups[p].trainable),
-        frozen=tuple(p for p in groups if not groups[p].trainable or groups[p].partial),
+        trainable=trainable,
+        batch_stats=tuple(path for path in flat.batch_stats if groups[path].trainable),
+        frozen=tuple(path for path in groups if not groups[path].trainable or groups[path].partial),
         layers=layers,
-        channel_counts=neurons.channel_counts(layers, params, phase.neurons) if layers else {},
-        frozen_stages=first,
-        cache_plan=keeping,
+        channel_counts=neurons.channel_counts(layers, flat.params, phase.neurons) if layers else {},
+        frozen_stages=frozen,
+        cache_plan=cache_plan,
         spec=spec,
         steps=steps,
         steps_per_epoch=per_epoch,
-        evaluations=_marks(config.train.eval_epochs, per_epoch, steps) | {steps},
-        checkpoints=_marks(every, per_epoch, steps) if every else frozenset(),
+        evaluations=_multiples(config.train.eval_epochs, per_epoch, steps) | {steps},
+        checkpoints=_multiples(extra, per_epoch, steps) if extra else frozenset(),
     )
 
 
+def _check_losses(phase: Phase, terms: Sequence[Loss], predictor: Predictor) -> None:
+    requires = frozenset().union(*(loss.requires for loss in terms))
+    if "ema" in requires and phase.ema_decay is None:
+        raise UserError(f'Phase "{phase.name}": a loss needs the average of the weights, but ema_decay is not set.')
+    for target, task in (("masks", "segmentation"), ("boxes", "detection")):
+        if target in requires and predictor.task.name != task:
+            name = next(loss.name for loss in terms if target in loss.requires)
+            raise UserError(
+                f'Phase "{phase.name}": {name} needs {target}, but model.head={predictor.config.model.head!r} is for '
+                f"{predictor.task.name}."
+            )
+
+
 def losses_of(phase: Phase) -> tuple[Loss, ...]:
-    """The objectives of a phase; raises UserError, with the phase's name, where there is no such objective."""
+    """Return the losses of a phase; raises UserError, with the phase's name, for an unknown one."""
     try:
         return tuple(losses.get_loss(name) for name, _ in phase.losses)
     except UserError as error:
         raise UserError(f'Phase "{phase.name}": {error}') from error
 
 
-def _numbers(config: Config, phase: Phase, model: Model, prior: np.ndarray | None) -> dict[str, Any]:
-    """What objectives find in `hyper`, besides the optimizer's numbers and those of a step."""
+def _loss_hparams(config: Config, phase: Phase, model: Model, prior: np.ndarray | None) -> dict[str, Any]:
+    """Return what losses find in `hparams`, besides the numbers of the optimizer and of a step."""
     strategy = config.strategy
-    own = {
-        "weights": tuple(weight for _, weight in phase.losses),
+    hparams = {
+        "loss_weights": tuple(weight for _, weight in phase.losses),
         "temperature": strategy.temperature,
         "threshold": strategy.threshold,
-        "balance": float(strategy.distribution_alignment),
-        "ramp": strategy.unlabelled_warmup,
+        "distribution_alignment": float(strategy.distribution_alignment),
+        "unlabelled_warmup": strategy.unlabelled_warmup,
         "prior": np.ones(1, np.float32) if prior is None else prior.astype(np.float32),
         "class_weights": _class_weights(config.optim.class_weights, prior),
-        "average": phase.ema_decay or 0.0,
-        # As the head has it where the config asks for nothing.
+        "ema_decay": phase.ema_decay or 0.0,
+        # The head's default where the config asks for nothing.
         "dropout": config.model.dropout or getattr(getattr(model.head, "drop", None), "rate", 0.0),
     }
-    taken = {*own, *optimizer.optimizer_hparams(config.optim), "lr", "progress"}
+    reserved = {*hparams, *optimizer.optimizer_hparams(config.optim), "lr", "progress"}
     for name, number in strategy.hparams.items():
-        if name in taken:
-            raise UserError(f'strategy.hparams: "{name}" means something else already; take another name.')
+        if name in reserved:
+            raise UserError(f'strategy.hparams: "{name}" is reserved; choose another name.')
         if not isinstance(number, (int, float)):
             raise UserError(f"strategy.hparams.{name} must be a number, got {number!r}.")
-    return own | dict(strategy.hparams)
+    return hparams | dict(strategy.hparams)
 
 
-def _class_weights(given: Sequence[float], prior: np.ndarray | None) -> np.ndarray:
+def _class_weights(weights: Sequence[float], prior: np.ndarray | None) -> np.ndarray:
     classes = 1 if prior is None else len(prior)
-    if given and len(given) != classes:
-        raise UserError(f"optim.class_weights has {len(given)} numbers, but there are {classes} classes.")
-    return np.array(given or (1.0,) * classes, np.float32)
+    if weights and len(weights) != classes:
+        raise UserError(f"optim.class_weights has {len(weights)} numbers, but there are {classes} classes.")
+    return np.array(weights or (1.0,) * classes, np.float32)
 
 
-def _marks(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset[int]:
+def _multiples(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset[int]:
     count = int(steps / (every_epochs * steps_per_epoch)) + 1
     marks = (max(1, round(k * every_epochs * steps_per_epoch)) for k in range(1, count + 1))
-    return frozenset(m for m in marks if m <= steps)
+    return frozenset(mark for mark in marks if mark <= steps)
 
 
-def _with_frozen_modules(model: Model, groups: dict[str, ParamGroup]) -> tuple[nnx.GraphDef, list[str]]:
-    """The graph definition with frozen modules marked and no number in it, and the stages in which dropout stays on."""
+def _with_frozen_modules(model: Model, groups: Mapping[str, ParamGroup]) -> tuple[nnx.GraphDef, list[str]]:
+    """Return the graph definition with frozen modules marked, and the stages in which dropout stays on.
+
+    The dropout rate of the head is a hyperparameter of the step, so that runs of several rates share one program.
+    """
     modules = {
         "/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, (BatchNorm, Dropout))
     }
-    frozen, drop = frozen_modules(list(modules), groups), getattr(model.head, "drop", None)
+    frozen = frozen_modules(list(modules), groups)
+    drop = getattr(model.head, "drop", None)
     rate = drop.rate if drop is not None else 0.0
     for path, module in modules.items():
         module.frozen = path in frozen
     if rate:
-        drop.rate = 0.5  # any: the step has the run's own among its numbers
+        drop.rate = 0.5  # any: the step replaces it
     graphdef = params_lib.flatten_model(model).graphdef
     for module in modules.values():
         module.frozen = False
     if rate:
         drop.rate = rate
-    drawing = {p.split("/")[0] for p, m in modules.items() if isinstance(m, Dropout) and m.rate > 0 and p not in frozen}
-    return graphdef, sorted(drawing)
+    random = {p.split("/")[0] for p, m in modules.items() if isinstance(m, Dropout) and m.rate > 0 and p not in frozen}
+    return graphdef, sorted(random)

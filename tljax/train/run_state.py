@@ -1,4 +1,4 @@
-"""One run as the training loop sees it: its numbers, what the host knows of it, and where both are kept."""
+"""Host-side bookkeeping of one training run: progress, metrics, checkpoints."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tljax.weights import params_hash
 
 @dataclasses.dataclass(eq=False)
 class RunState:
-    """A run that trains, alone or together with others.
+    """Host-side bookkeeping of one training run: progress, metrics, checkpoints.
 
     Attributes:
       config: of the run.
-      plans: its phases.
+      plans: of its phases.
       checkpoints: of its work directory.
-      log: hears of its validations.
-      progress: the host's side of it.
-      failure: why it ended early, if it did.
-      held: the leaves that it had changed when its last phase ended.
+      log: receives the metrics of its validations.
+      progress: how far it is.
+      failure: the error that ended it early, or None.
+      final_params: variables that the run had trained at the end of its last phase, or None before that.
     """
 
     config: Config
@@ -43,130 +43,150 @@ class RunState:
     failure: TrainingStopped | None = None
     final_params: Variables | None = None
     _started: float = 0.0
-    _counted: int = 0
+    _recorded: int = 0
 
     def resume(self) -> bool:
-        """Goes back to the last checkpoint; False where there is none."""
+        """Go back to the latest checkpoint; return False if there is none."""
         if (latest := self.checkpoints.latest) is None:
             return False
         self.progress = TrainProgress(**self.checkpoints.progress(latest))
         self.log.truncate(self.progress.rows)
         return True
 
+    def position(self) -> tuple[int, int] | None:
+        """Return phase and step of the latest checkpoint, or None."""
+        if (latest := self.checkpoints.latest) is None:
+            return None
+        progress = self.checkpoints.progress(latest)
+        return progress["phase"], progress["step"]
+
     def seconds_before(self) -> float:
-        """Spent in sittings before this one."""
+        """Return the training time of earlier sessions."""
         latest = self.checkpoints.latest
         return 0.0 if latest is None else self.checkpoints.progress(latest)["seconds"]
 
     @property
     def plan(self) -> PhasePlan:
-        """Of the phase that it is in."""
+        """The plan of the current phase."""
         return self.plans[self.progress.phase]
 
-    def in_phase(self, place: int) -> bool:
-        """Whether it is still in this phase."""
-        return self.failure is None and self.progress.phase == place
+    @property
+    def task(self) -> Task:
+        """The task of the run."""
+        return task_of(self.config)
+
+    def in_phase(self, index: int) -> bool:
+        """Whether the run is in this phase and has not failed."""
+        return self.failure is None and self.progress.phase == index
 
     def start_phase(self, frozen: Mapping[str, str]) -> None:
-        """A phase begins or goes on; `frozen` are digests of its frozen leaves."""
-        self._started, self._counted = time.monotonic() - self.progress.seconds, self.progress.total
+        """Start or resume a phase; `frozen` are the hashes of its frozen variables."""
+        self._started = time.monotonic() - self.progress.seconds
+        self._recorded = self.progress.total
         if self.progress.frozen is None:
             self.progress.frozen = dict(frozen)
 
     def advance(self, steps: int) -> None:
-        """So many steps are on their way."""
+        """Count steps that were sent to the device."""
         self.progress.step += steps
         self.progress.total += steps
 
     def record(self, metrics: Mapping[str, np.ndarray]) -> None:
-        """Adds up the metrics [steps, ...] of some steps.
+        """Add the metrics [steps, ...] of finished steps to the sums.
 
         Raises:
-          TrainingStopped: loss or update is not finite.
+          TrainingStopped: a loss or update is not finite.
         """
         if not metrics["finite"].all():
-            bad = int(np.argmin(metrics["finite"]))
-            self.checkpoints.wait()
-            kept = self.checkpoints.latest
-            step, loss = self._counted + bad + 1, metrics["loss"][bad]
-            raise TrainingStopped(
-                f"The loss or its update is not finite at step {step} (loss {loss}); "
-                + (f"the last good checkpoint is step {kept}." if kept is not None else "no checkpoint was made yet.")
-                + " Try a smaller optim.lr, optim.clip_norm, or optim.warmup_epochs."
-            )
+            self._stop_not_finite(metrics)
         sums = dict(self.progress.sums)
-        # One by one: however the steps are grouped, the sum is the same to the last bit.
+        # One by one: the sum is the same to the last bit however the steps are grouped into programs.
         for loss, correct, terms in zip(metrics["loss"], metrics["correct"], metrics["terms"], strict=True):
             sums["loss"] += float(loss)
             sums["correct"] += float(correct)
             sums["terms"] = [float(t) + s for t, s in zip(terms, sums["terms"] or [0.0] * len(terms), strict=True)]
         sums["steps"] += len(metrics["loss"])
-        self._counted += len(metrics["loss"])
+        self._recorded += len(metrics["loss"])
         self.progress.sums = sums
 
-    @property
-    def task(self) -> Task:
-        """What it learns."""
-        return task_of(self.config)
+    def _stop_not_finite(self, metrics: Mapping[str, np.ndarray]) -> None:
+        bad = int(np.argmin(metrics["finite"]))
+        self.checkpoints.wait()
+        latest = self.checkpoints.latest
+        raise TrainingStopped(
+            f"The loss or its update is not finite at step {self._recorded + bad + 1} (loss {metrics['loss'][bad]}); "
+            + (f"the last good checkpoint is step {latest}." if latest is not None else "no checkpoint was made yet.")
+            + " Try a smaller optim.lr, optim.clip_norm, or optim.warmup_epochs."
+        )
 
     def record_validation(self, valid: dict[str, float | None]) -> dict[str, float]:
-        """Takes note of a validation's scores; returns the metrics of its checkpoint."""
-        plan, progress, size = self.plan, self.progress, self.config.train.batch_size
-        sums, steps, chosen_by = progress.sums, progress.sums["steps"], self.task.metrics[0][0]
-        mark = {
-            chosen_by: valid[chosen_by] or 0.0,  # None: there was nothing to find
+        """Record the metrics of a validation and write their row; return the metrics that rank its checkpoint."""
+        plan, progress = self.plan, self.progress
+        sums, progress.sums = progress.sums, empty_sums()
+        ranked_by = self.task.metrics[0][0]
+        ranking = {
+            ranked_by: valid[ranked_by] or 0.0,  # None: there was nothing to find
             "loss": valid["loss"],
             "epoch": progress.epoch + progress.step / plan.steps_per_epoch,
         }
-        best = self._better(mark, progress.best)
-        where = mark | {"step": progress.total, "phase": plan.phase.name}
-        progress.best = where if best else progress.best
-        progress.phase_best = where if self._better(mark, progress.phase_best) else progress.phase_best
-        terms = {name: t / steps for (name, _), t in zip(plan.phase.losses, sums["terms"], strict=True)}
-        progress.sums = empty_sums()
+        is_best = self._is_better(ranking, progress.best)
+        candidate = ranking | {"step": progress.total, "phase": plan.phase.name}
+        progress.best = candidate if is_best else progress.best
+        progress.phase_best = candidate if self._is_better(ranking, progress.phase_best) else progress.phase_best
         progress.rows += 1
-        self.log.write(
-            {
-                "phase": plan.phase.name,
-                "epoch": mark["epoch"],
-                "step": progress.total,
-                "lr": learning_rate(plan.optim, progress.step - 1, plan.steps, plan.steps_per_epoch),
-                "seconds": time.monotonic() - self._started,
-                "train": {
-                    "loss": sums["loss"] / steps,
-                    self.task.train_metric_name: sums["correct"] / (steps * size),
-                    # Each objective, unweighted, where there is more than one.
-                    **(terms if len(terms) > 1 else {}),
-                },
-                "valid": valid,
-                "best": best,
-            }
-        )
-        return mark
+        row = {
+            "phase": plan.phase.name,
+            "epoch": ranking["epoch"],
+            "step": progress.total,
+            "lr": learning_rate(plan.optim, progress.step - 1, plan.steps, plan.steps_per_epoch),
+            "seconds": time.monotonic() - self._started,
+            "train": self._train_metrics(sums),
+            "valid": valid,
+            "best": is_best,
+        }
+        self.log.write(row)
+        return ranking
+
+    def _train_metrics(self, sums: dict) -> dict[str, float]:
+        steps, size = sums["steps"], self.config.train.batch_size
+        metrics = {"loss": sums["loss"] / steps, self.task.train_metric_name: sums["correct"] / (steps * size)}
+        if len(sums["terms"]) > 1:  # each loss, unweighted
+            names = [name for name, _ in self.plan.phase.losses]
+            metrics |= {name: term / steps for name, term in zip(names, sums["terms"], strict=True)}
+        return metrics
 
     def save(
-        self, arrays: dict, learned: int, position: Any, scores: dict | None, frozen: Callable[[], Mapping[str, str]]
+        self,
+        arrays: dict,
+        position: Any,
+        ranking: dict[str, float] | None,
+        frozen_hashes: Callable[[], Mapping[str, str]],
+        trainable: int,
     ) -> None:
-        """Makes a checkpoint, and ends the phase where it is through.
+        """Make a checkpoint; at the end of the phase, compare the frozen variables and go to the next one.
 
         Args:
-          arrays: `params`, the changed leaves, and `opt`, `step` and the like.
-          learned: how many numbers learn.
+          arrays: `params`, the variables that training has changed, and `opt_state`, `step` and the like.
           position: of the data.
-          scores: from `validated`.
-          frozen: digests of the frozen leaves as they are now.
+          ranking: from `record_validation`, or None without a validation.
+          frozen_hashes: computes the hashes of the frozen variables.
+          trainable: number of trainable parameters, for the record of the phase.
+
+        Raises:
+          TrainingStopped: the phase has changed a frozen variable.
         """
         plan, progress = self.plan, self.progress
-        progress.data, progress.seconds = position, time.monotonic() - self._started
-        if progress.step == plan.steps or (scores is not None and self._stopped_early()):
-            self._finish_phase(arrays["opt"], learned, frozen())
+        progress.data = position
+        progress.seconds = time.monotonic() - self._started
+        if progress.step == plan.steps or (ranking is not None and self._stopped_early()):
+            self._finish_phase(arrays["opt_state"], trainable, frozen_hashes())
             self.final_params = arrays["params"]
-        self.checkpoints.save(progress.total, arrays, dataclasses.asdict(progress), scores)
+        self.checkpoints.save(progress.total, arrays, dataclasses.asdict(progress), ranking)
 
-    def _finish_phase(self, opt, learned: int, frozen: Mapping[str, str]) -> None:
+    def _finish_phase(self, opt_state: Any, trainable: int, hashes: Mapping[str, str]) -> None:
         plan, progress = self.plan, self.progress
-        if moved := [path for path, digest in frozen.items() if digest != progress.frozen[path]]:
-            raise TrainingStopped(f'Phase "{plan.phase.name}" changed leaves that were frozen: {", ".join(moved)}.')
+        if changed := [path for path, digest in hashes.items() if digest != progress.frozen[path]]:
+            raise TrainingStopped(f'Phase "{plan.phase.name}" changed frozen variables: {", ".join(changed)}.')
         epochs = progress.step / plan.steps_per_epoch
         progress.phases.append(
             {
@@ -175,30 +195,36 @@ class RunState:
                 "epochs": epochs,
                 "steps": progress.step,
                 "seconds": progress.seconds - progress.phase_seconds,
-                "trainable_parameters": learned,
-                "optimizer_bytes": optimizer_bytes(opt),
+                "trainable_parameters": trainable,
+                "optimizer_bytes": optimizer_bytes(opt_state),
                 "frozen_unchanged": True,
                 "features": plan.cache_plan.describe() if plan.frozen_stages else "",
             }
         )
-        progress.phase, progress.step, progress.epoch = progress.phase + 1, 0, progress.epoch + epochs
+        progress.phase += 1
+        progress.step = 0
+        progress.epoch += epochs
         progress.data = progress.phase_best = progress.frozen = progress.channels = None
         progress.phase_seconds = progress.seconds
 
     @staticmethod
-    def _better(mark: dict, best: dict | None) -> bool:
-        return best is None or ranking_key(mark) > ranking_key({key: best[key] for key in mark})
+    def _is_better(ranking: dict, best: dict | None) -> bool:
+        return best is None or ranking_key(ranking) > ranking_key({key: best[key] for key in ranking})
 
     def _stopped_early(self) -> bool:
         patience, best = self.config.train.patience_epochs, self.progress.phase_best
         if patience is None or best is None:
             return False
-        # In steps; validations stand at rounded ones, so two of them may be a step closer than their epochs say.
+        # In steps; validations are at rounded ones, so two of them may be a step closer than their epochs say.
         return self.progress.total - best["step"] > patience * self.plan.steps_per_epoch - 1
 
 
-def digests(leaves: Variables, index: Mapping[str, jax.Array]) -> dict[str, str]:
-    """Digests of leaves; of those in `index`, without the channels that learn."""
-    values = {path: np.asarray(value) for path, value in leaves.items()}
-    still = {p: np.delete(v, np.asarray(index[p]), axis=-1) if p in index else v for p, v in values.items()}
-    return {path: params_hash({path: value}) for path, value in still.items()}
+def param_hashes(variables: Variables, channel_index: Mapping[str, jax.Array]) -> dict[str, str]:
+    """Return the hash of each variable; of those in `channel_index`, without the channels that train."""
+    hashes = {}
+    for path, value in variables.items():
+        array = np.asarray(value)
+        if path in channel_index:
+            array = np.delete(array, np.asarray(channel_index[path]), axis=-1)
+        hashes[path] = params_hash({path: array})
+    return hashes

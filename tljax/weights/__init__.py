@@ -1,4 +1,4 @@
-"""Pretrained weights: where they are, what they want to be fed, and a strict way into a model and out of it."""
+"""Pretrained weights: catalog, download, file formats, preprocessing, and strict loading and export."""
 
 from tljax.weights.assign import adapt_channels, assign_weights, export
 from tljax.weights.catalog import CATALOG, PretrainedConfig
@@ -7,7 +7,7 @@ from tljax.weights.preprocess import PRESETS, Preprocess, make_preprocess
 
 
 def list(pattern: str = "*") -> tuple[PretrainedConfig, ...]:
-    """The known weights whose name matches a shell pattern, e.g. `tljax.weights.list("*resnet50*")`."""
+    """Return the catalog entries whose name matches a shell pattern, e.g. `tljax.weights.list("*resnet50*")`."""
     import fnmatch
 
     return tuple(entry for entry in CATALOG.values() if fnmatch.fnmatch(entry.name, pattern))

@@ -1,4 +1,4 @@
-"""The strict port: every foreign tensor is used or ignored by name, every leaf is filled or kept by name."""
+"""Strict assignment of foreign tensors to a model: every tensor and every variable is matched or excluded by name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tljax.weights.layouts.table import TRANSFORMS, Layout, Rule, contiguous
 
 
 class MatchReport(NamedTuple):
-    """How foreign tensors fit a model.
+    """How foreign tensors match a model.
 
     Attributes:
-      plan: path → the rule, without blanks, that fills it.
-      unused: tensors without a place.
-      missing: leaves without a tensor.
-      misfits: tensors that have a place and do not fit it.
+      plan: {path: rule without placeholders that fills it}.
+      unused: tensors that match no variable.
+      missing: paths of variables without a tensor.
+      shape_mismatches: tensors whose shape differs from their variable's.
     """
 
     plan: dict[str, Rule]
@@ -34,14 +34,14 @@ class MatchReport(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing is left over, missing, or misfit."""
+        """Whether every tensor and every variable matches."""
         return not (self.unused or self.missing or self.shape_mismatches)
 
     def describe(self) -> str:
-        """What does not fit, as sentences."""
+        """Return sentences that list everything that does not match."""
         return (
-            f"Tensors without a place: {_listed(self.unused)}. Leaves without a tensor: {_listed(self.missing)}. "
-            f"Wrong shapes: {_listed(self.shape_mismatches)}."
+            f"Unexpected tensors: {_format_names(self.unused)}. Missing variables: {_format_names(self.missing)}. "
+            f"Shape mismatches: {_format_names(self.shape_mismatches)}."
         )
 
 
@@ -54,34 +54,39 @@ def match(
     optional: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
 ) -> MatchReport:
-    """Finds the place of every foreign tensor by name and shape; arguments as in `port`."""
-    keep, optional, ignore = _patterns(keep), _patterns(optional), _patterns(ignore)
+    """Match every foreign tensor to a variable by name and shape; arguments as in `assign_weights`."""
+    keep = _as_patterns(keep)
+    optional = _as_patterns(optional)
+    ignore = _as_patterns(ignore)
     _, params, stats = params_lib.flatten_model(model)
-    target, first = params | stats, first_kernel(params)
-    known_as = getattr(getattr(model, "head", None), "weight_aliases", {})
-    plan, unused, misfits = {}, [], []
+    target = params | stats
+    first = first_kernel(params)
+    aliases = getattr(getattr(model, "head", None), "weight_aliases", {})
+    plan, unused, mismatches = {}, [], []
     for name, tensor in tensors.items():
         if layout.ignores(name) or _matches(name, ignore):
             continue
-        rule = _renamed(layout.place(name), known_as)
+        rule = _apply_alias(layout.place(name), aliases)
         if rule is None:
             unused.append(name)
         elif _matches(rule.path, keep) or rule.path.split("/")[0] in model.cut:
             continue
         elif rule.path in plan:
-            misfits.append(f"{name}: {rule.path} is already filled")
+            mismatches.append(f"{name}: another tensor fills {rule.path} already")
         elif rule.path not in target:
             unused += [] if _matches(rule.path, optional) else [f"{name} (for {rule.path})"]
         else:
-            shape, wanted = shape_after(rule, tensor.shape), target[rule.path].shape
-            same = shape == wanted or (rule.path.rpartition("/")[0] in known_as.values() and _dense(wanted) == shape)
-            if same or (rule.path == first and _adaptable(shape, wanted)):
+            shape = shape_after(rule, tensor.shape)
+            expected = target[rule.path].shape
+            is_alias = rule.path.rpartition("/")[0] in aliases.values()
+            fits = shape == expected or (is_alias and _dense_shape(expected) == shape)
+            if fits or (rule.path == first and _is_adaptable(shape, expected)):
                 plan[rule.path] = rule
             elif not _matches(rule.path, optional):
                 plan[rule.path] = rule
-                misfits.append(f"{name}: {shape or tuple(tensor.shape)}, but {rule.path} is {wanted}")
+                mismatches.append(f"{name}: {shape or tuple(tensor.shape)}, but {rule.path} is {expected}")
     missing = [p for p in target if p not in plan and not _matches(p, (*keep, *optional))]
-    return MatchReport(plan, unused, missing, misfits)
+    return MatchReport(plan, unused, missing, mismatches)
 
 
 def assign_weights(
@@ -94,120 +99,127 @@ def assign_weights(
     ignore: str | Sequence[str] = (),
     source: str = "the source",
 ) -> None:
-    """Fills `model` in place from foreign tensors, one at a time, or raises and leaves it untouched.
+    """Fill `model` in place from foreign tensors, one at a time, or raise and leave it unchanged.
 
-    A source for pictures of three channels fits a model of any other number: see `adapt_channels`.
+    Weights for RGB images also fit a model with another number of input channels: see `adapt_channels`.
 
     Args:
-      tensors: foreign name → array, or what has `shape` and turns into an array when it is wanted.
-      model: its stages that are not built (`model.cut`) may lie unused in the source; it may be abstract.
-      layout: of the foreign names.
-      keep: patterns of our paths that stay as they are, even where the source has a tensor for them.
-      optional: patterns of our paths that are filled where the source has a tensor that fits, and else stay.
-      ignore: patterns of foreign names that are not wanted, besides the layout's own.
-      source: what to call the source in the error.
+      tensors: {foreign name: array}; any value with a `shape` that `np.asarray` accepts.
+      model: may be abstract. Tensors of stages that it does not build (`model.cut`) are skipped.
+      layout: layout of the foreign names.
+      keep: patterns of model paths that keep their value, even if the source has a tensor for them.
+      optional: patterns of model paths that are filled if the source has a tensor that fits, and else keep their value.
+      ignore: patterns of foreign names that are skipped, besides the layout's own.
+      source: name of the source in the error message.
 
     Raises:
-      UserError: with the tensors without a place, the leaves without a tensor, and the misfits.
+      UserError: unexpected tensors, missing variables or mismatched shapes; the message lists them.
     """
-    found = match(tensors, model, layout, keep=keep, optional=optional, ignore=ignore)
-    if not found.complete:
+    report = match(tensors, model, layout, keep=keep, optional=optional, ignore=ignore)
+    if not report.complete:
         raise UserError(
-            f"{source} does not fit the model. {found.describe()} "
-            "Name in `ignore` the tensors that are not wanted and in `keep` the leaves that stay."
+            f"{source} does not fit the model. {report.describe()} "
+            "List unwanted tensors in `ignore` and variables that keep their value in `keep`."
         )
     variables = params_lib.flatten_state(nnx.state(model))
     first = first_kernel(variables)
-    for path, rule in found.plan.items():
-        value, variable = TRANSFORMS[rule.transform].view(np.asarray(tensors[rule.name])), variables[path]
+    for path, rule in report.plan.items():
+        variable = variables[path]
+        value = TRANSFORMS[rule.transform].view(np.asarray(tensors[rule.name]))
         if path == first and value.shape[2] != variable.shape[2]:
             value = adapt_channels(value, variable.shape[2])
-        variable.set_value(jax.device_put(_copied(value, variable.dtype).reshape(variable.shape)))
+        variable.set_value(jax.device_put(_aligned_copy(value, variable.dtype).reshape(variable.shape)))
 
 
 def export(model: Model, layout: Layout) -> dict[str, np.ndarray]:
-    """The leaves of a model under foreign names, laid out as there: the reverse of `port`.
+    """Return the variables of a model under foreign names and in the foreign memory layout.
+
+    The inverse of `assign_weights`.
 
     Raises:
-      UserError: a leaf that the layout has no name for.
+      UserError: the layout has no name for a variable.
     """
     _, params, stats = params_lib.flatten_model(model)
-    tensors, nameless = {}, []
+    tensors, unnamed = {}, []
     for path, value in (params | stats).items():
         if (rule := layout.origin(path)) is None:
-            nameless.append(path)
+            unnamed.append(path)
         else:
             tensors[rule.name] = contiguous(TRANSFORMS[rule.transform].to_foreign(np.asarray(value)))
-    if nameless:
-        raise UserError(f"This layout has no names for {_listed(nameless)}.")
+    if unnamed:
+        raise UserError(f"This layout has no names for {_format_names(unnamed)}.")
     return tensors
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Makes a first convolution's kernel for RGB, [k, k, 3, out], one for so many channels.
+    """Adapt the RGB kernel of a first convolution, [k, k, 3, out], to another number of input channels.
 
-    For one channel it is the sum over RGB, so that a grey picture gives what it would give as three equal channels.
-    For more, the kernel's three channels are repeated in turn and scaled by 3 / `channels`, which keeps the size of the
+    For one channel, the kernel is summed over RGB, so a grayscale image gives the same result as three equal channels.
+    For more channels, the three are repeated in turn and scaled by 3 / `channels`, which keeps the scale of the
     activations (timm's rule).
+
+    Returns:
+      The adapted kernel [k, k, channels, out].
     """
     if channels == 1:
         return kernel.sum(axis=2, keepdims=True)
     return kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)
 
 
-def _copied(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy on a boundary of 64 bytes, which a processor's device takes over as it is."""
+def _aligned_copy(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return a contiguous copy aligned to 64 bytes, which JAX's CPU device uses without another copy."""
     size = math.prod(value.shape) * np.dtype(dtype).itemsize
-    room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    copy = room[start : start + size].view(dtype).reshape(value.shape)
+    buffer = np.empty(size + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    copy = buffer[start : start + size].view(dtype).reshape(value.shape)
     if value.flags.c_contiguous:
         np.copyto(copy, value, casting="same_kind")
         return copy
-    # A transposed array is read in pieces of its last axis, which stay in the caches: two to four times as fast.
+    # A transposed array is copied in blocks of its last axis that fit the CPU cache: two to four times as fast.
     for start in range(0, value.shape[-1], 64):
-        piece = np.s_[..., start : start + 64]
-        np.copyto(copy[piece], value[piece], casting="same_kind")
+        block = np.s_[..., start : start + 64]
+        np.copyto(copy[block], value[block], casting="same_kind")
     return copy
 
 
 def first_kernel(params: Mapping[str, np.ndarray]) -> str | None:
-    """The path of the convolution that sees the picture."""
+    """Return the path of the kernel of the first convolution, which reads the image; None if there is none."""
     kernels = [p for p in params if p.startswith("stem/") and p.endswith("/kernel") and len(params[p].shape) == 4]
     return min(kernels, default=None)
 
 
 def shape_after(rule: Rule, shape: Sequence[int]) -> tuple[int, ...] | None:
-    """The shape that a foreign tensor has for us; None if the transform cannot be done to it."""
+    """Return the model's shape for a foreign tensor's `shape`; None if the rule's transform does not apply to it."""
     try:
         return TRANSFORMS[rule.transform].from_foreign(np.broadcast_to(np.float32(0), tuple(shape))).shape
     except (ValueError, IndexError):
         return None
 
 
-def _renamed(rule: Rule | None, known_as: Mapping[str, str]) -> Rule | None:
-    """The rule with its layer under the name that the model's head has for it."""
-    layer, _, leaf = rule.path.rpartition("/") if rule else ("", "", "")
-    return rule._replace(path=f"{known_as[layer]}/{leaf}") if layer in known_as else rule
+def _apply_alias(rule: Rule | None, aliases: Mapping[str, str]) -> Rule | None:
+    """Replace the layer of a rule's path by the name that the model's head uses for it."""
+    layer, _, parameter = rule.path.rpartition("/") if rule else ("", "", "")
+    return rule._replace(path=f"{aliases[layer]}/{parameter}") if layer in aliases else rule
 
 
-def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a convolution's kernel that is written as a dense layer on all places that it sees."""
+def _dense_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the kernel shape of the dense layer equivalent to a convolution over its whole input."""
     return (math.prod(shape[:-1]), *shape[-1:])
 
 
-def _adaptable(shape: tuple[int, ...] | None, wanted: tuple[int, ...]) -> bool:
-    return shape is not None and len(shape) == 4 and shape[2] == 3 and shape == (*wanted[:2], 3, *wanted[3:])
+def _is_adaptable(shape: tuple[int, ...] | None, expected: tuple[int, ...]) -> bool:
+    """Return whether `shape` is an RGB kernel that equals `expected` up to the input channels."""
+    return shape is not None and len(shape) == 4 and shape[2] == 3 and shape == (*expected[:2], 3, *expected[3:])
 
 
-def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _as_patterns(patterns: str | Sequence[str]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(p, name) for p in patterns)
 
 
-def _listed(names: list[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more
+def _format_names(names: list[str], max_names: int = 12) -> str:
+    suffix = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return (", ".join(names[:max_names]) or "none") + suffix

@@ -1,6 +1,6 @@
-"""Weights that others have published: where each file lies, which network it fits, and what it wants to be fed.
+"""Catalog of published weights: address, backbone, digest, layout and preprocessing of each file.
 
-tests/golden/make_catalogue.py reads the same facts from the publishers' own tables.
+tests/golden/make_catalogue.py reads the same facts from the publishers' tables.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ RGB = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedConfig:
-    """One published file of weights.
+    """One published weights file.
 
     Attributes:
-      name: as `model.weights` takes it; its prefix is the publisher.
-      backbone: the network it fits, by our name.
-      source: the file's address; for the hub, the repository.
-      digest: what the file's SHA-256 begins with (torchvision), its MD5 (Keras), or None (the hub tells).
-      layout: whose names and axes its tensors have: "torchvision", "timm" or "keras".
-      licence: as its publisher states it; the pictures it was trained on may add terms of their own.
-      classes: outputs of its classifier; 0: it has none to use.
+      name: name for `model.weights`; its prefix is the publisher.
+      backbone: name of the backbone that it fits.
+      source: URL of the file; for the Hub, the repository.
+      digest: first digits of the file's SHA-256 (torchvision), its MD5 (Keras), or None (provided by the Hub).
+      layout: naming and axis order of its tensors: "torchvision", "timm" or "keras".
+      license: as its publisher states it; the training images may add terms.
+      classes: number of outputs of its classifier; 0 if it has no usable one.
       size: side of the network's input, in pixels.
-      crop: share of the resized picture's shorter side that this input is.
-      squash: the whole picture is squashed to a square, instead of cropped to one.
+      crop: ratio of the input side to the shorter side of the resized image.
+      squash: resize the whole image to a square instead of cropping one.
       interpolation: "bilinear" or "bicubic".
-      normalisation: a name in `preprocess.PRESETS`, or mean and deviation of an RGB picture in 0..1.
+      normalization: a name in `preprocess.PRESETS`, or mean and standard deviation of an RGB image in 0..1.
     """
 
     name: str
@@ -36,83 +36,112 @@ class PretrainedConfig:
     source: str
     digest: str | None
     layout: str
-    licence: str
+    license: str
     classes: int = 1000
     size: int = 224
     crop: float = 0.875
     squash: bool = False
     interpolation: str = "bilinear"
-    normalisation: str | tuple[RGB, RGB] = "torch"
+    normalization: str | tuple[RGB, RGB] = "torch"
 
     @property
     def preprocess(self) -> Preprocess:
-        """What a picture has to become for it. The whole picture is used: `crop` is how its publisher tests."""
-        if isinstance(self.normalisation, str):
-            base = PRESETS[self.normalisation]
+        """Preprocessing of its input. The whole image is used: `crop` only records how the publisher evaluates."""
+        if isinstance(self.normalization, str):
+            base = PRESETS[self.normalization]
         else:
-            mean, std = self.normalisation
+            mean, std = self.normalization
             base = Preprocess(self.name, 1 / 255, mean, std)
         return dataclasses.replace(base, size=self.size, interpolation=self.interpolation)
 
     @property
     def digest_is_md5(self) -> bool:
-        """Keras publishes MD5, others SHA-256."""
+        """Whether `digest` is an MD5, as Keras publishes it, and not a SHA-256."""
         return self.digest is not None and len(self.digest) == 32
 
 
-# RGB minus means on 0..255, for an SSD detector.
+# RGB minus the means on 0..255: trained for an SSD detector.
 _SSD = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
 
 
 def _torchvision(
-    backbone: str, member: str, file: str, *, size: int = 224, resize: int = 256, **facts
+    backbone: str, version: str, file: str, *, size: int = 224, resize: int = 256, **fields
 ) -> PretrainedConfig:
-    name, source = f"torchvision:{backbone}.{member}", f"https://download.pytorch.org/models/{file}.pth"
-    digest, trunk = file.rpartition("-")[2], backbone.removeprefix("fcn_")
+    """Build an entry of torchvision.
+
+    Args:
+      backbone: torchvision's name of the network.
+      version: name of the weights in torchvision's enum.
+      file: file name without its suffix; it ends in the first digits of the SHA-256.
+      size: side of the network's input, in pixels.
+      resize: shorter side of the resized image, in pixels.
+      **fields: other fields of `PretrainedConfig`.
+    """
     return PretrainedConfig(
-        name, trunk, source, digest, "torchvision", "bsd-3-clause", size=size, crop=size / resize, **facts
+        name=f"torchvision:{backbone}.{version}",
+        backbone=backbone.removeprefix("fcn_"),
+        source=f"https://download.pytorch.org/models/{file}.pth",
+        digest=file.rpartition("-")[2],
+        layout="torchvision",
+        license="bsd-3-clause",
+        size=size,
+        crop=size / resize,
+        **fields,
     )
 
 
 def _timm(
-    tags: str, backbones: str, *, licence: str = "apache-2.0", interpolation: str = "bicubic", **facts
+    tags: str, backbones: str, *, license: str = "apache-2.0", interpolation: str = "bicubic", **fields
 ) -> list[PretrainedConfig]:
-    pairs = [(b, f"timm/{b}.{tag}") for b in backbones.split() for tag in tags.split()]
+    """Build the entries of timm for all pairs of space-separated backbones and tags."""
+    pairs = [(backbone, f"timm/{backbone}.{tag}") for backbone in backbones.split() for tag in tags.split()]
     return [
-        PretrainedConfig(f"hf:{r}", b, r, None, "timm", licence, interpolation=interpolation, **facts) for b, r in pairs
+        PretrainedConfig(f"hf:{repo}", backbone, repo, None, "timm", license, interpolation=interpolation, **fields)
+        for backbone, repo in pairs
     ]
 
 
 def _keras(
-    name: str, with_top: str, notop: str, licence: str, *, folder: str = "", suffix: str = "", **facts
+    name: str, with_top: str, no_top: str, license: str, *, folder: str = "", suffix: str = "", **fields
 ) -> list[PretrainedConfig]:
-    place = f"https://storage.googleapis.com/tensorflow/keras-applications/{folder or name}/{name}_weights"
+    """Build the two entries of a Keras application, with and without its classifier.
+
+    Args:
+      name: Keras' name of the network.
+      with_top: MD5 of the file with the classifier.
+      no_top: MD5 of the file without it.
+      license: of both files.
+      folder: folder at the publisher; `name` by default.
+      suffix: what follows `name` in the name of our backbone.
+      **fields: other fields of `PretrainedConfig`.
+    """
+    url = f"https://storage.googleapis.com/tensorflow/keras-applications/{folder or name}/{name}_weights"
     return [
         PretrainedConfig(
             f"keras:{name}{top}",
             name + suffix,
-            f"{place}_tf_dim_ordering_tf_kernels{top}.h5",
+            f"{url}_tf_dim_ordering_tf_kernels{top}.h5",
             md5,
             "keras",
-            licence,
+            license,
             classes=classes,
             crop=1.0,
-            **facts,
+            **fields,
         )
-        for top, md5, classes in (("", with_top, 1000), ("_notop", notop, 0))
+        for top, md5, classes in (("", with_top, 1000), ("_notop", no_top, 0))
     ]
 
 
 _V1, _V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
-_COCO = {"member": "COCO_WITH_VOC_LABELS_V1", "size": 520, "resize": 520, "classes": 21}
+_COCO = {"version": "COCO_WITH_VOC_LABELS_V1", "size": 520, "resize": 520, "classes": 21}
 _TORCHVISION = (
     _torchvision("vgg11", _V1, "vgg11-8a719046"),
     _torchvision("vgg11_bn", _V1, "vgg11_bn-6002323d"),
     _torchvision("vgg13", _V1, "vgg13-19584684"),
     _torchvision("vgg13_bn", _V1, "vgg13_bn-abd245e5"),
     _torchvision("vgg16", _V1, "vgg16-397923af"),
-    # Its file has dense layers too, without usable values.
-    _torchvision("vgg16", "IMAGENET1K_FEATURES", "vgg16_features-amdegroot-88682ab5", classes=0, normalisation=_SSD),
+    # Its file also has dense layers, but without usable values.
+    _torchvision("vgg16", "IMAGENET1K_FEATURES", "vgg16_features-amdegroot-88682ab5", classes=0, normalization=_SSD),
     _torchvision("vgg16_bn", _V1, "vgg16_bn-6c64b313"),
     _torchvision("vgg19", _V1, "vgg19-dcbb9e9d"),
     _torchvision("vgg19_bn", _V1, "vgg19_bn-c79401a0"),
@@ -132,19 +161,19 @@ _TORCHVISION = (
     _torchvision("wide_resnet50_2", _V2, "wide_resnet50_2-9ba9bcbe", resize=232),
     _torchvision("wide_resnet101_2", _V1, "wide_resnet101_2-32ee1156"),
     _torchvision("wide_resnet101_2", _V2, "wide_resnet101_2-d733dc28", resize=232),
-    # The DenseNets' files say `norm.1` where torchvision's module says `norm1`; `conv.1` likewise.
+    # The DenseNet files have `norm.1` where torchvision's module has `norm1`; `conv.1` likewise.
     _torchvision("densenet121", _V1, "densenet121-a639ec97"),
     _torchvision("densenet161", _V1, "densenet161-8d451a50"),
     _torchvision("densenet169", _V1, "densenet169-b2777c0a"),
     _torchvision("densenet201", _V1, "densenet201-c1103571"),
-    # For these weights torchvision's two Inceptions undo ImageNet's normalisation inside the model (`transform_input`):
-    # their first convolution sees -1..1. Both files hold auxiliary heads; GoogLeNet's were never trained.
-    _torchvision("googlenet", _V1, "googlenet-1378be20", normalisation="symmetric"),
-    _torchvision("inception_v3", _V1, "inception_v3_google-0cc3c7bd", size=299, resize=342, normalisation="symmetric"),
+    # With these weights, torchvision's two Inceptions undo ImageNet's normalization in the model (`transform_input`):
+    # their first convolution reads -1..1. Both files have auxiliary heads; GoogLeNet's were never trained.
+    _torchvision("googlenet", _V1, "googlenet-1378be20", normalization="symmetric"),
+    _torchvision("inception_v3", _V1, "inception_v3_google-0cc3c7bd", size=299, resize=342, normalization="symmetric"),
     _torchvision("convnext_tiny", _V1, "convnext_tiny-983f1562", resize=236),
     _torchvision("convnext_small", _V1, "convnext_small-0c510722", resize=230),
     _torchvision("convnext_base", _V1, "convnext_base-6075fbad", resize=232),
-    # The shorter side becomes 520; nothing is cropped. Their files hold an auxiliary head.
+    # The shorter side is resized to 520 without a crop. Their files have an auxiliary head.
     _torchvision("fcn_resnet50", file="fcn_resnet50_coco-1167a1af", **_COCO),
     _torchvision("fcn_resnet101", file="fcn_resnet101_coco-7ecb50ca", **_COCO),
 )
@@ -154,14 +183,14 @@ _DEEP = "resnet50 resnet101 resnet152 resnext50_32x4d"
 _WIDE = "resnext101_32x8d wide_resnet50_2 wide_resnet101_2"
 _META_RESNETS = "resnet18 resnet50 resnext50_32x4d resnext101_32x8d"
 _CONVNEXT = "convnext_tiny convnext_small convnext_base"
-_BSD = {"licence": "bsd-3-clause", "interpolation": "bilinear"}
-_META = {"licence": "cc-by-nc-4.0", "interpolation": "bilinear"}
+_BSD = {"license": "bsd-3-clause", "interpolation": "bilinear"}
+_META = {"license": "cc-by-nc-4.0", "interpolation": "bilinear"}
 _CLIP = {
     "backbones": "convnext_base",
     "crop": 1.0,
-    "normalisation": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "normalization": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-# `size` is the one trained at: 176 for `tv2`, which torchvision itself recommends for 224.
+# `size` is the training size: 176 for `tv2`, although torchvision recommends 224 for inference.
 _TIMM = (
     *_timm("tv_in1k", f"{_VGG} resnet18 resnet34 {_DEEP} {_WIDE}", **_BSD),
     *_timm("tv2_in1k", f"{_DEEP} {_WIDE}", size=176, **_BSD),
@@ -174,13 +203,13 @@ _TIMM = (
     *_timm("am_in1k ram_in1k", "resnet50"),
     *_timm("ra_in1k", "resnet50 resnext50_32x4d densenet121"),
     *_timm("racm_in1k", "wide_resnet50_2"),
-    *_timm("ra4_e3600_r224_in1k", "resnet34", crop=0.9, normalisation="symmetric"),
+    *_timm("ra4_e3600_r224_in1k", "resnet34", crop=0.9, normalization="symmetric"),
     *_timm("gluon_in1k", f"resnet18 resnet34 {_DEEP}"),
     *_timm("fb_ssl_yfcc100m_ft_in1k fb_swsl_ig1b_ft_in1k", _META_RESNETS, **_META),
     *_timm("fb_wsl_ig1b_ft_in1k", "resnext101_32x8d", **_META),
     *_timm("tv_in1k", "densenet121 densenet161 densenet169 densenet201"),
-    # `tv_in1k` holds the auxiliary head.
-    *_timm("tf_in1k tf_adv_in1k tv_in1k", "inception_v3", size=299, normalisation="symmetric"),
+    # `tv_in1k` has the auxiliary head.
+    *_timm("tf_in1k tf_adv_in1k tv_in1k", "inception_v3", size=299, normalization="symmetric"),
     *_timm("gluon_in1k", "inception_v3", size=299),
     *_timm("fb_in1k fb_in22k_ft_in1k", _CONVNEXT),
     *_timm("fb_in22k", _CONVNEXT, classes=21841),
@@ -194,11 +223,11 @@ _TIMM = (
     *_timm("clip_laiona_augreg_ft_in1k_384", size=384, **_CLIP),
 )
 
-_KERAS_VGG = {"normalisation": "caffe", "licence": "cc-by-4.0"}
-_KERAS_RESNET = {"folder": "resnet", "suffix": "_v1", "normalisation": "caffe", "licence": "mit"}
-_KERAS_DENSENET = {"folder": "densenet", "suffix": "_keras", "licence": "bsd-3-clause"}
-_KERAS_INCEPTION = {"suffix": "_keras", "normalisation": "symmetric", "size": 299, "licence": "apache-2.0"}
-# MD5 with the classifier and without. Keras prescribes no crop and no interpolation: the picture fills the input.
+_KERAS_VGG = {"normalization": "caffe", "license": "cc-by-4.0"}
+_KERAS_RESNET = {"folder": "resnet", "suffix": "_v1", "normalization": "caffe", "license": "mit"}
+_KERAS_DENSENET = {"folder": "densenet", "suffix": "_keras", "license": "bsd-3-clause"}
+_KERAS_INCEPTION = {"suffix": "_keras", "normalization": "symmetric", "size": 299, "license": "apache-2.0"}
+# MD5 with and without the classifier. Keras prescribes no crop and no interpolation: the image fills the input.
 _KERAS = (
     *_keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc", **_KERAS_VGG),
     *_keras("vgg19", "cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6", **_KERAS_VGG),
@@ -211,7 +240,7 @@ _KERAS = (
     *_keras("inception_v3", "9a0d58056eeedaa3f26cb7ebd46da564", "bcbd6486424b2319ff4ef7d526e38f63", **_KERAS_INCEPTION),
 )
 
-# Lies in the folder that TLJAX_WEIGHTS_DIR names, and is downloaded from nowhere.
+# Read from the folder TLJAX_WEIGHTS_DIR; there is no download.
 _LOCAL = PretrainedConfig(
     "vgg16_imagenet_notop",
     "vgg16",
@@ -221,7 +250,7 @@ _LOCAL = PretrainedConfig(
     "cc-by-4.0",
     classes=0,
     crop=1.0,
-    normalisation="caffe",
+    normalization="caffe",
 )
 
 CATALOG = {entry.name: entry for entry in (*_TORCHVISION, *_TIMM, *_KERAS, _LOCAL)}

@@ -1,4 +1,4 @@
-"""What a file of weights is: which network, in whose names, and what would not fit."""
+"""Detect which backbone a weights file holds, and in which layout."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tljax.weights.layouts import Layout, layouts
 
 
 class BackboneGuess(NamedTuple):
-    """A network that a file may hold.
+    """A backbone that a file may hold.
 
     Attributes:
-      backbone: its name.
-      layout: whose names the tensors have, e.g. "torchvision".
-      model: abstract, with the head that the tensors speak of.
-      match: how they fit it.
+      backbone: name of the backbone.
+      layout: name of the tensors' layout, e.g. "torchvision".
+      model: abstract model, with the head that the tensors imply.
+      match: how the tensors match the model.
     """
 
     backbone: str
@@ -31,100 +31,109 @@ class BackboneGuess(NamedTuple):
     match: MatchReport
 
     @property
-    def faults(self) -> int:
-        """How many tensors and leaves do not fit."""
+    def num_mismatches(self) -> int:
+        """Number of tensors and variables that do not match."""
         return len(self.match.unused) + len(self.match.missing) + len(self.match.shape_mismatches)
 
 
 def detect_backbone(tensors: Mapping[str, np.ndarray]) -> BackboneGuess:
-    """The network that fits the tensors best, by names and shapes alone; nothing is read.
+    """Return the backbone that fits the tensors best, by names and shapes alone; no values are read.
 
     Raises:
-      UserError: no layout has a place for even half of the tensors.
+      UserError: no layout names even half of the tensors.
     """
     if not tensors:
-        raise UserError("There are no tensors to tell a network by.")
-    ranked = sorted(_by_name(tensors), key=lambda found: found[:2])
-    fewest = ranked[0][0]
+        raise UserError("There are no tensors to detect a backbone from.")
+    candidates = sorted(_rank_by_names(tensors), key=lambda candidate: candidate[:2])
+    fewest = candidates[0][0]
     if fewest > len(tensors) / 2:
-        raise UserError(f"No network here has tensors named like {', '.join(list(tensors)[:3])}.")
+        raise UserError(f"No backbone has tensors named like {', '.join(list(tensors)[:3])}.")
     best = None
-    for strangers, _, backbone, layout in ranked:
-        if strangers > fewest:
+    for num_unknown, _, backbone, layout in candidates:
+        if num_unknown > fewest:
             break
         try:
-            found = _fit(tensors, backbone, layout)
-        except UserError:  # a decoder of another number of blocks than this backbone has strides
+            guess = _fit(tensors, backbone, layout)
+        except UserError:  # a decoder whose number of blocks differs from the backbone's number of strides
             continue
-        if best is None or found.faults < best.faults:
-            best = found
-        if best.faults == 0:
+        if best is None or guess.num_mismatches < best.num_mismatches:
+            best = guess
+        if best.num_mismatches == 0:
             break
     if best is None:
-        raise UserError(f"No network here has a head like that of {', '.join(list(tensors)[:3])}.")
+        raise UserError(f"No backbone has a head like that of {', '.join(list(tensors)[:3])}.")
     return best
 
 
-def _by_name(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str, str]]:
-    """(tensors without a place, whether layout and variant are of different libraries, backbone, layout)."""
-    strangers = {}  # by layout, which many variants share
+def _rank_by_names(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str, str]]:
+    """Yield (number of tensors unknown to the layout, 1 if layout and variant differ in library, backbone, layout)."""
+    num_unknown = {}  # by layout, because many variants share one
     for backbone in models.list_backbones():
         for name, layout in _layouts(backbone).items():
-            if layout not in strangers:
-                strangers[layout] = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
-            foreign = (name == "keras") != backbone.endswith(("_keras", "_v1"))
-            yield strangers[layout], int(foreign), backbone, name
+            if layout not in num_unknown:
+                num_unknown[layout] = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
+            other_library = (name == "keras") != backbone.endswith(("_keras", "_v1"))
+            yield num_unknown[layout], int(other_library), backbone, name
 
 
 @functools.cache
 def _layouts(backbone: str) -> dict[str, Layout]:
-    """Kept, because a layout compiles its patterns when it is first asked, and all are asked for every guess."""
+    """Return the layouts of a backbone; cached, because each detection uses all of them and they compile patterns."""
     return layouts(*models.get_variant(backbone))
 
 
 def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> BackboneGuess:
+    """Match the tensors to a backbone in the layout called `name`."""
     layout = _layouts(backbone)[name]
     options = head_options(tensors, layout)
-    if "head" not in options:  # the layout may name more than the variant has
+    if "head" not in options:  # the layout may name auxiliary heads that the variant does not have
         options["auxiliary"] &= bool(getattr(models.get_variant(backbone)[1], "auxiliary", ()))
-    model = models.create_model(backbone, image_size=299, rngs=None, **options)  # Inception v3 needs as much
+    model = models.create_model(backbone, image_size=299, rngs=None, **options)  # the size that Inception v3 needs
     keep = () if options["num_classes"] else "head/.*"
     return BackboneGuess(backbone, name, model, match(tensors, model, layout, keep=keep))
 
 
 def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, Any]:
-    """Arguments of `models.build` for the head that the tensors speak of; 0 classes if there is none."""
+    """Return the arguments of `models.create_model` for the head that the tensors imply; 0 classes if there is none."""
     shapes = {}
     for name, tensor in tensors.items():
         if (rule := layout.place(name)) and rule.path.startswith("head/"):
             shapes[rule.path.removeprefix("head/")] = shape_after(rule, tensor.shape) or (0, 0)
-    parts = {path.split("/")[0] for path in shapes}
-    if "score" in parts:
-        return _dense_head(shapes, parts, layout)
-    hidden = [shapes[f"{part}/kernel"] for part in sorted(parts) if part.startswith("hidden")]
+    layers = {path.split("/")[0] for path in shapes}
+    if "score" in layers:
+        return _dense_prediction_options(shapes, layers, layout)
+    hidden = [shapes[f"{layer}/kernel"] for layer in sorted(layers) if layer.startswith("hidden")]
     options = {
-        "num_classes": shapes["dense/kernel"][-1] if "dense" in parts else 0,
-        "auxiliary": any(part.startswith("aux") for part in parts),
+        "num_classes": shapes["dense/kernel"][-1] if "dense" in layers else 0,
+        "auxiliary": any(layer.startswith("aux") for layer in layers),
     }
-    # The networks that have hidden layers have them on 7×7 places.
+    # The networks with hidden layers apply them to 7×7 locations.
     return options | ({"hidden": [h[-1] for h in hidden], "pool": "flatten", "pool_size": 7} if hidden else {})
 
 
-def _dense_head(shapes: Mapping[str, tuple[int, ...]], parts: Set[str], layout: Layout) -> dict[str, Any]:
-    """The same for heads with an answer at every pixel; `shapes` below `head/`, and the first parts of these paths."""
-    options = {"num_classes": shapes["score/kernel"][-1], "auxiliary": "aux1" in parts}
-    if "unit" in parts:
+def _dense_prediction_options(
+    shapes: Mapping[str, tuple[int, ...]], layers: Set[str], layout: Layout
+) -> dict[str, Any]:
+    """Return the arguments of `models.create_model` for a head with a prediction at every pixel.
+
+    Args:
+      shapes: {path below `head/`: shape}.
+      layers: first components of these paths.
+      layout: layout of the tensors.
+    """
+    options = {"num_classes": shapes["score/kernel"][-1], "auxiliary": "aux1" in layers}
+    if "unit" in layers:
         return options | dict(layout.head)
-    blocks = sorted(int(part.removeprefix("block")) for part in parts if part.startswith("block"))
+    blocks = sorted(int(layer.removeprefix("block")) for layer in layers if layer.startswith("block"))
     return (
         options
         | {
             "head": "unet",
             "channels": tuple(shapes[f"block{k}/unit1/conv/kernel"][-1] for k in blocks),
-            "center": "center" in parts,
+            "center": "center" in layers,
             "batch_norm": "block1/unit1/bn/scale" in shapes,
             "kernel": shapes["score/kernel"][0],
         }
         | dict(layout.head)
-        | ({"upsample": "transposed"} if "up1" in parts else {})
+        | ({"upsample": "transposed"} if "up1" in layers else {})
     )

@@ -1,4 +1,4 @@
-"""One file from the Hugging Face Hub, by its own client and in its own cache, checked against its digest."""
+"""Download a file from the Hugging Face Hub with its own client and cache, and check its digest."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from huggingface_hub import HfApi, constants, errors, hf_hub_download
 from rich.console import Console
 
 from tljax.errors import UserError, did_you_mean
-from tljax.weights.download import reason
+from tljax.weights.download import error_summary
 
-NAMES = ("model.safetensors", "pytorch_model.bin")
-_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".h5")
+DEFAULT_FILENAMES = ("model.safetensors", "pytorch_model.bin")
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".h5")
 
 
 @dataclasses.dataclass(frozen=True)
 class HubFile:
-    """A file that is on disk now.
+    """A downloaded file.
 
     Attributes:
-      path: where it is.
-      sha256: of its content.
-      revision: the commit that it belongs to.
+      path: location in the cache.
+      sha256: digest of its content.
+      revision: commit of the repository.
     """
 
     path: Path
@@ -43,36 +43,38 @@ def from_hub(
     endpoint: str | None = None,
     cache_dir: Path | None = None,
 ) -> HubFile:
-    """Downloads a file of a repository, unless the cache has it.
+    """Download a file of a repository, unless it is cached.
 
-    A commit that is in the cache needs no network. A branch is looked up, and taken from the cache, which is said, when
-    the Hub cannot be reached.
+    A cached commit needs no network. A branch is looked up; if the Hub cannot be reached, the cached file is used and
+    a message says so.
 
     Args:
       repo: "owner/name".
-      filename: in the repository; `model.safetensors`, else `pytorch_model.bin` by default.
+      filename: path in the repository; by default `model.safetensors`, or else `pytorch_model.bin`.
       revision: branch, tag or commit; "main" by default.
-      console: for what there is to say.
-      endpoint: the Hub's address; `HF_ENDPOINT` by default.
-      cache_dir: `HF_HUB_CACHE` by default.
+      console: console for messages.
+      endpoint: address of the Hub; `HF_ENDPOINT` by default.
+      cache_dir: cache folder; `HF_HUB_CACHE` by default.
 
     Raises:
-      UserError: it cannot be had, or it is damaged.
+      UserError: the download failed, or the file is damaged.
     """
     options = {"revision": revision, "endpoint": endpoint, "cache_dir": cache_dir}
-    names = (filename,) if filename else NAMES
+    filenames = (filename,) if filename else DEFAULT_FILENAMES
     try:
-        pinned = re.fullmatch("[0-9a-f]{40}", revision or "")
-        found = _cached(repo, names[:1], options) if pinned else None
-        return _checked(repo, *(found or _ask(repo, names, options, console or Console())))
-    except errors.LocalEntryNotFoundError as error:  # the Hub was there a moment ago
-        raise UserError(_sentence(error.__cause__ or error, repo, revision, endpoint)) from error
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # RuntimeError comes from the Xet client
-        raise UserError(_sentence(error, repo, revision, endpoint)) from error
+        is_commit = re.fullmatch("[0-9a-f]{40}", revision or "")
+        cached = _find_cached(repo, filenames[:1], options) if is_commit else None
+        name, path = cached or _look_up(repo, filenames, options, console or Console())
+        return _verify(repo, name, path)
+    except errors.LocalEntryNotFoundError as error:  # the Hub was reached for the list of files, but not afterwards
+        raise UserError(_error_message(error.__cause__ or error, repo, revision, endpoint)) from error
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:  # the Xet client raises RuntimeError
+        raise UserError(_error_message(error, repo, revision, endpoint)) from error
 
 
-def _cached(repo: str, names: tuple[str, ...], options: dict) -> tuple[str, Path] | None:
-    for name in names:
+def _find_cached(repo: str, filenames: tuple[str, ...], options: dict) -> tuple[str, Path] | None:
+    """Return name and path of the first of `filenames` that is cached."""
+    for name in filenames:
         try:
             return name, Path(hf_hub_download(repo, name, local_files_only=True, **options))
         except errors.LocalEntryNotFoundError:
@@ -80,8 +82,11 @@ def _cached(repo: str, names: tuple[str, ...], options: dict) -> tuple[str, Path
     return None
 
 
-def _ask(repo: str, names: tuple[str, ...], options: dict, console: Console) -> tuple[str, Path]:
-    """Asks for the list of files, which also finds out at once, before any of the client's retries, who is there."""
+def _look_up(repo: str, filenames: tuple[str, ...], options: dict, console: Console) -> tuple[str, Path]:
+    """Return name and path of the first of `filenames` in the repository, downloaded if needed.
+
+    Listing the files first shows at once, before any of the client's retries, whether the Hub can be reached.
+    """
     endpoint = options["endpoint"] or constants.ENDPOINT
     try:
         info = HfApi(endpoint=endpoint).model_info(repo, revision=options["revision"], timeout=10)
@@ -89,44 +94,45 @@ def _ask(repo: str, names: tuple[str, ...], options: dict, console: Console) -> 
         if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
             raise
         offline = isinstance(error, errors.OfflineModeIsEnabled)
-        why = "HF_HUB_OFFLINE is set" if offline else f"{endpoint} cannot be reached ({reason(error)})"
-        if (found := _cached(repo, names, options)) is None:
-            raise UserError(f"{repo} is not in the cache with {' or '.join(names)}, and {why}.") from error
-        console.print(f"{repo}/{found[0]} comes from the cache: {why}.", markup=False)
-        return found
-    files = [file.rfilename for file in info.siblings or ()]
-    if (name := next((n for n in names if n in files), None)) is None:
-        hint = did_you_mean(names[0], [f for f in files if f.endswith(_WEIGHTS)])
-        raise UserError(f"{repo} has no {' and no '.join(names)}{hint}")
+        reason = "HF_HUB_OFFLINE is set" if offline else f"{endpoint} cannot be reached ({error_summary(error)})"
+        if (cached := _find_cached(repo, filenames, options)) is None:
+            raise UserError(f"{repo} is not in the cache with {' or '.join(filenames)}, and {reason}.") from error
+        console.print(f"Using {repo}/{cached[0]} from the cache: {reason}.", markup=False)
+        return cached
+    available = [file.rfilename for file in info.siblings or ()]
+    if (name := next((n for n in filenames if n in available), None)) is None:
+        hint = did_you_mean(filenames[0], [f for f in available if f.endswith(_SUFFIXES)])
+        raise UserError(f"{repo} has no {' and no '.join(filenames)}{hint}")
     return name, Path(hf_hub_download(repo, name, **options))
 
 
-def _checked(repo: str, name: str, path: Path) -> HubFile:
-    """Compares the file with its blob's name: the ETag, which for large files is the SHA-256.
+def _verify(repo: str, name: str, path: Path) -> HubFile:
+    """Compare a file with the name of its blob: the ETag, which is the SHA-256 of large files.
 
-    The cache has links to blobs wherever the file system has links; elsewhere the client's own check must do.
+    The cache links to blobs if the file system supports links; otherwise only the client's own check applies.
     """
     chain = [path]
     while chain[-1].is_symlink():
         chain.append(chain[-1].parent / os.readlink(chain[-1]))
     expected = chain[1].name if len(chain) > 1 else ""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if re.fullmatch("[0-9a-f]{64}", expected) and found != expected:
-        for link in chain:  # the link, the blob, and what a blob shared between repositories links to
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if re.fullmatch("[0-9a-f]{64}", expected) and actual != expected:
+        for link in chain:  # the link, the blob, and the target of a blob that repositories share
             link.unlink(missing_ok=True)
-        raise UserError(f"{repo}/{name} is damaged and was removed: its SHA-256 is {found}, expected {expected}.")
-    return HubFile(path, found, path.parents[name.count("/")].name)
+        raise UserError(f"{repo}/{name} is damaged and was removed: its SHA-256 is {actual}, expected {expected}.")
+    return HubFile(path, actual, path.parents[name.count("/")].name)
 
 
-def _sentence(error: BaseException, repo: str, revision: str | None, endpoint: str | None) -> str:
+def _error_message(error: BaseException, repo: str, revision: str | None, endpoint: str | None) -> str:
+    """Return a one-line message for an error of the Hub's client."""
     host = endpoint or constants.ENDPOINT
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated: accept its terms at {host}/{repo} and set HF_TOKEN."
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"There is no {repo} at {host}, or it is private and HF_TOKEN does not open it."
+        return f"There is no {repo} at {host}, or it is private and HF_TOKEN gives no access."
     if isinstance(error, errors.RevisionNotFoundError):
         return f'{repo} has no revision "{revision}".'
     if isinstance(error, errors.HfHubHTTPError):
-        return f"{repo} cannot be downloaded: {host} answers {error.response.status_code}."
-    return f"{repo} cannot be downloaded: {reason(error)}."
+        return f"{repo} cannot be downloaded: {host} returned HTTP {error.response.status_code}."
+    return f"{repo} cannot be downloaded: {error_summary(error)}."

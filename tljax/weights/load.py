@@ -1,4 +1,4 @@
-"""Finds weights by name or path, and fills a model with them."""
+"""Resolve weights by name or path, and load them into a model."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tljax.weights.preprocess import PRESETS, Preprocess
 
 @dataclasses.dataclass(frozen=True)
 class WeightSource:
-    """Weights that were found, and not read yet.
+    """Resolved weights whose tensors have not been read yet.
 
     Attributes:
       name: as the user gave it.
       path: the file, or the work directory.
-      sha256: of the file; for a work directory, the digest of its best model's leaves.
-      preprocess: what they were trained on; None when nobody knows.
-      backbone: the network that they fit; None when nobody has said.
-      revision: the commit of a Hub repository.
+      sha256: digest of the file; for a work directory, `params_hash` of its best model.
+      preprocess: the preprocessing they were trained with; None if unknown.
+      backbone: name of the backbone they fit; None if unknown.
+      revision: commit of a Hub repository.
     """
 
     name: str
@@ -47,35 +47,36 @@ class WeightSource:
     revision: str | None = None
 
     def describe(self) -> dict[str, str]:
-        """Name, digest and revision, for result.json."""
+        """Return name, digest and revision, for result.json."""
         described = {"name": self.name, "sha256": self.sha256}
         return described | ({"revision": self.revision} if self.revision else {})
 
 
 def resolve_weights(source: str, preprocess: str | None = None) -> WeightSource:
-    """Finds weights, and downloads them where that is needed.
+    """Locate weights, and download them if needed.
 
     Args:
-      source: a name of the catalogue; a file's path, also as `file:PATH`; `hf:OWNER/REPO`, with `@REVISION` and
-        `:FILE` if need be; or `workdir:PATH`, a finished run.
-      preprocess: for files that nobody knows; a preset's name. It may not contradict what is known.
+      source: a catalog name; a file's path, also as `file:PATH`; `hf:OWNER/REPO`, optionally with `@REVISION` and
+        `:FILE`; or `workdir:PATH`, a finished run.
+      preprocess: name of a preset, for files that are not in the catalog. If the preprocessing is already known, it
+        must have the same values.
 
     Raises:
-      UserError: not there, damaged, or not the file that the catalogue means.
+      UserError: the weights do not exist, are damaged, or differ from the file in the catalog.
     """
     prefix = source.partition(":")[0]
-    found = _FINDERS.get(prefix, _resolve_file)(source)
+    resolved = _RESOLVERS.get(prefix, _resolve_file)(source)
     if preprocess is None:
-        return found
+        return resolved
     if preprocess not in PRESETS:
         raise UserError(f'There is no preprocessing "{preprocess}"{did_you_mean(preprocess, PRESETS)}')
-    wanted = PRESETS[preprocess]
-    if found.preprocess is not None and not found.preprocess.same_values(wanted):
+    requested = PRESETS[preprocess]
+    if resolved.preprocess is not None and not resolved.preprocess.same_values(requested):
         raise UserError(
-            f'{source} was trained with preprocessing "{found.preprocess.name}": '
+            f'{source} was trained with preprocessing "{resolved.preprocess.name}": '
             f'leave model.preprocess unset instead of "{preprocess}".'
         )
-    return dataclasses.replace(found, preprocess=found.preprocess or wanted)
+    return dataclasses.replace(resolved, preprocess=resolved.preprocess or requested)
 
 
 def load(
@@ -86,20 +87,20 @@ def load(
     optional: str | Sequence[str] = (),
     ignore: str | Sequence[str] = (),
 ) -> WeightSource:
-    """Fills a model in place from published weights, a file in any layout that its family reads, or a run's best model.
+    """Load weights into a model in place: published ones, a file in any layout of its family, or a run's best model.
 
     Args:
-      model: from `tljax.models.build`; it may be abstract.
-      source: as `find` takes it, or what it returned.
+      model: from `tljax.models.create_model`; it may be abstract.
+      source: as `resolve_weights` takes it, or its result.
       keep: patterns of paths that keep their value, e.g. "head/.*".
-      optional: patterns of paths that are filled where the source has a tensor that fits.
-      ignore: patterns of foreign names that are not wanted.
+      optional: patterns of paths that are filled only if the source has a tensor that fits.
+      ignore: patterns of foreign names that are skipped.
 
     Returns:
-      Where they came from, with their digest and preprocessing.
+      The source of the weights, with its digest and preprocessing.
 
     Raises:
-      UserError: a tensor without a place, a leaf without a tensor, or a wrong shape; it shows all of them.
+      UserError: unexpected tensors, missing variables or mismatched shapes; the message lists them.
     """
     weights = source if isinstance(source, WeightSource) else resolve_weights(source)
     with open_weights(weights) as tensors:
@@ -110,97 +111,102 @@ def load(
         try:
             assign_weights(tensors, model, layout, keep=keep, optional=optional, ignore=ignore, source=weights.name)
         except UserError as error:
-            raise UserError(f"{error}{_looks_like(tensors, model)}") from error
+            raise UserError(f"{error}{_other_backbone_hint(tensors, model)}") from error
     return weights
 
 
-def _looks_like(tensors: Mapping[str, np.ndarray], model: Model) -> str:
-    """A sentence that names the network that tensors fit to the last one, if that is another than the model's."""
+def _other_backbone_hint(tensors: Mapping[str, np.ndarray], model: Model) -> str:
+    """Return a sentence that names the backbone the tensors fit completely, if it is not the model's; else ""."""
     try:
         best = detect_backbone(tensors)
     except UserError:
         return ""
-    other = models.get_variant(best.backbone) != (model.family, model.config)
-    return f" The tensors are those of {best.backbone}, in the names of {best.layout}." * (
-        other and best.match.complete
-    )
+    if not best.match.complete or models.get_variant(best.backbone) == (model.family, model.config):
+        return ""
+    return f" The tensors match {best.backbone} in the {best.layout} layout."
 
 
 @contextlib.contextmanager
 def open_weights(weights: WeightSource) -> Iterator[Mapping[str, LazyTensor | np.ndarray]]:
-    """Opens what `find` found: foreign name (of a run: path) → tensor."""
+    """Open resolved weights as {foreign name: tensor}; for a run, {variable path: array}."""
     if weights.path.is_dir():
         with CheckpointManager(weights.path) as checkpoints:
             yield checkpoints.load_variables(checkpoints.best)
         return
     with open_tensors(weights.path) as tensors:
-        # Keras numbers nameless layers on through a session: what a file has as conv2d_95 may be its first.
+        # Keras numbers unnamed layers across a whole session: a file's conv2d_95 may be its first convolution.
         renamed = number_from_one(tensors) if weights.path.suffix.lower() in (".h5", ".hdf5") else {}
         yield {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def params_hash(leaves: params_lib.Variables) -> str:
-    """SHA-256 over all leaves in path order: path, type, shape and bytes."""
+def params_hash(variables: params_lib.Variables) -> str:
+    """Return the SHA-256 of all variables in path order, over path, dtype, shape and bytes."""
     digest = hashlib.sha256()
-    for path in sorted(leaves):
-        value = np.asarray(leaves[path])
+    for path in sorted(variables):
+        value = np.asarray(variables[path])
         digest.update(f"{path} {value.dtype} {value.shape} ".encode())
         digest.update(np.ascontiguousarray(value))
     return digest.hexdigest()
 
 
 def _resolve_file(source: str) -> WeightSource:
-    """A file by its path, or by its name in the catalogue if it lies in `$TLJAX_WEIGHTS_DIR`."""
-    entry, path = CATALOG.get(source), Path(source.removeprefix("file:"))
+    """Resolve a file by its path, or by its catalog name if it is in `$TLJAX_WEIGHTS_DIR`."""
+    entry = CATALOG.get(source)
+    path = Path(source.removeprefix("file:"))
     if entry is not None:
-        if (kept := _kept(entry)) is None:
-            raise UserError(f"{source} needs TLJAX_WEIGHTS_DIR, the folder that has {entry.source}.")
-        path = kept
+        local_path = _local_path(entry)
+        if local_path is None:
+            raise UserError(f"{source} needs TLJAX_WEIGHTS_DIR, the folder that contains {entry.source}.")
+        path = local_path
     if not path.is_file():
         hint = "" if entry or "/" in source else did_you_mean(source, CATALOG)
         raise UserError(f"There are no weights at {path}{hint or '.'}")
-    sha256 = _digest(path)
+    sha256 = _file_digest(path)
     if entry is not None and sha256 != entry.digest:
         raise UserError(f"{path} is not {source}: its SHA-256 is {sha256}, expected {entry.digest}.")
-    digest = _digest(path, "md5") if path.suffix == ".h5" else sha256  # what its publisher would have published
+    digest = _file_digest(path, "md5") if path.suffix == ".h5" else sha256  # Keras publishes MD5
     entry = next((e for e in CATALOG.values() if e.digest and digest.startswith(e.digest)), None)
     return WeightSource(source, path, sha256, entry and entry.preprocess, entry and entry.backbone)
 
 
-def _find_url(source: str) -> WeightSource:
-    """A file that torchvision or Keras publishes: in `$TLJAX_WEIGHTS_DIR`, the cache, or from its address."""
+def _resolve_url(source: str) -> WeightSource:
+    """Resolve a file of torchvision or Keras: from `$TLJAX_WEIGHTS_DIR`, from the cache, or by download."""
     entry = CATALOG.get(source)
     if entry is None:
         raise UserError(f'There are no published weights "{source}"{did_you_mean(source, CATALOG)}')
-    path = _kept(entry)
+    path = _local_path(entry)
     if path is None or not path.is_file():
-        from tljax.weights.download import from_url  # late: HTTP clients take half a second
+        from tljax.weights.download import from_url  # imported here: HTTP clients take half a second
 
         path = from_url(entry.source, **{"md5" if entry.digest_is_md5 else "prefix": entry.digest})
-    elif not (found := _digest(path, "md5" if entry.digest_is_md5 else "sha256")).startswith(entry.digest):
-        raise UserError(f"{path} is not {source}: its digest is {found}, expected {entry.digest}.")
-    return WeightSource(source, path, _digest(path), entry.preprocess, entry.backbone)
+    else:
+        digest = _file_digest(path, "md5" if entry.digest_is_md5 else "sha256")
+        if not digest.startswith(entry.digest):
+            raise UserError(f"{path} is not {source}: its digest is {digest}, expected {entry.digest}.")
+    return WeightSource(source, path, _file_digest(path), entry.preprocess, entry.backbone)
 
 
-def _find_hub(source: str) -> WeightSource:
-    """A file of a Hub repository."""
+def _resolve_hub(source: str) -> WeightSource:
+    """Resolve a file of a Hub repository."""
     repo, _, filename = source.removeprefix("hf:").partition(":")
     repo, _, revision = repo.partition("@")
     entry = CATALOG.get(f"hf:{repo}")
-    from tljax.weights.hub import from_hub  # late: see above
+    from tljax.weights.hub import from_hub  # imported here: HTTP clients take half a second
 
     try:
-        fetched = from_hub(repo, filename or None, revision or None)
+        file = from_hub(repo, filename or None, revision or None)
     except UserError as error:
-        # A slip in a name that the catalogue nearly knows is likelier than a repository that we may not see.
-        close = "" if entry else did_you_mean(f"hf:{repo}", CATALOG)
-        raise UserError(f"{str(error).rstrip('.')}{close}" if "did you mean" in close else str(error)) from error
+        # A name close to a catalog entry is more likely a typo than a private repository.
+        hint = "" if entry else did_you_mean(f"hf:{repo}", CATALOG)
+        message = f"{str(error).rstrip('.')}{hint}" if "did you mean" in hint else str(error)
+        raise UserError(message) from error
     return WeightSource(
-        source, fetched.path, fetched.sha256, entry and entry.preprocess, entry and entry.backbone, fetched.revision
+        source, file.path, file.sha256, entry and entry.preprocess, entry and entry.backbone, file.revision
     )
 
 
-def _find_workdir(source: str) -> WeightSource:
+def _resolve_run(source: str) -> WeightSource:
+    """Resolve the best model of a finished run."""
     path = Path(source.removeprefix("workdir:"))
     if not (path / "result.json").is_file():
         raise UserError(f"{path} holds no finished run: it has no result.json.")
@@ -208,15 +214,15 @@ def _find_workdir(source: str) -> WeightSource:
     return WeightSource(source, path, result["parameters_digest"], Preprocess.from_dict(result["preprocess"]))
 
 
-_FINDERS = {"workdir": _find_workdir, "hf": _find_hub, "torchvision": _find_url, "keras": _find_url}
+_RESOLVERS = {"workdir": _resolve_run, "hf": _resolve_hub, "torchvision": _resolve_url, "keras": _resolve_url}
 
 
-def _kept(entry: PretrainedConfig) -> Path | None:
-    """Where a file of the catalogue would lie in `$TLJAX_WEIGHTS_DIR`; None if that is unset."""
+def _local_path(entry: PretrainedConfig) -> Path | None:
+    """Return the path of a catalog entry in `$TLJAX_WEIGHTS_DIR`, whether it exists or not; None if that is unset."""
     folder = os.environ.get("TLJAX_WEIGHTS_DIR")
     return Path(folder) / entry.source.rpartition("/")[2] if folder else None
 
 
-def _digest(path: Path, algorithm: str = "sha256") -> str:
+def _file_digest(path: Path, algorithm: str = "sha256") -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,4 +1,4 @@
-"""Preprocessing, which belongs to the weights: resolution, interpolation, channel order, scale, mean and deviation."""
+"""Preprocessing of pretrained weights: size, interpolation, channel order, scale, mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """What network input is made of a picture: `(picture · scale - mean) / std`, in channel order `order`.
+    """Conversion of an image to network input: `(image · scale - mean) / std`, in channel order `order`.
 
     Attributes:
-      name: as `model.preprocess` takes it.
-      scale: factor on the 0..255 picture.
+      name: name for `model.preprocess`.
+      scale: factor on image values in 0..255.
       mean: subtracted after scaling, in channel order `order`.
-      std: divided by, in channel order `order`.
+      std: divisor, in channel order `order`.
       order: "rgb" or "bgr".
-      size: side that the weights were trained at, in pixels; None: the data's own.
-      interpolation: "bilinear" or "bicubic", both with antialiasing and half-pixel centres.
-      channels: of the network's input. One: pictures in colour are turned grey, and mean and deviation are averages
-        of the three. More than three: mean and deviation are repeated in turn, as `port.adapt_channels` repeats the
-        first convolution's kernel.
+      size: side at which the weights were trained, in pixels; None: the size of the data.
+      interpolation: "bilinear" or "bicubic", both with antialiasing and half-pixel centers.
+      channels: number of input channels. With one, color images are converted to grayscale, and mean and std are
+        averaged over the three channels. With more than three, mean and std are repeated in turn, as
+        `weights.adapt_channels` repeats the first convolution's kernel.
     """
 
     name: str
@@ -38,18 +38,18 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> Preprocess:
-        """Reads what result.json holds."""
+        """Restore a `Preprocess` from its fields in result.json."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
     def same_values(self, other: Preprocess) -> bool:
-        """Whether a picture's values become the same, whatever the size and the interpolation."""
+        """Return whether image values are converted in the same way; size and interpolation may differ."""
         return all(getattr(self, f) == getattr(other, f) for f in ("scale", "mean", "std", "order"))
 
 
 PRESETS = {
     p.name: p
     for p in (
-        # Keras' VGG and ResNet, from the Caffe models: BGR 0..255 minus ImageNet's means.
+        # Keras' VGG and ResNet, from the Caffe models: BGR in 0..255 minus ImageNet's means.
         Preprocess("caffe", 1.0, (103.939, 116.779, 123.68), order="bgr", size=224),
         Preprocess("torch", 1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), size=224),
         Preprocess("symmetric", 1 / 127.5, (1.0, 1.0, 1.0)),
@@ -58,14 +58,19 @@ PRESETS = {
 }
 
 
-# How much of red, green and blue is in grey (ITU-R BT.601), as in Pillow.
-GREY = np.float32([[0.299], [0.587], [0.114]])
+# ITU-R BT.601 luma weights, as in Pillow.
+RGB_TO_GRAY = np.float32([[0.299], [0.587], [0.114]])
 
 
 def make_preprocess(spec: Preprocess, size: int | None, dtype=jnp.float32) -> Callable[[jax.Array], jax.Array]:
-    """Returns a pure function: uint8 [B, H, W, C] → network input [B, size, size, channels] of `dtype`.
+    """Return a pure function from uint8 images [B, H, W, C] to network input [B, size, size, channels].
 
-    `size` None keeps the pictures' own size. It runs on the device, inside the compiled step.
+    The function can run inside a compiled step.
+
+    Args:
+      spec: the preprocessing.
+      size: side of the network input, in pixels; None keeps the size of the images.
+      dtype: dtype of the network input.
     """
     method = {"bilinear": "linear", "bicubic": "cubic"}[spec.interpolation]
     mean, std = (_for_channels(np.float32(values), spec.channels) for values in (spec.mean, spec.std))
@@ -73,11 +78,11 @@ def make_preprocess(spec: Preprocess, size: int | None, dtype=jnp.float32) -> Ca
     def preprocess(images: jax.Array) -> jax.Array:
         x = images.astype(jnp.float32)
         if size is not None and x.shape[1:3] != (size, size):
-            # Resized while still grey where it is grey: a third of the work.
+            # Before gray images are broadcast to three channels: a third of the work.
             x = jax.image.resize(x, (len(x), size, size, x.shape[-1]), method, antialias=True)
             x = jnp.clip(x, 0, 255)
         if spec.channels == 1 and x.shape[-1] == 3:
-            x = x @ GREY
+            x = x @ RGB_TO_GRAY
         x = jnp.broadcast_to(x, (*x.shape[:-1], spec.channels))
         x = x[..., ::-1] if spec.order == "bgr" and spec.channels == 3 else x
         return ((x * spec.scale - mean) / std).astype(dtype)
@@ -86,4 +91,5 @@ def make_preprocess(spec: Preprocess, size: int | None, dtype=jnp.float32) -> Ca
 
 
 def _for_channels(values: np.ndarray, channels: int) -> np.ndarray:
+    """Return per-channel values of an RGB image [3] for another number of channels, [channels]."""
     return values.mean(keepdims=True) if channels == 1 else values[np.arange(channels) % 3]

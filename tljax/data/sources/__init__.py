@@ -1,1 +1,1 @@
-"""Data sources: one file a format."""
+"""Data sources, one file per format."""

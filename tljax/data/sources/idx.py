@@ -32,7 +32,12 @@ FASHION_CLASSES = (
 
 
 def load(config: DataConfig, task: str) -> RawDataset:
-    """MNIST-format files in `data.path`."""
+    """Load the four IDX files in `data.path`.
+
+    Args:
+      config: the data section of the config.
+      task: "classification".
+    """
     parse_options(config, NoOptions)
     if config.path is None:
         raise UserError("data.name='idx' needs data.path, the folder of the four IDX files.")
@@ -40,18 +45,23 @@ def load(config: DataConfig, task: str) -> RawDataset:
 
 
 def load_fashion(config: DataConfig, task: str) -> RawDataset:
-    """Fashion-MNIST (Xiao et al. 2017) in `data.path`, else in `$TLJAX_DATA_DIR/fashion-mnist`."""
+    """Load Fashion-MNIST (Xiao et al. 2017) from `data.path`, else from `$TLJAX_DATA_DIR/fashion-mnist`.
+
+    Args:
+      config: the data section of the config.
+      task: "classification".
+    """
     parse_options(config, NoOptions)
     if config.path is None and "TLJAX_DATA_DIR" not in os.environ:
         raise UserError(
-            "data.name='fashion-mnist' needs data.path, or TLJAX_DATA_DIR as the folder that has fashion-mnist/."
+            "data.name='fashion-mnist' needs data.path, or TLJAX_DATA_DIR, the folder that contains fashion-mnist/."
         )
     folder = Path(config.path) if config.path else Path(os.environ["TLJAX_DATA_DIR"]) / "fashion-mnist"
     return read_source(folder, FASHION_CLASSES)
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Reads one IDX file of unsigned bytes. Raises UserError when it is not one, or is cut short."""
+    """Read an IDX file of unsigned bytes. Raises UserError if it is another format or truncated."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -64,33 +74,33 @@ def read_array(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
     if len(body) != math.prod(shape):
-        raise UserError(f"{path} should hold {math.prod(shape)} bytes of {shape}, but holds {len(body)}.")
+        raise UserError(f"{path} should have {math.prod(shape)} bytes for {shape}, but has {len(body)}.")
     return body.reshape(shape)
 
 
 def read_source(folder: Path, classes: tuple[str, ...] | None = None) -> RawDataset:
-    """Reads the four files train|t10k-images|labels of a folder.
+    """Read the images and labels of train and t10k (test) in a folder.
 
     Args:
-      folder: where `train-images-idx3-ubyte[.gz]` and its three companions lie.
-      classes: names; None gives the digits of the labels.
+      folder: folder of `train-images-idx3-ubyte[.gz]` and the three other files.
+      classes: class names; None: the labels as text.
     """
     splits = {name: _read_split(folder, prefix) for name, prefix in PREFIXES.items()}
     count = 1 + max(int(split.labels.max()) for split in splits.values())
     if classes is not None and count > len(classes):
-        raise UserError(f"{folder} holds label {count - 1}, but there are names for {len(classes)} classes.")
+        raise UserError(f"{folder} has the label {count - 1}, but there are {len(classes)} class names.")
     return RawDataset(**splits, classes=classes or tuple(map(str, range(count))))
 
 
 def _read_split(folder: Path, prefix: str) -> Split:
-    images = read_array(_find(folder, f"{prefix}-images-idx3-ubyte"))
-    labels = read_array(_find(folder, f"{prefix}-labels-idx1-ubyte"))
+    images = read_array(_find_file(folder, f"{prefix}-images-idx3-ubyte"))
+    labels = read_array(_find_file(folder, f"{prefix}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-        raise UserError(f"{folder}: {prefix} has pictures {images.shape} for labels {labels.shape}.")
+        raise UserError(f"{folder}: {prefix} has images {images.shape} for labels {labels.shape}.")
     return Split(images[..., None], labels.astype(np.int32))
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find_file(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists():
             return path

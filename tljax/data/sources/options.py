@@ -1,4 +1,4 @@
-"""`data.options`: what is particular to a source, each a frozen dataclass with meanings and bounds."""
+"""Options of a data source (`data.options`), a frozen dataclass in the file of each source."""
 
 from __future__ import annotations
 
@@ -15,14 +15,22 @@ Options = TypeVar("Options")
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """Of a source that has none."""
+    """Options of a source that has none."""
 
 
 def parse_options(config: DataConfig, cls: type[Options]) -> Options:
-    """The options of a source as its dataclass. Raises UserError for unknown names and wrong values."""
-    known = [field.name for field in dataclasses.fields(cls)]
+    """Convert `data.options` to the dataclass of a source.
+
+    Args:
+      config: the data section of the config.
+      cls: dataclass of the options.
+
+    Raises:
+      UserError: a name is unknown, or a value is invalid.
+    """
+    valid_names = [field.name for field in dataclasses.fields(cls)]
     for name in config.options:
-        if name not in known:
-            hint = renamed_hint(f"data.options.{name}") or did_you_mean(name, known)
+        if name not in valid_names:
+            hint = renamed_hint(f"data.options.{name}") or did_you_mean(name, valid_names)
             raise UserError(f'data.options: {config.name} has no "{name}"{hint}')
     return from_dict(cls, dict(config.options), "data.options.")

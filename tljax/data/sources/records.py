@@ -1,4 +1,4 @@
-"""Pictures with masks or boxes, one by one from their files, put together as splits of one size."""
+"""Images with masks or boxes, read one by one from files and stacked to splits of one image size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tljax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objects:
-    """What stands in a picture.
+    """Boxes of one image.
 
     Attributes:
       boxes: float32 [K, 4], [y0, x0, y1, x1] in pixels.
@@ -34,21 +34,26 @@ class Objects:
 
 
 class Example(NamedTuple):
-    """A picture uint8 [H, W, C], and its mask uint8 [H, W] or its objects."""
+    """An image uint8 [H, W, C] and its mask uint8 [H, W] or its objects."""
 
     image: np.ndarray
     target: np.ndarray | Objects
 
 
 class ImageRecord(NamedTuple):
-    """A picture that has not been read yet: its file, for messages, and what reads it or raises UserError."""
+    """An image that has not been read yet.
+
+    Attributes:
+      file: the file, for messages.
+      read: returns the example, or raises UserError.
+    """
 
     file: str
     read: Callable[[], Example]
 
 
 def data_root(config: DataConfig) -> Path:
-    """`data.path`. Raises UserError where it is not a folder."""
+    """Return `data.path`. Raises UserError if it is not a folder."""
     if config.path is None:
         raise UserError(f"data.name='{config.name}' needs data.path, the folder of the files.")
     if not Path(config.path).is_dir():
@@ -57,7 +62,7 @@ def data_root(config: DataConfig) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8. Raises UserError naming it."""
+    """Read a text file in UTF-8. Raises UserError naming the file."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -66,56 +71,69 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: it is not UTF-8.") from error
 
 
-def objects(image: np.ndarray, boxes: Sequence, labels: Sequence[int], crowd: Sequence[bool] | None = None) -> Objects:
-    """Boxes [K, 4], finite and in pixels of the picture, cut at its edges; those that have no area are left out."""
+def make_objects(
+    image: np.ndarray, boxes: Sequence, labels: Sequence[int], crowd: Sequence[bool] | None = None
+) -> Objects:
+    """Clip boxes to the image and leave out those without area.
+
+    Args:
+      image: [H, W, C].
+      boxes: [K, 4], [y0, x0, y1, x1] in pixels, finite.
+      labels: [K].
+      crowd: [K]; None: no box is a crowd.
+    """
     height, width = image.shape[:2]
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4).clip(0, [height, width, height, width]).astype(np.float32)
     crowd = np.zeros(len(boxes), bool) if crowd is None else np.asarray(crowd, bool)
-    kept = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return Objects(boxes[kept], np.asarray(labels, np.int32)[kept], crowd[kept])
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    return Objects(boxes[has_area], np.asarray(labels, np.int32)[has_area], crowd[has_area])
 
 
 def read_records(
     records: Mapping[str, Sequence[ImageRecord]], classes: tuple[str, ...], config: DataConfig
 ) -> RawDataset:
-    """Reads every picture and brings them to one size, `config.image_size` if there is one.
+    """Read all images, resized to squares of `config.image_size` if it is set.
 
     Args:
-      records: of "train" and "test", perhaps of "valid".
-      classes: their names.
-      config: of the data; with `on_error="skip"`, a bad file is left out and named in `skipped`.
+      records: images of "train", "test" and optionally "valid".
+      classes: class names.
+      config: the data section of the config; with `on_error="skip"`, bad files are left out and listed in `skipped`.
 
     Raises:
-      UserError: a bad file, no good file in a split, or pictures of several sizes and no `config.image_size`.
+      UserError: a file is bad, a split has no good file, or images differ in size and `config.image_size` is not set.
     """
-    skipped, read, sizes, console = [], {}, set(), Console(stderr=True)
+    skipped, sizes = [], set()
+    examples: dict[str, list[Example]] = {}
+    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         for split, rows in records.items():
             if not rows:
-                raise UserError(f"data.name='{config.name}' has no pictures for {split} in {config.path}.")
-            read[split], first = [], None
-            for entry in bar.track(rows, description=f"reading {split}"):
+                raise UserError(f"data.name='{config.name}' has no images for {split} in {config.path}.")
+            examples[split] = []
+            first_error = None
+            for record in bar.track(rows, description=f"reading {split}"):
                 try:
-                    example = entry.read()
+                    example = record.read()
                 except UserError as error:
                     if config.on_error == "error":
                         raise
-                    skipped.append(entry.file)
-                    first = first or error
+                    skipped.append(record.file)
+                    first_error = first_error or error
                     continue
-                # Before the next one is read: a whole set of photographs as they are may not fit into memory.
-                read[split].append(_resized(example, config.image_size))
-                sizes.add(read[split][-1].image.shape[:2])
+                # Resized at once: all images of a large dataset in full size may not fit into memory.
+                example = _resize_example(example, config.image_size)
+                examples[split].append(example)
+                sizes.add(example.image.shape[:2])
                 if len(sizes) > 1:
-                    raise UserError(f"{entry.file} is not of the size of those before it: set data.image_size.")
-            if not read[split]:
-                raise UserError(f"None of the {len(rows)} pictures for {split} can be used; of the first: {first}")
-    return RawDataset(**_splits(read), classes=classes, skipped=tuple(skipped))
+                    raise UserError(f"{record.file} differs in size from the images before it: set data.image_size.")
+            if not examples[split]:
+                raise UserError(f"None of the {len(rows)} images for {split} can be used; first error: {first_error}")
+    return RawDataset(**_stack_splits(examples), classes=classes, skipped=tuple(skipped))
 
 
-def _resized(example: Example, side: int | None) -> Example:
-    """The same, square if there is a `side`: masks by the nearest pixel, boxes scaled."""
+def _resize_example(example: Example, side: int | None) -> Example:
+    """Resize an example to a square, masks by nearest neighbor; return it unchanged if `side` is None."""
     image, target = example
     if side is None:
         return example
@@ -127,32 +145,34 @@ def _resized(example: Example, side: int | None) -> Example:
     return Example(resize(image, (side, side)), target)
 
 
-def _splits(read: dict[str, list[Example]]) -> dict[str, Split]:
-    """Splits with as many channels as any picture has and room for as many boxes; it empties the lists."""
-    channels = max(example.image.shape[-1] for examples in read.values() for example in examples)
-    found = [e.target for examples in read.values() for e in examples if isinstance(e.target, Objects)]
-    most = max([1, *(len(target.labels) for target in found)])
-    crowds = any(target.crowd.any() for target in found)
-    return {split: _split(examples, channels, most, crowds) for split, examples in read.items()}
+def _stack_splits(examples: dict[str, list[Example]]) -> dict[str, Split]:
+    """Stack examples to splits with the same number of channels and of boxes per image; empties the lists."""
+    channels = max(example.image.shape[-1] for rows in examples.values() for example in rows)
+    objects = [e.target for rows in examples.values() for e in rows if isinstance(e.target, Objects)]
+    max_boxes = max([1, *(len(target.labels) for target in objects)])
+    has_crowds = any(target.crowd.any() for target in objects)
+    return {split: _stack(rows, channels, max_boxes, has_crowds) for split, rows in examples.items()}
 
 
-def _split(examples: list[Example], channels: int, most: int, crowds: bool) -> Split:
-    # Taken out of the list as it goes, so that there are never two copies of them all.
-    count, (height, width) = len(examples), examples[0].image.shape[:2]
+def _stack(examples: list[Example], channels: int, max_boxes: int, has_crowds: bool) -> Split:
+    count = len(examples)
+    height, width = examples[0].image.shape[:2]
     images = np.empty((count, height, width, channels), np.uint8)
     masks, boxes, crowd = None, None, None
     if isinstance(examples[0].target, Objects):
-        labels, boxes = np.full((count, most), -1, np.int32), np.zeros((count, most, 4), np.float32)
-        crowd = np.zeros((count, most), bool) if crowds else None
+        labels = np.full((count, max_boxes), -1, np.int32)
+        boxes = np.zeros((count, max_boxes, 4), np.float32)
+        crowd = np.zeros((count, max_boxes), bool) if has_crowds else None
     else:
         masks = np.empty((count, height, width), np.uint8)
+    # Examples are popped from the list as they are copied, so that memory never has two copies of all of them.
     for i in reversed(range(count)):
-        images[i], target = examples.pop()  # a grey picture fills all channels
+        images[i], target = examples.pop()  # a grayscale image is copied to all channels
         if masks is not None:
             masks[i] = target
             continue
         k = len(target.labels)
         labels[i, :k], boxes[i, :k] = target.labels, target.boxes
-        if crowds:
+        if has_crowds:
             crowd[i, :k] = target.crowd
     return Split(images, labels if masks is None else masks, boxes, crowd)

@@ -1,4 +1,4 @@
-"""The data sources by name, and how one of the user's own is found."""
+"""The table of data sources, and loading of custom ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Source(NamedTuple):
     """A row of `SOURCES`.
 
     Attributes:
-      load: (config, task) → the data set, with the labels [N], masks or boxes that the task trains on.
-      tasks: names of the tasks that it has labels for; empty: any, `load` decides.
+      load: function (config, task) that returns the dataset with the labels, masks or boxes of the task.
+      tasks: tasks that the source has labels for.
     """
 
     load: Callable[[DataConfig, str], RawDataset]
@@ -38,14 +38,15 @@ SOURCES = {
 
 
 def load_source(config: DataConfig, task: str = "classification") -> RawDataset:
-    """Load the source that `config.name` names, with the labels that a task trains on.
+    """Load the data source `config.name` with the labels of a task.
 
     Args:
-      config: of the data; `name` is a row of `SOURCES`, or `FILE.py:NAME` of a function like `Source.load`.
+      config: the data section of the config; `name` is a row of `SOURCES`, or `FILE.py:NAME`, a function like
+        `Source.load`.
       task: "classification": labels [N]; "segmentation": masks [N, H, W]; "detection": boxes.
 
     Raises:
-      UserError: no such source, with the nearest name, or none that fits the task; what the source raises.
+      UserError: the source is unknown, has no labels for the task, or cannot be read.
     """
     if plugins.is_plugin(config.name):
         return _load_plugin(config, task)
@@ -54,15 +55,15 @@ def load_source(config: DataConfig, task: str = "classification") -> RawDataset:
         raise UserError(f'There is no data.name "{name}"{did_you_mean(name, SOURCES)}')
     source = SOURCES[name]
     if task not in source.tasks:
-        fitting = ", ".join(row for row in SOURCES if task in SOURCES[row].tasks)
-        raise UserError(f'data.name="{name}" has nothing for the task {task}; what has: {fitting}.')
+        suitable = ", ".join(row for row in SOURCES if task in SOURCES[row].tasks)
+        raise UserError(f'data.name="{name}" has no labels for the task {task}; sources that have: {suitable}.')
     return source.load(config, task)
 
 
 def _load_plugin(config: DataConfig, task: str) -> RawDataset:
     load = plugins.load_plugin(config.name, "data source")
     if not callable(load):
-        raise UserError(f"{config.name} is no data source: it must be a function, got {type(load).__name__}.")
+        raise UserError(f"{config.name} is not a data source: it must be a function, got {type(load).__name__}.")
     dataset = load(config, task)
     if not isinstance(dataset, RawDataset):
         raise UserError(f"{config.name} must return a tljax.data.RawDataset, got {type(dataset).__name__}.")

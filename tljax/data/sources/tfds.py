@@ -1,26 +1,27 @@
-"""Prepared TensorFlow Datasets sets with masks or boxes, whose fields are found by their types.
+"""Prepared TensorFlow Datasets with labels, masks or boxes; their fields are found by type.
 
-They are read through their random-access data source, without TensorFlow.
+They are read through TFDS's random-access data source, without TensorFlow.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from tljax.config import DataConfig
 from tljax.config.fields import field
-from tljax.data.dataset import RawDataset, Split
+from tljax.data.dataset import IGNORED, RawDataset, Split
 from tljax.data.sources import options as source_options
-from tljax.data.sources.images import IGNORED, as_array, check_mask, resize
-from tljax.data.sources.records import Example, ImageRecord, objects, read_records
+from tljax.data.sources.images import check_mask, image_to_array, resize
+from tljax.data.sources.records import Example, ImageRecord, Objects, make_objects, read_records
 from tljax.errors import UserError, did_you_mean
 
-# What the features of published sets do not say.
-KNOWN = {
+# Options of published datasets that do not follow from their features.
+DATASET_OPTIONS = {
     "coco": {"test": "validation"},  # its test split has no annotations
     "oxford_iiit_pet": {"first": 1, "classes": ("pet", "background", "border")},
 }
@@ -28,38 +29,59 @@ KNOWN = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which fields and splits are meant, where their types leave it open."""
+    """Fields and splits, for datasets in which they are ambiguous."""
 
-    image: str | None = field(None, "field of the picture; None: image, else the only one with more than one channel")
-    mask: str | None = field(None, "field of the mask; None: the only picture of one channel")
+    image: str | None = field(None, "field of the image; None: image, else the only one with more than one channel")
+    mask: str | None = field(None, "field of the mask; None: the only image of one channel")
     objects: str | None = field(None, "field of the boxes; None: the only sequence with boxes")
-    classes: tuple[str, ...] = field((), "names of a mask's values; empty: as the field has it, else numbers")
+    classes: tuple[str, ...] = field((), "names of a mask's values; empty: those of the field, else numbers")
     first: int = field(0, "the value of a mask that is class 0", ge=0, le=254)
-    train: str = field("train", "split of training pictures")
-    valid: str | None = field(None, "split of validation pictures; None: they are held out of train")
-    test: str | None = field(None, "split of test pictures; None: test, else validation")
+    train: str = field("train", "split of training images")
+    valid: str | None = field(None, "split of validation images; None: they are held out of train")
+    test: str | None = field(None, "split of test images; None: test, else validation")
 
 
-def open_set(config: DataConfig, options: Options = Options()):
-    """The features {name: feature} of a set and its splits {"train": rows, "test": rows, perhaps "valid": rows}.
+class BoxFields(NamedTuple):
+    """Names of the fields that describe boxes.
 
-    `config.name` is "tfds:" and what `tfds.builder` takes, e.g. "cifar10" or "my_set/config:1.0.0"; `config.path` the
-    folder of prepared sets, None for TFDS's own default.
+    Attributes:
+      objects: sequence field of the dataset; the others are its parts.
+      box: bounding box.
+      label: class.
+      crowd: whether the box is a crowd or difficult; None: there is no such field.
+    """
+
+    objects: str
+    box: str
+    label: str
+    crowd: str | None
+
+
+def open_dataset(config: DataConfig, options: Options = Options()):
+    """Open the splits of a prepared dataset.
+
+    Args:
+      config: the data section of the config. `name` is "tfds:" and an argument of `tfds.builder`, e.g. "cifar10" or
+        "my_set/config:1.0.0"; `path` is the folder of prepared datasets, None for the default of TFDS.
+      options: of the source.
+
+    Returns:
+      Features {name: feature}, and the rows {"train": rows, "test": rows, optionally "valid": rows}.
 
     Raises:
-      UserError: it is not prepared, or has no such splits.
+      UserError: the dataset is not prepared, or has no such splits.
     """
-    import tensorflow_datasets as tfds  # late: two seconds
+    import tensorflow_datasets as tfds  # imported late: the import takes two seconds
 
     name = config.name.removeprefix("tfds:")
     try:
         builder = tfds.builder(name, data_dir=config.path)
-        has = dict(builder.info.splits)
-        test = options.test or next((s for s in ("test", "validation") if s in has), None)
+        available = dict(builder.info.splits)
+        test = options.test or next((s for s in ("test", "validation") if s in available), None)
         splits = {"train": options.train, "valid": options.valid, "test": test}
-        if options.train not in has or test not in has or options.valid not in (None, *has):
-            wanted = f"{options.train} and {options.test or 'test or validation'}"
-            raise UserError(f"{config.name} needs splits {wanted}; it has {list(has)}.")
+        if options.train not in available or test not in available or options.valid not in (None, *available):
+            required = f"{options.train} and {options.test or 'test or validation'}"
+            raise UserError(f"{config.name} needs splits {required}; it has {list(available)}.")
         rows = {key: builder.as_data_source(split=split) for key, split in splits.items() if split}
     except (tfds.core.DatasetNotFoundError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -71,25 +93,65 @@ def open_set(config: DataConfig, options: Options = Options()):
 
 
 def label_names(label) -> tuple[str, ...]:
-    """The names of a feature with classes, else their numbers."""
+    """Return the class names of a label feature, else its class numbers as text."""
     return tuple(label.names) if label.names else tuple(map(str, range(label.num_classes)))
 
 
-def _load_labelled(config: DataConfig) -> RawDataset:
-    """Images with labels.
+def load(config: DataConfig, task: str) -> RawDataset:
+    """Load labels, masks (255 ignored) or boxes (crowd or difficult ones are marked as crowds).
 
-    The features need `image` and `label`. Where there is no split `test`, `validation` serves as the test split.
-    Images of unequal size are resized to `data.image_size`.
+    Args:
+      config: the data section of the config.
+      task: "classification", "segmentation" or "detection".
+
+    Raises:
+      UserError: no field or several fields have the required type, or `open_dataset` or `read_records` fails.
     """
-    features, rows = open_set(config)
+    if task == "classification":
+        source_options.parse_options(config, source_options.NoOptions)
+        return _load_classification(config)
+    defaults = DATASET_OPTIONS.get(config.name.removeprefix("tfds:").split("/")[0].split(":")[0], {})
+    options = source_options.parse_options(dataclasses.replace(config, options={**defaults, **config.options}), Options)
+    features, splits = open_dataset(config, options)
+    image_field = _find_field(features, "image", options.image, config.name)
+    if task == "segmentation":
+        mask_field = _find_field(features, "mask", options.mask, config.name)
+        classes = options.classes or _mask_names(features[mask_field])
+        make_target = functools.partial(
+            _mask_target, field=mask_field, first=options.first, num_classes=len(classes) or None
+        )
+    else:
+        objects_field = _find_field(features, "objects", options.objects, config.name)
+        fields, classes = _find_box_fields(features, objects_field)
+        make_target = functools.partial(_box_target, fields=fields, num_classes=len(classes))
+    records = {
+        split: [
+            ImageRecord(origin, functools.partial(_read_example, rows, i, image_field, make_target, origin))
+            for i in range(len(rows))
+            for origin in (f"{config.name}, row {i} of {split}",)
+        ]
+        for split, rows in splits.items()
+    }
+    dataset = read_records(records, classes, config)
+    if classes:
+        return dataset
+    splits = [s for s in (dataset.train, dataset.valid, dataset.test) if s is not None]
+    max_label = max(int(s.labels[s.labels != IGNORED].max(initial=0)) for s in splits)
+    return dataclasses.replace(dataset, classes=tuple(map(str, range(max_label + 1))))
+
+
+def _load_classification(config: DataConfig) -> RawDataset:
+    """Load the fields `image` and `label`, resized to `data.image_size` if the images differ in size."""
+    features, rows = open_dataset(config)
     if not {"image", "label"} <= set(features):
         raise UserError(f"{config.name} has no image and label; it has {list(features)}.")
-    splits = {split: _read_labelled(rows[split], config) for split in ("train", "test")}
+    splits = {split: _read_labeled_images(rows[split], config) for split in ("train", "test")}
     return RawDataset(**splits, classes=label_names(features["label"]))
 
 
-def _read_labelled(rows, config: DataConfig) -> Split:
-    images, labels, size = [], [], config.image_size
+def _read_labeled_images(rows, config: DataConfig) -> Split:
+    images, labels = [], []
+    size = config.image_size
     for row in rows:
         images.append(np.atleast_3d(np.asarray(row["image"], np.uint8)))
         labels.append(int(row["label"]))
@@ -100,71 +162,49 @@ def _read_labelled(rows, config: DataConfig) -> Split:
     return Split(np.stack(images), np.asarray(labels, np.int32))
 
 
-def load(config: DataConfig, task: str) -> RawDataset:
-    """Labels, masks (255 ignored), or boxes; crowds are those that are marked as such or as difficult.
+def _find_field(features: dict, kind: str, name: str | None, dataset: str) -> str:
+    """Return the name of the field of a kind.
 
-    Raises:
-      UserError: no or several fields that may be meant, and what `open_set` and `read_records` raise.
+    Args:
+      features: features of the dataset by name.
+      kind: "image", "mask" or "objects".
+      name: name in the options, which is checked; None: the only field of the right type.
+      dataset: name of the dataset, for messages.
     """
-    if task == "classification":
-        source_options.parse_options(config, source_options.NoOptions)
-        return _load_labelled(config)
-    known = KNOWN.get(config.name.removeprefix("tfds:").split("/")[0].split(":")[0], {})
-    options = source_options.parse_options(dataclasses.replace(config, options={**known, **config.options}), Options)
-    features, splits = open_set(config, options)
-    image = _field(features, "image", options.image, config.name)
-    if task == "segmentation":
-        field = _field(features, "mask", options.mask, config.name)
-        classes = options.classes or _mask_names(features[field])
-        read = functools.partial(_masked, field=field, first=options.first, classes=len(classes) or None)
-    else:
-        field = _field(features, "objects", options.objects, config.name)
-        parts = dict(features[field].feature.items())
-        label = "label" if "label" in parts else _of_type(parts, "ClassLabel")[0]
-        classes = label_names(parts[label])
-        names = {"field": field, "box": _of_type(parts, "BBoxFeature")[0], "label": label}
-        crowd = next((name for name in ("is_crowd", "is_difficult") if name in parts), None)
-        read = functools.partial(_boxed, **names, crowd=crowd, classes=len(classes))
-    entries = {
-        split: [
-            ImageRecord(where, functools.partial(_example, rows, i, image, read, where))
-            for i in range(len(rows))
-            for where in (f"{config.name}, row {i} of {split}",)
-        ]
-        for split, rows in splits.items()
-    }
-    made = read_records(entries, classes, config)
-    if classes:
-        return made
-    splits = [s for s in (made.train, made.valid, made.test) if s is not None]
-    most = max(int(s.labels[s.labels != IGNORED].max(initial=0)) for s in splits)
-    return dataclasses.replace(made, classes=tuple(map(str, range(most + 1))))
-
-
-def _field(features: dict, kind: str, given: str | None, name: str) -> str:
-    """The field that is meant as "image", "mask" or "objects"."""
     if kind == "objects":
         sequences = {k: getattr(f, "feature", None) for k, f in features.items()}
         parts = {k: dict(f.items()) for k, f in sequences.items() if hasattr(f, "items")}
-        found = [k for k, f in parts.items() if _of_type(f, "BBoxFeature") and _of_type(f, "ClassLabel")]
+        candidates = [k for k, f in parts.items() if _of_type(f, "BBoxFeature") and _of_type(f, "ClassLabel")]
     else:
         images = _of_type(features, "Image")
-        found = [k for k in images if (features[k].shape[-1] == 1) == (kind == "mask")]
+        candidates = [k for k in images if (features[k].shape[-1] == 1) == (kind == "mask")]
         if kind == "image":
-            found = ["image"] if "image" in images else found
-            found = images if given else found  # it may well be grey
-    if given is not None:
-        if given not in found:
-            raise UserError(f'data.options.{kind}: {name} has no such field "{given}"{did_you_mean(given, found)}')
-        return given
-    if len(found) != 1:
-        which = f"several, {', '.join(found)}: choose with data.options.{kind}" if found else f"none: {list(features)}"
-        raise UserError(f"{name} should have one field that may be {kind}, but it has {which}.")
-    return found[0]
+            candidates = ["image"] if "image" in images else candidates
+            candidates = images if name else candidates  # a named image field may be grayscale
+    if name is not None:
+        if name not in candidates:
+            raise UserError(f'data.options.{kind}: {dataset} has no field "{name}"{did_you_mean(name, candidates)}')
+        return name
+    if len(candidates) > 1:
+        raise UserError(
+            f"{dataset} has several fields for {kind}: {', '.join(candidates)}; choose with data.options.{kind}."
+        )
+    if not candidates:
+        raise UserError(f"{dataset} has no field for {kind}; it has {list(features)}.")
+    return candidates[0]
+
+
+def _find_box_fields(features: dict, objects_field: str) -> tuple[BoxFields, tuple[str, ...]]:
+    """Return the fields of boxes and the class names."""
+    parts = dict(features[objects_field].feature.items())
+    box = _of_type(parts, "BBoxFeature")[0]
+    label = "label" if "label" in parts else _of_type(parts, "ClassLabel")[0]
+    crowd = next((name for name in ("is_crowd", "is_difficult") if name in parts), None)
+    return BoxFields(objects_field, box, label, crowd), label_names(parts[label])
 
 
 def _of_type(features: dict, kind: str) -> list[str]:
-    """The names of the features of a class of TFDS's, or of one derived from it."""
+    """Return the names of the features of a TFDS feature class or its subclasses."""
     import tensorflow_datasets as tfds
 
     return [name for name, feature in features.items() if isinstance(feature, getattr(tfds.features, kind))]
@@ -174,34 +214,35 @@ def _mask_names(feature) -> tuple[str, ...]:
     return label_names(feature) if getattr(feature, "num_classes", None) else ()
 
 
-def _example(rows, index: int, image: str, read, where: str) -> Example:
+def _read_example(rows, index: int, image_field: str, make_target, origin: str) -> Example:
     try:
         row = rows[index]
     except (OSError, ValueError, TypeError, AttributeError, SyntaxError) as error:
-        raise UserError(f"{where} cannot be read: {error}.") from error
-    picture = np.asarray(row[image])
-    if picture.dtype == np.uint16:
-        picture = np.round(picture / 257).astype(np.uint8)  # 65535 / 257 = 255
-    if picture.dtype != np.uint8:
-        raise UserError(f"{where} has a picture of {picture.dtype}; pictures of 8 or 16 bits are read.")
-    picture = as_array(Image.fromarray(picture), where) if picture.shape[-1] == 4 else picture
-    return Example(picture, read(row, picture, where=where))
+        raise UserError(f"{origin} cannot be read: {error}.") from error
+    image = np.asarray(row[image_field])
+    if image.dtype == np.uint16:
+        image = np.round(image / 257).astype(np.uint8)  # 65535 / 257 = 255
+    if image.dtype != np.uint8:
+        raise UserError(f"{origin} has an image of {image.dtype}; only 8 and 16 bits are supported.")
+    image = image_to_array(Image.fromarray(image), origin) if image.shape[-1] == 4 else image
+    return Example(image, make_target(row, image, origin=origin))
 
 
-def _masked(row, image: np.ndarray, *, field: str, first: int, classes: int | None, where: str) -> np.ndarray:
+def _mask_target(row, image: np.ndarray, *, field: str, first: int, num_classes: int | None, origin: str) -> np.ndarray:
     mask = np.asarray(row[field])[..., 0]
     if mask.min() < first or mask.max() > IGNORED:
-        raise UserError(f"{where} has values {mask.min()}..{mask.max()} in {field}, beyond {first}..{IGNORED}.")
+        raise UserError(f"{origin} has values {mask.min()}..{mask.max()} in {field}, beyond {first}..{IGNORED}.")
     mask = np.where(mask == IGNORED, IGNORED, mask - first).astype(np.uint8)
-    return check_mask(mask, image, classes, f"{where}: {field}")
+    return check_mask(mask, image, num_classes, f"{origin}: {field}")
 
 
-def _boxed(row, image: np.ndarray, *, field: str, box: str, label: str, crowd: str | None, classes: int, where: str):
-    found = row[field]
-    boxes, labels = np.asarray(found[box], np.float64).reshape(-1, 4), np.asarray(found[label], np.int64)
+def _box_target(row, image: np.ndarray, *, fields: BoxFields, num_classes: int, origin: str) -> Objects:
+    objects = row[fields.objects]
+    boxes = np.asarray(objects[fields.box], np.float64).reshape(-1, 4)
+    labels = np.asarray(objects[fields.label], np.int64)
     if not np.isfinite(boxes).all():
-        raise UserError(f"{where} has a box whose coordinates are not finite numbers.")
-    if ((labels < 0) | (labels >= classes)).any():
-        raise UserError(f"{where} has a class beyond 0..{classes - 1}.")
-    scale = [*image.shape[:2]] * 2  # there, they are shares of the sides, in our order
-    return objects(image, boxes * scale, labels, None if crowd is None else found[crowd])
+        raise UserError(f"{origin} has a box whose coordinates are not finite numbers.")
+    if ((labels < 0) | (labels >= num_classes)).any():
+        raise UserError(f"{origin} has a class beyond 0..{num_classes - 1}.")
+    scale = [*image.shape[:2]] * 2  # TFDS boxes are [y0, x0, y1, x1] as shares of the image's sides
+    return make_objects(image, boxes * scale, labels, None if fields.crowd is None else objects[fields.crowd])

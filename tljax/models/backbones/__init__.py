@@ -1,1 +1,1 @@
-"""Backbones: one file a family."""
+"""Backbones, one file per family."""

@@ -1,7 +1,7 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545): a residual network with the proportions of a vision transformer.
 
-A block is a depthwise 7×7 convolution, LayerNorm, and two dense layers with GELU between them, each channel scaled by
-`gamma`. The LayerNorm after the last stage stands behind the pooling, in the classifier.
+A block is a depthwise 7×7 convolution, LayerNorm, and two dense layers with GELU between them; each channel is scaled
+by `gamma`. The LayerNorm after the last stage is part of the classifier, where it follows the pooling.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from flax import nnx
 from tljax.models import initializers
 from tljax.models.layers import Conv, DropPath, LayerNorm, Linear, drop_path_rates
 
-HEAD = MappingProxyType({"norm": "layer"})
-INITIALISERS = MappingProxyType({("kernel", 4): initializers.normal, ("kernel", 2): initializers.normal})
+HEAD_OPTIONS = MappingProxyType({"norm": "layer"})
+INITIALIZERS = MappingProxyType({("kernel", 4): initializers.normal, ("kernel", 2): initializers.normal})
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one ConvNeXt from another.
+    """Architecture of a ConvNeXt.
 
     Attributes:
-      depths: blocks of each stage.
+      depths: number of blocks of each stage.
       widths: channels of each stage.
-      size: of the depthwise kernels.
+      size: side of the depthwise kernels.
       drop_path: rate of stochastic depth at the last block, growing linearly from 0. The paper trains on ImageNet-1k
         with 0.1 (tiny), 0.4 (small) and 0.5 (base).
     """
@@ -38,7 +38,8 @@ class Variant:
     drop_path: float = 0.0
 
 
-_NARROW, _WIDE = (96, 192, 384, 768), (128, 256, 512, 1024)
+_NARROW = (96, 192, 384, 768)
+_WIDE = (128, 256, 512, 1024)
 
 VARIANTS = {
     "convnext_tiny": Variant((3, 3, 9, 3), _NARROW),
@@ -48,7 +49,7 @@ VARIANTS = {
 
 
 class Block(nnx.Module):
-    """A depthwise convolution and a two-layer perceptron at every place, added to the input."""
+    """A residual block: a depthwise convolution and a two-layer perceptron at every location."""
 
     def __init__(self, channels: int, size: int, rate: float, *, dtype, rngs):
         self.conv = Conv(channels, channels, size, groups=channels, dtype=dtype, rngs=rngs)
@@ -61,25 +62,25 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """[B, H, W, C] → [B, H, W, C]."""
         y = self.dense1(self.norm(self.conv(x)))
-        # By the error function, as published; its approximation by tanh is off by up to 5e-4.
+        # Exact GELU, as published; the tanh approximation differs by up to 5e-4.
         y = self.dense2(nnx.gelu(y, approximate=False))
         return x + self.drop(y * self.gamma.astype(y.dtype), train, rngs)
 
 
 class Stem(nnx.Module):
-    """Patches of 4×4 pixels, each a linear map of its own, and LayerNorm."""
+    """A 4×4 convolution at stride 4 (patch embedding), and LayerNorm."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype, rngs):
         self.conv = Conv(inputs, outputs, 4, stride=4, padding=0, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """[B, H, W, in] → [B, H / 4, W / 4, out]; what does not fill a patch is dropped."""
+        """[B, H, W, in] → [B, H / 4, W / 4, out]; pixels that do not fill a patch are dropped."""
         return self.norm(self.conv(x))
 
 
 class Stage(nnx.Module):
-    """Blocks `block0`, `block1`, ..., after LayerNorm and a 2×2 convolution at stride 2 where the width changes."""
+    """Blocks `block0`, `block1`, ..., after LayerNorm and a 2×2 convolution at stride 2 if the width changes."""
 
     def __init__(self, inputs: int, outputs: int, size: int, rates: list[float], *, dtype, rngs):
         self.downsamples = inputs != outputs
@@ -99,12 +100,12 @@ class Stage(nnx.Module):
 
 
 def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    """`stem` at stride 4, `stage1` at the same side, then stage k at half the side of the one before."""
+    """Build the stages: `stem` at stride 4, `stage1` at the same stride, then each stage at twice the stride."""
     common = {"dtype": dtype, "rngs": rngs}
     channels = config.widths[0]
-    built = {"stem": Stem(inputs, channels, **common)}
+    modules = {"stem": Stem(inputs, channels, **common)}
     rates = drop_path_rates(config.drop_path, config.depths)
     for k, (width, stage_rates) in enumerate(zip(config.widths, rates, strict=True), start=1):
-        built[f"stage{k}"] = Stage(channels, width, config.size, stage_rates, **common)
+        modules[f"stage{k}"] = Stage(channels, width, config.size, stage_rates, **common)
         channels = width
-    return built
+    return modules

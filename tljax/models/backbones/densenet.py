@@ -1,6 +1,6 @@
-"""DenseNet-BC (Huang et al. 2017, arXiv:1608.06993): every layer of a block sees the maps of all layers before it.
+"""DenseNet-BC (Huang et al. 2017, arXiv:1608.06993): a layer reads the features of all previous layers of its block.
 
-Norms and ReLUs stand before their convolutions.
+BatchNorm and ReLU precede their convolutions (pre-activation).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tljax.ops.fusion import fusion_barrier
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one DenseNet from another.
+    """Architecture of a DenseNet.
 
     Attributes:
-      depths: layers of each block.
+      depths: number of layers of each block.
       growth: channels that each layer adds.
       initial: channels of the stem.
-      bottleneck: channels of a layer's 1×1 convolution, in units of `growth`.
+      bottleneck: channels of a layer's 1×1 convolution, as a multiple of `growth`.
       norm: constants of BatchNorm.
       dropout: rate after each layer's last convolution.
     """
@@ -49,12 +49,13 @@ VARIANTS = (
 )
 
 
-# Norms stand before their convolutions, and what a layer or a transition leaves goes to many of them.
+# Norms precede their convolutions. The output of a layer's last convolution or of a transition is read by many norms,
+# so these have no entry.
 NORM_AFTER = (("stem/unit/conv", "stem/unit/bn"), (r"(.*)/unit1/conv", r"\1/unit2/bn"))
 
 
 class NormConv(nnx.Module):
-    """BatchNorm, ReLU, if asked for a 2×2 average pool at stride 2, and a convolution."""
+    """BatchNorm, ReLU, an optional 2×2 average pool at stride 2, and a convolution."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, pool: bool = False, norm: BatchNormConfig, dtype, rngs):
         self.pool = pool
@@ -62,13 +63,13 @@ class NormConv(nnx.Module):
         self.conv = Conv(inputs, outputs, size, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """[B, H, W, in] → [B, H, W, out], half the side when pooled."""
+        """[B, H, W, in] → [B, H, W, out], or half that side with `pool`."""
         x = nnx.relu(self.bn(x, train))
         return self.conv(average_pool(x, 2, 2) if self.pool else x)
 
 
 class DenseLayer(nnx.Module):
-    """A 1×1 convolution that narrows and a 3×3 one, each behind its norm, and dropout."""
+    """A 1×1 bottleneck convolution and a 3×3 convolution, each with its norm, and dropout."""
 
     def __init__(self, inputs: int, config: Variant, *, common):
         width = config.bottleneck * config.growth
@@ -77,25 +78,25 @@ class DenseLayer(nnx.Module):
         self.drop = Dropout(config.dropout)
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """[B, H, W, in] → the maps that the layer adds, [B, H, W, growth]."""
+        """[B, H, W, in] → the layer's new features [B, H, W, growth]."""
         return self.drop(self.unit2(self.unit1(x, train), train), train, rngs)
 
 
 class Stage(nnx.Module):
-    """Layers `layer1`, ... behind a transition, or the 3×3 max pool; either halves the side.
+    """A transition or 3×3 max pool, either of which halves the side, and the layers `layer1`, ... of a dense block.
 
     Args:
-      inputs: channels.
-      width: channels that the transition leaves; None: a max pool instead.
-      depth: layers.
+      inputs: input channels.
+      width: output channels of the transition; None: a max pool instead.
+      depth: number of layers.
       config: the variant.
-      last: whether the network's last norm and ReLU follow.
-      common: options of every convolution with its norm.
+      last: whether the network's final norm and ReLU follow.
+      common: options of every convolution and its norm.
     """
 
     def __init__(self, inputs: int, width: int | None, depth: int, config: Variant, *, last: bool, common):
-        # The paper pools after the transition's convolution. Both are linear, so the map is the same, and pooling first
-        # leaves the convolution a quarter of the places.
+        # The paper pools after the transition's convolution. Both are linear, so the result is the same, and pooling
+        # first leaves a quarter of the locations to the convolution.
         self.transition = NormConv(inputs, width, 1, pool=True, **common) if width else None
         channels = width or inputs
         self.names = tuple(f"layer{i}" for i in range(1, depth + 1))
@@ -113,14 +114,16 @@ class Stage(nnx.Module):
 
 
 def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    """`stem` at stride 2, then stage k is dense block k at stride 2^(k+1), with what halves the side before it.
+    """Build the stages: `stem` at stride 2, then stage k is dense block k at stride 2^(k+1).
 
-    A stage's map is what its block has gathered, before the transition; the last one's is after the last norm and ReLU.
+    The transition or max pool is at the start of a stage, so a stage's features are those before the next transition;
+    the last stage's are after the final norm and ReLU.
     """
     common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
-    built, channels = {"stem": Stem(inputs, config.initial, 7, 2, common=common)}, config.initial
+    channels = config.initial
+    modules = {"stem": Stem(inputs, channels, 7, 2, common=common)}
     for k, depth in enumerate(config.depths, start=1):
         width = None if k == 1 else channels // 2
-        built[f"stage{k}"] = Stage(channels, width, depth, config, last=k == len(config.depths), common=common)
+        modules[f"stage{k}"] = Stage(channels, width, depth, config, last=k == len(config.depths), common=common)
         channels = (width or channels) + depth * config.growth
-    return built
+    return modules

@@ -1,7 +1,8 @@
 """Inception: GoogLeNet, which is v1 (Szegedy et al. 2015, arXiv:1409.4842), and v3 (2016, arXiv:1512.00567).
 
-A network is data: stages are tuples of steps, and a step is a convolution, a pool, or a block, a tuple of branches that
-see the same map and whose results are concatenated; a branch is again a tuple of steps.
+A network is defined by data: a stage is a tuple of steps. A step is a convolution, a pool or a block; a block is a
+  tuple
+of branches that read the same features and whose outputs are concatenated; a branch is again a tuple of steps.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NORM = BatchNormConfig(epsilon=1e-3)  # with PyTorch's momentum
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A convolution with BatchNorm and ReLU; padding None keeps the side at stride 1."""
+    """A convolution with BatchNorm and ReLU; with padding None the output has the input's side at stride 1."""
 
     outputs: int
     size: Side = 1
@@ -47,7 +48,7 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class AveragePool:
-    """Average pooling, in which padding counts as zeros or not at all."""
+    """Average pooling; `count_padding` averages padding in as zeros."""
 
     size: int = 3
     stride: int = 1
@@ -61,7 +62,7 @@ class AveragePool:
 
 @dataclasses.dataclass(frozen=True)
 class AverageTo:
-    """Average pooling to a grid of `side` × `side` places."""
+    """Average pooling to a grid of `side` × `side` locations."""
 
     side: int
 
@@ -75,13 +76,13 @@ Step = Conv | MaxPool | AveragePool | AverageTo | tuple[tuple, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Auxiliary:
-    """A further classifier for training.
+    """Architecture of an auxiliary classifier for training.
 
     Attributes:
-      stage: whose map it sees.
-      least: the side of the smallest map that it can see.
-      steps: from the map on; what they leave is flattened in H, W, C order.
-      places: how many they leave.
+      stage: the stage whose features it reads.
+      steps: applied to these features; their output is flattened in H, W, C order.
+      min_side: minimum side of the features.
+      pool_to: number of locations of the last step's output.
       hidden: width of a hidden layer with ReLU; 0: none.
       dropout: rate before the last layer.
     """
@@ -96,13 +97,13 @@ class Auxiliary:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one Inception from another.
+    """Architecture of an Inception network.
 
     Attributes:
-      version: 1 or 3; other libraries' names follow it.
+      version: 1 or 3; selects the parameter names of other libraries.
       stages: the steps of `stem`, `stage1`, ...
       norm: constants of BatchNorm.
-      auxiliary: `aux1`, ...
+      auxiliary: the auxiliary classifiers `aux1`, ...
     """
 
     version: int
@@ -111,13 +112,13 @@ class Variant:
     auxiliary: tuple[Auxiliary, ...] = ()
 
 
-def _v1(one: int, narrow3: int, three: int, narrow5: int, five: int, pooled: int) -> tuple:
+def _v1(conv1: int, reduce3: int, conv3: int, reduce5: int, conv5: int, pool: int) -> tuple:
     # The third branch's convolution is 5×5 in the paper; torchvision's weights are for 3×3.
     return (
-        (Conv(one),),
-        (Conv(narrow3), Conv(three, 3)),
-        (Conv(narrow5), Conv(five, 3)),
-        (MaxPool(3, 1, padding=1), Conv(pooled)),
+        (Conv(conv1),),
+        (Conv(reduce3), Conv(conv3, 3)),
+        (Conv(reduce5), Conv(conv5, 3)),
+        (MaxPool(3, 1, padding=1), Conv(pool)),
     )
 
 
@@ -138,18 +139,19 @@ _GOOGLENET = (
 
 
 def _v3(count_padding: bool) -> tuple:
-    """The stages of Inception v3; the blocks `a` to `e` have the letters that torchvision gives them."""
+    """Return the stages of Inception v3; blocks `a` to `e` are torchvision's InceptionA to InceptionE."""
     average = AveragePool(count_padding=count_padding)
 
-    def a(pooled: int) -> tuple:
+    def a(pool: int) -> tuple:
         double = (Conv(64), Conv(96, 3), Conv(96, 3))
-        return (Conv(64),), (Conv(48), Conv(64, 5)), double, (average, Conv(pooled))
+        return (Conv(64),), (Conv(48), Conv(64, 5)), double, (average, Conv(pool))
 
     def c(width: int) -> tuple:
-        across, down = (1, 7), (7, 1)
-        once = (Conv(width), Conv(width, across), Conv(192, down))
-        twice = (Conv(width), Conv(width, down), Conv(width, across), Conv(width, down), Conv(192, across))
-        return (Conv(192),), once, twice, (average, Conv(192))
+        row = (1, 7)
+        column = (7, 1)
+        single = (Conv(width), Conv(width, row), Conv(192, column))
+        double = (Conv(width), Conv(width, column), Conv(width, row), Conv(width, column), Conv(192, row))
+        return (Conv(192),), single, double, (average, Conv(192))
 
     b = (Conv(384, 3, 2, 0),), (Conv(64), Conv(96, 3), Conv(96, 3, 2, 0)), (MaxPool(),)
     d = (
@@ -191,7 +193,7 @@ class Unit(ConvNorm):
 
 
 class Chain(nnx.Module):
-    """Steps one after another, under the names of `named`."""
+    """A sequence of steps, named by `unit_names`."""
 
     def __init__(self, inputs: int, steps: tuple[Step, ...], *, common):
         self.names = tuple(name for name, _ in unit_names(steps))
@@ -214,7 +216,7 @@ class Chain(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Branches `branch1`, ... of one map, concatenated."""
+    """Branches `branch1`, ... on the same features, concatenated."""
 
     def __init__(self, inputs: int, branches: tuple[tuple[Step, ...], ...], *, common):
         self.names = tuple(f"branch{k}" for k in range(1, len(branches) + 1))
@@ -222,12 +224,12 @@ class Block(nnx.Module):
             setattr(self, name, Chain(inputs, steps, common=common))
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """[B, H, W, in] → [B, H / stride, W / stride, the branches' channels]."""
+        """[B, H, W, in] → [B, H / stride, W / stride, sum of the branches' channels]."""
         return jnp.concatenate([getattr(self, name)(x, train, rngs) for name in self.names], axis=-1)
 
 
 class AuxiliaryClassifier(nnx.Module):
-    """A classifier on an inner map; see `Auxiliary`."""
+    """A classifier on the features of an inner stage; see `Auxiliary`."""
 
     def __init__(self, inputs: int, config: Auxiliary, num_classes: int, *, norm: BatchNormConfig, dtype, rngs):
         self.config = config
@@ -238,13 +240,13 @@ class AuxiliaryClassifier(nnx.Module):
         self.dense = Linear(config.hidden or features, num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """The stage's map [B, H, W, in] → logits [B, num_classes], float32 at least."""
+        """Return logits [B, num_classes] in at least float32 for the stage's features [B, H, W, in]."""
         _, height, width, _ = x.shape
         if min(height, width) < self.config.min_side:
             raise UserError(
-                f"The auxiliary classifier needs a map of at least {self.config.min_side}×{self.config.min_side} at "
-                f"{self.config.stage}, which is {height}×{width} here: raise data.image_size (Inception v3 takes 299) "
-                "or set model.aux_weight=0."
+                f"The auxiliary classifier needs features of at least {self.config.min_side}×{self.config.min_side} at "
+                f"{self.config.stage}, got {height}×{width}: increase data.image_size (Inception v3 uses 299) or set "
+                "model.aux_weight=0."
             )
         x = self.chain(x, train, rngs).reshape(len(x), -1)
         x = x if self.hidden is None else nnx.relu(self.hidden(x))
@@ -253,32 +255,33 @@ class AuxiliaryClassifier(nnx.Module):
 
 
 def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    """`stem`, `stage1`, ...; pools stand at the start of a stage, so that a stage's map is the one before the pool.
+    """Build the stages `stem`, `stage1`, ....
 
-    GoogLeNet's stages 3 to 5 are at stride 16: the first two end where an auxiliary classifier stands. Inception v3's
-    are at strides 2, 4, 8, 16, 32, and smaller by what its unpadded convolutions cut off.
+    Pools are at the start of a stage, so its features are those before the next pool. GoogLeNet's stages 3 to 5 have
+    stride 16; the first two end where an auxiliary classifier is attached. Inception v3's stages have strides 2, 4, 8,
+    16, 32, but unpadded convolutions make their features slightly smaller.
     """
     common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
-    built = {}
+    modules = {}
     for k, steps in enumerate(config.stages):
-        built[f"stage{k}" if k else "stem"] = Chain(inputs, steps, common=common)
+        modules[f"stage{k}" if k else "stem"] = Chain(inputs, steps, common=common)
         inputs = out_channels(inputs, steps)
-    return built
+    return modules
 
 
 def auxiliary(config: Variant, num_classes: int, *, dtype=None, rngs: nnx.Rngs) -> dict[str, tuple[str, nnx.Module]]:
-    """The auxiliary classifiers `aux1`, ..., each with the stage whose map it sees."""
-    built = {}
-    for k, each in enumerate(config.auxiliary, start=1):
-        before = config.stages[: int(each.stage.removeprefix("stage")) + 1]
-        inputs = out_channels(0, sum(before, ()))
-        module = AuxiliaryClassifier(inputs, each, num_classes, norm=config.norm, dtype=dtype, rngs=rngs)
-        built[f"aux{k}"] = (each.stage, module)
-    return built
+    """Build the auxiliary classifiers: {"aux1": (stage whose features it reads, module), ...}."""
+    classifiers = {}
+    for k, aux_config in enumerate(config.auxiliary, start=1):
+        previous_stages = config.stages[: int(aux_config.stage.removeprefix("stage")) + 1]
+        inputs = out_channels(0, sum(previous_stages, ()))
+        module = AuxiliaryClassifier(inputs, aux_config, num_classes, norm=config.norm, dtype=dtype, rngs=rngs)
+        classifiers[f"aux{k}"] = (aux_config.stage, module)
+    return classifiers
 
 
 def unit_names(steps: tuple[Step, ...]) -> Iterator[tuple[str, Step]]:
-    """The steps under their names in a chain: `unit1`, `unit2`, ..., `block1`, ..., and `pool1`, ..."""
+    """Yield the steps of a chain with their names: `unit1`, `unit2`, ..., `block1`, ..., `pool1`, ..."""
     counts = collections.Counter()
     for step in steps:
         kind = {Conv: "unit", tuple: "block"}.get(type(step), "pool")
@@ -287,7 +290,7 @@ def unit_names(steps: tuple[Step, ...]) -> Iterator[tuple[str, Step]]:
 
 
 def out_channels(inputs: int, steps: tuple[Step, ...]) -> int:
-    """How many channels leave a chain that so many enter."""
+    """Return the output channels of a chain with `inputs` input channels."""
     for step in steps:
         if isinstance(step, Conv):
             inputs = step.outputs

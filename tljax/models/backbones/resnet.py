@@ -1,7 +1,7 @@
 """ResNet (He et al. 2016, arXiv:1512.03385), ResNeXt (Xie et al. 2017, arXiv:1611.05431) and Wide ResNet.
 
-Shortcuts that change the shape are 1×1 convolutions with BatchNorm (option B). Version 1.5, which everybody but Keras
-means by ResNet-50, strides in a bottleneck's 3×3 convolution; version 1, the paper's, in its first 1×1.
+Shortcuts that change the shape are 1×1 convolutions with BatchNorm (option B). Version 1.5, the ResNet-50 of all
+libraries but Keras, strides in a bottleneck's 3×3 convolution; version 1, the paper's, in its first 1×1 convolution.
 Wide ResNet: Zagoruyko & Komodakis 2016, arXiv:1605.07146.
 """
 
@@ -18,20 +18,20 @@ from tljax.ops.fusion import fusion_barrier
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one ResNet from another.
+    """Architecture of a ResNet.
 
     Attributes:
-      depths: blocks of each stage.
+      depths: number of blocks of each stage.
       widths: channels of each stage's 3×3 convolutions, before `groups` and `group_width`.
-      bottleneck: 1×1, 3×3, 1×1 convolutions with four times the channels at the end, instead of two 3×3 ones.
-      small: the stem for small pictures, one 3×3 convolution at stride 1, instead of 7×7 at stride 2 and a max pool.
+      bottleneck: whether a block has 1×1, 3×3 and 1×1 convolutions, the last with four times the channels, or two 3×3.
+      small: whether the stem is for small images: a 3×3 convolution at stride 1, not 7×7 at stride 2 and a max pool.
       groups: of the 3×3 convolutions (ResNeXt's cardinality).
       group_width: channels of a group where `widths` is 64 (Wide ResNet-50-2: 128).
-      stride_first: version 1: a bottleneck strides in its first 1×1 convolution.
-      bias: whether the convolutions have one, as in Keras.
+      stride_first: whether a bottleneck strides in its first 1×1 convolution (version 1).
+      bias: whether convolutions have a bias, as in Keras.
       norm: constants of BatchNorm.
       drop_path: rate of stochastic depth at the last block, growing linearly from 0.
-      output_stride: 32, or 16 or 8: later stages keep the side and dilate instead (as for FCN and DeepLab).
+      output_stride: 32, or 16 or 8: later stages are dilated instead of strided (as for FCN and DeepLab).
     """
 
     depths: tuple[int, ...]
@@ -55,7 +55,7 @@ VARIANTS = {
     "resnet18": Variant((2, 2, 2, 2), bottleneck=False),
     "resnet34": Variant((3, 4, 6, 3), bottleneck=False),
     **{f"resnet{n}": Variant(depths) for n, depths in _DEEP.items()},
-    # Version 1 as Keras publishes it; ResNet-18 and -34 have no 1×1 convolution to stride in.
+    # Version 1 as published by Keras; ResNet-18 and -34 have no 1×1 convolution to stride in.
     **{f"resnet{n}_v1": Variant(d, stride_first=True, bias=True, norm=KERAS_BN) for n, d in _DEEP.items()},
     "resnext50_32x4d": Variant(_DEEP["50"], groups=32, group_width=4),
     "resnext101_32x8d": Variant(_DEEP["101"], groups=32, group_width=8),
@@ -65,7 +65,7 @@ VARIANTS = {
 
 
 class Block(nnx.Module):
-    """Two or three convolutions beside a shortcut; `units` are (outputs, size, options) of each."""
+    """A residual block of two or three convolutions; `units` are (outputs, size, options) of each."""
 
     def __init__(self, inputs: int, units: list[tuple[int, int, dict]], *, stride, rate, common):
         outputs = units[-1][0]
@@ -118,39 +118,43 @@ class Stage(nnx.Module):
 
 
 def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    """`stem`, then stage k at half the side of the one before; the small form keeps the side up to stage 1.
+    """Build the stages: `stem`, then each stage at half the side of the previous; with `small`, from stage 2 on.
 
-    The max pool stands at the start of `stage1`, so that the stem's map is the one at stride 2.
+    The max pool is at the start of `stage1`, so the stem's features have stride 2.
     """
     common = {"norm": config.norm, "bias": config.bias, "dtype": dtype, "rngs": rngs}
-    first = config.widths[0]
-    size, at = (3, 1) if config.small else (7, 2)
-    built = {"stem": Stem(inputs, first, size, at, common=common)}
-    channels, at, dilation = first, 1 if config.small else 4, 1
+    channels = config.widths[0]
+    stem_size, stem_stride = (3, 1) if config.small else (7, 2)
+    modules = {"stem": Stem(inputs, channels, stem_size, stem_stride, common=common)}
+    total_stride = 1 if config.small else 4
+    dilation = 1
     rates = drop_path_rates(config.drop_path, config.depths)
     for k, (width, stage_rates) in enumerate(zip(config.widths, rates, strict=True), start=1):
-        stride, before = 1 if k == 1 else 2, dilation
-        if at * stride > config.output_stride:
-            stride, dilation = 1, dilation * stride
-        at *= stride
+        stage_stride = 1 if k == 1 else 2
+        # The first block of a stage keeps the previous stage's dilation, as in torchvision.
+        first_dilation = dilation
+        if total_stride * stage_stride > config.output_stride:
+            dilation *= stage_stride
+            stage_stride = 1
+        total_stride *= stage_stride
         blocks = []
         for i, rate in enumerate(stage_rates):
-            here = stride if i == 0 else 1
-            # The first block still sees the map that the stage before made.
-            units = _units(config, width, here, before if i == 0 else dilation)
-            blocks.append(Block(channels, units, stride=here, rate=rate, common=common))
+            stride = stage_stride if i == 0 else 1
+            units = _block_units(config, width, stride, first_dilation if i == 0 else dilation)
+            blocks.append(Block(channels, units, stride=stride, rate=rate, common=common))
             channels = units[-1][0]
-        built[f"stage{k}"] = Stage(blocks, pool=k == 1 and not config.small)
-    return built
+        modules[f"stage{k}"] = Stage(blocks, pool=k == 1 and not config.small)
+    return modules
 
 
-def _units(config: Variant, width: int, stride: int, dilation: int) -> list[tuple[int, int, dict]]:
+def _block_units(config: Variant, width: int, stride: int, dilation: int) -> list[tuple[int, int, dict]]:
+    """Return (output channels, kernel size, options) of a block's convolutions."""
     if not config.bottleneck:
         return [(width, 3, {"stride": stride, "dilation": dilation}), (width, 3, {"dilation": dilation})]
     inner = width * config.group_width // 64 * config.groups
-    first, second = (stride, 1) if config.stride_first else (1, stride)
+    stride1, stride2 = (stride, 1) if config.stride_first else (1, stride)
     return [
-        (inner, 1, {"stride": first}),
-        (inner, 3, {"stride": second, "dilation": dilation, "groups": config.groups}),
+        (inner, 1, {"stride": stride1}),
+        (inner, 3, {"stride": stride2, "dilation": dilation, "groups": config.groups}),
         (4 * width, 1, {}),
     ]

@@ -1,6 +1,6 @@
-"""The contracting path of U-Net (Ronneberger et al. 2015, arXiv:1505.04597), with padding and BatchNorm.
+"""The encoder of U-Net (Ronneberger et al. 2015, arXiv:1505.04597), with padding and BatchNorm.
 
-The paper's convolutions are unpadded and have no BatchNorm; nearly every U-Net since has both.
+The paper's convolutions are unpadded and have no BatchNorm; nearly all later U-Nets have both.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from tljax.models.layers import TORCH_BN, BatchNormConfig, ConvNorm, Dropout, ma
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one U-Net from another.
+    """Architecture of a U-Net encoder.
 
     Attributes:
-      widths: channels of each stage, the stem first.
+      widths: channels of each stage, starting with the stem.
       norm: constants of BatchNorm.
       dropout: rate at the end of the last two stages; 0.5 in the authors' network.
-      bias: whether the convolutions have one, as in older checkpoints.
+      bias: whether convolutions have a bias, as in older checkpoints.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
@@ -32,7 +32,7 @@ class Variant:
 
 VARIANTS = {
     "unet": Variant(),
-    # Under a decoder that resizes bilinearly, which cannot halve the channels on the way up.
+    # For decoders with bilinear upsampling, which cannot halve the number of channels.
     "unet_bilinear": Variant((64, 128, 256, 512, 512)),
 }
 
@@ -47,7 +47,7 @@ class DoubleConv(nnx.Module):
         self.drop = Dropout(rate)
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """[B, H, W, in] → [B, H, W, out], half the side when pooled."""
+        """[B, H, W, in] → [B, H, W, out], or half that side with `pool`."""
         x = max_pool(x) if self.pool else x
         x = nnx.relu(self.unit1(x, train))
         x = nnx.relu(self.unit2(x, train))
@@ -55,15 +55,15 @@ class DoubleConv(nnx.Module):
 
 
 def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    """`stem` at the side of the picture, then stage k at half the side of the one before.
+    """Build the stages: `stem` at the side of the image, then each stage at half the side of the previous.
 
-    A stage's map is the one before the pool, which a decoder copies across.
+    Pools are at the start of a stage, so its features are those before the next pool, which skip connections read.
     """
     common = {"norm": config.norm, "bias": config.bias, "dtype": dtype, "rngs": rngs}
-    channels, *others = config.widths
-    built = {"stem": DoubleConv(inputs, channels, common=common)}
-    for k, width in enumerate(others, start=1):
-        rate = config.dropout if k >= len(others) - 1 else 0.0
-        built[f"stage{k}"] = DoubleConv(channels, width, pool=True, rate=rate, common=common)
+    channels, *stage_widths = config.widths
+    modules = {"stem": DoubleConv(inputs, channels, common=common)}
+    for k, width in enumerate(stage_widths, start=1):
+        rate = config.dropout if k >= len(stage_widths) - 1 else 0.0
+        modules[f"stage{k}"] = DoubleConv(channels, width, pool=True, rate=rate, common=common)
         channels = width
-    return built
+    return modules

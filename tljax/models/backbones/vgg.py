@@ -12,11 +12,11 @@ from tljax.models.layers import TORCH_BN, BatchNormConfig, Conv, ConvNorm, max_p
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What tells one VGG from another.
+    """Architecture of a VGG.
 
     Attributes:
-      blocks: output channels of the convolutions, block by block.
-      norm: constants of a BatchNorm after each convolution; None: no BatchNorm, as in the paper.
+      blocks: output channels of the convolutions of each block.
+      norm: constants of the BatchNorm after each convolution; None: no BatchNorm, as in the paper.
     """
 
     blocks: tuple[tuple[int, ...], ...]
@@ -41,33 +41,33 @@ class Convs(nnx.Module):
             if norm is None:
                 unit = Conv(inputs, outputs, dtype=dtype, rngs=rngs)
             else:
-                # torchvision's convolutions keep their bias under BatchNorm.
+                # torchvision's convolutions have a bias with BatchNorm too.
                 unit = ConvNorm(inputs, outputs, norm=norm, bias=True, dtype=dtype, rngs=rngs)
             setattr(self, name, unit)
             inputs = outputs
-        self.normed = norm is not None
+        self.has_norm = norm is not None
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """[B, H, W, in] → [B, H, W, out], half the side when pooled."""
+        """[B, H, W, in] → [B, H, W, out], or half that side with `pool`."""
         x = max_pool(x) if self.pool else x
         for name in self.names:
             unit = getattr(self, name)
-            x = nnx.relu(unit(x, train) if self.normed else unit(x))
+            x = nnx.relu(unit(x, train) if self.has_norm else unit(x))
         return x
 
 
 def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> dict[str, nnx.Module]:
-    """Stage k is block k of the paper, without its pool; `stem` is conv1_1 and `pool` the last max pool.
+    """Build the stages: stage k is block k of the paper without its pool, `stem` is conv1_1, `pool` the last max pool.
 
-    Pools stand at the start of the next stage, so that a stage's map is the one before the pool (Keras'
-    `block3_conv3`); its stride is 2^(k-1). `pool` is Keras' `block5_pool`.
+    Pools are at the start of the next stage, so a stage's features are those before the pool (e.g. Keras'
+    `block3_conv3`), at stride 2^(k-1). `pool` is Keras' `block5_pool`.
     """
     common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
-    first, *others = config.blocks
-    built = {"stem": Convs(inputs, first[:1], **common)}
-    built["stage1"] = Convs(first[0], first[1:], first=2, **common)
-    channels = first[-1]
-    for k, widths in enumerate(others, start=2):
-        built[f"stage{k}"] = Convs(channels, widths, pool=True, **common)
+    first_widths, *other_widths = config.blocks
+    modules = {"stem": Convs(inputs, first_widths[:1], **common)}
+    modules["stage1"] = Convs(first_widths[0], first_widths[1:], first=2, **common)
+    channels = first_widths[-1]
+    for k, widths in enumerate(other_widths, start=2):
+        modules[f"stage{k}"] = Convs(channels, widths, pool=True, **common)
         channels = widths[-1]
-    return built | {"pool": Convs(channels, (), pool=True, **common)}
+    return modules | {"pool": Convs(channels, (), pool=True, **common)}

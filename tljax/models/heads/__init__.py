@@ -1,4 +1,4 @@
-"""What stands on a backbone: takes every stage's map, returns what its task needs."""
+"""Heads: modules that read the feature maps of all stages and return the outputs of a task."""
 
 from tljax.models.heads.base import Head
 from tljax.models.heads.classifier import Classifier

@@ -1,19 +1,21 @@
-"""What a strategy adds to a model: further outputs of its head, in training only.
+"""Auxiliary outputs that a strategy adds to a model's head for training.
 
-They live under `head/`, so that what freezes or learns the head has them too, and are left out of predictions.
+Their parameters are below `head/`, so that rules which freeze or train the head apply to them too. They are not part of
+predictions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
 
-from tljax.models.factory import Model, make_head
+from tljax.models.factory import Model, default_head_options, feature_shapes
+from tljax.models.heads import HEADS
 from tljax.models.layers import Conv
 
-# Paths of what is added here, as a pattern.
+# Pattern of the paths of all parameters that this module adds.
 TRAIN_ONLY_OUTPUTS = "head/(source|hint_[^/]+)/.*"
 
 
@@ -31,25 +33,27 @@ class HintProjection(nnx.Module):
 def add_source_head(
     model: Model, num_classes: int, image_size: int, options: Mapping, dtype=None, head: str = "classifier"
 ) -> None:
-    """Adds the output `source`: a second head on the same maps; a classifier as the network was published with one.
+    """Add the output `source`: a second head on the same features.
 
     Args:
-      model: abstract; changed in place.
-      num_classes: of the output.
+      model: abstract model, changed in place.
+      num_classes: number of outputs.
       image_size: side of the input in pixels.
-      options: of the head, which differ from the published or default ones.
-      dtype: of the computation.
+      options: head options; defaults are those of the published network.
+      dtype: dtype of the computation.
       head: key of `HEADS`.
     """
-    _add(model, "source", None, lambda rngs: make_head(head, model, num_classes, image_size, options, dtype, rngs))
+    options = default_head_options(head, model.family, image_size) | dict(options)
+    shapes = feature_shapes(model, image_size)
+    _add_output(model, "source", None, lambda rngs: HEADS[head](shapes, num_classes, **options, dtype=dtype, rngs=rngs))
 
 
 def add_hint(model: Model, stage: str, channels: int, dtype=None) -> None:
-    """Adds the output `hint_STAGE`: the stage's map [B, h, w, c], regressed to a teacher's `channels`."""
+    """Add the output `hint_STAGE`: the stage's features [B, h, w, c] projected to a teacher's `channels`."""
     inputs = model.feature_info()[stage].channels
-    _add(model, f"hint_{stage}", stage, lambda rngs: HintProjection(inputs, channels, dtype=dtype, rngs=rngs))
+    _add_output(model, f"hint_{stage}", stage, lambda rngs: HintProjection(inputs, channels, dtype=dtype, rngs=rngs))
 
 
-def _add(model: Model, name: str, stage: str | None, make) -> None:
+def _add_output(model: Model, name: str, stage: str | None, make: Callable[[nnx.Rngs], nnx.Module]) -> None:
     setattr(model.head, name, nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     model.head.auxiliary_stages += ((name, stage),)

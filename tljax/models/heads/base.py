@@ -1,4 +1,4 @@
-"""What all heads have in common, and the maps that dense ones stand on."""
+"""The base class of heads, and the strides of a backbone that dense heads read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ Shapes = dict[str, tuple[int, int, int]]
 
 
 class Head(nnx.Module):
-    """Takes every stage's map; called as `head(maps, train=..., rngs=...)`.
+    """A module that reads the features of all stages, called as `head(features, train=..., rngs=...)`.
 
-    Its keyword arguments are the options that a user may set, but for `side` (of the network's input in pixels, for
-    heads that ask for it), `auxiliary` (whether to build further outputs, for training), `dtype` and `rngs`. A call
-    gives the logits, or a dict of outputs.
+    Its keyword-only arguments are options that a user can set, except for `side` (of the network's input in pixels, for
+    heads that need it), `auxiliary` (whether to build auxiliary outputs for training), `dtype` and `rngs`. A call
+    returns the logits, or a dict of outputs.
 
     Attributes:
-      reusable_params: pattern of paths below `head/` that are worth taking from weights which have them.
-      weight_aliases: layer of another head → layer of this one that can take its weights, reshaped.
-      initialisers: pattern of paths → initialiser, before the tables of `tljax.models.initializers` and the family.
-      auxiliary_stages: (name, stage) of further outputs that look at a stage's map, or where that is None at all of
-        them as heads do; each is an attribute.
+      reusable_params: pattern of paths below `head/` that pretrained weights of another head can provide.
+      weight_aliases: layer of another head → layer of this one that can load its weights, reshaped.
+      auxiliary_stages: (name, stage) of auxiliary outputs; each is an attribute that reads the features of its stage,
+        or like a head those of all stages if that is None.
     """
 
     reusable_params: str = "(?!)"
@@ -33,27 +32,31 @@ class Head(nnx.Module):
     auxiliary_stages: tuple[tuple[str, str | None], ...] = ()
 
     @property
-    def initialisers(self) -> Mapping[str, Callable]:
-        """See above."""
+    def initializers(self) -> Mapping[str, Callable]:
+        """Path pattern → initializer; overrides the tables of `tljax.models.initializers` and of the family."""
         return {}
 
     @property
     def main_features(self) -> dict[str, tuple[int, int] | None]:
-        """`reads` of the head without its further outputs."""
+        """`required_features` of the head without its auxiliary outputs."""
         raise NotImplementedError
 
     @property
     def required_features(self) -> dict[str, tuple[int, int] | None]:
-        """The stages whose maps are looked at, and the grid that one may be averaged to first without a difference."""
-        found = dict(self.main_features)
+        """The stages whose features are read.
+
+        The value is the grid (height, width) to which a stage's features can be averaged without changing the outputs,
+        or None.
+        """
+        required = dict(self.main_features)
         for name, stage in self.auxiliary_stages:
-            theirs = getattr(self, name).required_features if stage is None else {stage: None}
-            for one, grid in theirs.items():
-                found[one] = grid if found.get(one, grid) == grid else None
-        return found
+            auxiliary = getattr(self, name).required_features if stage is None else {stage: None}
+            for required_stage, grid in auxiliary.items():
+                required[required_stage] = grid if required.get(required_stage, grid) == grid else None
+        return required
 
     def auxiliary(self, features: dict[str, jax.Array], train: bool = False, rngs: nnx.Rngs | None = None):
-        """Maps [B, H, W, C] by stage → {name: output} of `auxiliary_stages`."""
+        """Return {name: output} of `auxiliary_stages` for features {stage: [B, H, W, C]}."""
         return {
             name: getattr(self, name)(features if stage is None else features[stage], train, rngs)
             for name, stage in self.auxiliary_stages
@@ -61,7 +64,13 @@ class Head(nnx.Module):
 
 
 class StrideLevel(NamedTuple):
-    """The last map of a stride: its stage, about how many input pixels a place spans, and its shape [H, W, C]."""
+    """The last stage at a stride.
+
+    Attributes:
+      stage: name of the stage.
+      stride: in input pixels, rounded to a power of two.
+      shape: [H, W, C] of its features.
+    """
 
     stage: str
     stride: int
@@ -69,22 +78,23 @@ class StrideLevel(NamedTuple):
 
 
 def stride_levels(shapes: Shapes, side: int) -> list[StrideLevel]:
-    """The last map of every stride, from the finest to the deepest.
+    """Return the last stage at every stride, finest first.
 
-    A stride is told from the one before by a side of at most half, rounded up: unpadded convolutions take off a little
-    as well. So the levels of a network do not depend on the size of its input.
+    A stage starts a new stride if its side is at most half of the previous stage's, rounded up: unpadded convolutions
+    make sides slightly smaller too. The levels of a network therefore do not depend on the size of its input.
 
     Args:
-      shapes: [H, W, C] of every stage's map, in the order of the stages.
-      side: of the input.
+      shapes: [H, W, C] of every stage's features, in stage order.
+      side: side of the input in pixels.
     """
-    found, before = [], None
+    levels = []
+    previous_side = None
     for stage, shape in shapes.items():
-        if before is None:
-            found.append(StrideLevel(stage, 2 ** round(math.log2(side / shape[0])), shape))
-        elif shape[0] < before and shape[0] <= (before + 1) // 2:
-            found.append(StrideLevel(stage, 2 * found[-1].stride, shape))
+        if previous_side is None:
+            levels.append(StrideLevel(stage, 2 ** round(math.log2(side / shape[0])), shape))
+        elif shape[0] < previous_side and shape[0] <= (previous_side + 1) // 2:
+            levels.append(StrideLevel(stage, 2 * levels[-1].stride, shape))
         else:
-            found[-1] = StrideLevel(stage, found[-1].stride, shape)
-        before = shape[0]
-    return found
+            levels[-1] = StrideLevel(stage, levels[-1].stride, shape)
+        previous_side = shape[0]
+    return levels

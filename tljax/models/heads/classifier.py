@@ -1,4 +1,4 @@
-"""The head of classification."""
+"""The classification head."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from tljax.models.layers import BatchNorm, Dropout, LayerNorm, Linear, average_p
 
 
 class Classifier(Head):
-    """Pooling, an optional norm, optional hidden layers with ReLU, and the layer `dense`.
+    """Pooling, an optional norm, optional hidden layers with ReLU, and the output layer `dense`.
 
     Args:
-      shapes: [H, W, C] of every stage's map, in the order of the stages; the last one is used.
-      num_classes: outputs; 0 leaves `dense` out, so that what would go into it comes out.
-      pool: "avg" averages over the map; "flatten" keeps every place, in H, W, C order as Keras does.
-      pool_size: with "flatten", side of the grid that the map is averaged to first; None keeps every place.
-      norm: after pooling: "batch" standardises each channel, averaged or at all its places, by BatchNorm without
-        scale and bias; "layer" is LayerNorm with both, as in ConvNeXt; "none" is neither.
-      hidden: widths of hidden layers.
+      shapes: [H, W, C] of every stage's features, in stage order; the last one is used.
+      num_classes: number of outputs; 0 omits `dense`, so that the head returns the features before it.
+      pool: "avg" averages over all locations; "flatten" keeps all locations, in H, W, C order as in Keras.
+      pool_size: with "flatten", side of the grid to which features are averaged first; None: no averaging.
+      norm: applied after pooling: "batch" is BatchNorm without scale and bias; "layer" is LayerNorm with both, as in
+        ConvNeXt; "none" is no norm.
+      hidden: widths of the hidden layers.
       dropout: rate before each dense layer.
-      auxiliary: name → (stage, classifier on that stage's map) of a family's further classifiers, for training.
+      auxiliary: name → (stage, classifier on that stage's features), the family's auxiliary classifiers for training.
+      dtype: dtype of the computation.
+      rngs: required by Flax; initial values come from `tljax.models.initializers`.
     """
 
-    # What is worth having of other weights, below head/.
     reusable_params = r"norm/.*"
 
     def __init__(
@@ -46,7 +47,7 @@ class Classifier(Head):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        # By name: a dict of maps that has been through jit is no longer in the order of the stages.
+        # The stage is stored by name: jit returns dicts of features sorted by key, not in stage order.
         self.stage, (height, width, channels) = list(shapes.items())[-1]
         self.grid = {"avg": (1, 1), "flatten": (pool_size or height, pool_size or width)}[pool]
         self.norm = NORMS[norm](channels, dtype, rngs)
@@ -62,7 +63,13 @@ class Classifier(Head):
             setattr(self, name, classifier)
 
     def __call__(self, features: dict[str, jax.Array], train: bool = False, rngs: nnx.Rngs | None = None):
-        """Maps [B, H, W, C] by stage → logits [B, num_classes] (or features [B, C]), float32 at least."""
+        """Return logits [B, num_classes], or features [B, C] without `dense`, in at least float32.
+
+        Args:
+          features: {stage: [B, H, W, C]}.
+          train: whether to use batch statistics and dropout.
+          rngs: random keys for dropout in training.
+        """
         x = average_pool_to(features[self.stage], self.grid)
         x = self.norm(x, train) if self.norm is not None else x
         x = x.reshape(len(x), -1)
@@ -73,7 +80,7 @@ class Classifier(Head):
 
     @property
     def main_features(self) -> dict[str, tuple[int, int]]:
-        """The last stage's map, which may be averaged to the grid."""
+        """The last stage, whose features can be averaged to the grid first."""
         return {self.stage: self.grid}
 
 

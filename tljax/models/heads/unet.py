@@ -1,4 +1,4 @@
-"""The expanding path of U-Net (Ronneberger et al. 2015, arXiv:1505.04597), on any backbone's maps."""
+"""The decoder of U-Net (Ronneberger et al. 2015, arXiv:1505.04597) on any backbone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Unit(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two units; the first has `inner` channels."""
+    """Two units, the first with `inner` channels."""
 
     def __init__(self, inputs: int, inner: int, outputs: int, batch_norm: bool, *, dtype, rngs):
         self.unit1 = Unit(inputs, inner, batch_norm, dtype=dtype, rngs=rngs)
@@ -42,27 +42,29 @@ class Block(nnx.Module):
 
 
 class UNet(Head):
-    """Blocks from the deepest map up to the side of the input; each doubles the side and looks at the map of that side.
+    """Blocks from the deepest features up to the side of the input; each doubles the side and has a skip connection.
 
-    There is one skip for each stride of the backbone, the last map that has it. Where the backbone's first map is
-    smaller than the input, further blocks without a skip go on.
+    There is one skip connection for each stride of the backbone, from its last stage. If the backbone's first features
+    are smaller than the input, more blocks without skip connections follow.
 
     Args:
-      shapes: [H, W, C] of every stage's map, in the order of the stages.
-      num_classes: outputs.
-      side: of the network's input in pixels.
-      upsample: "transposed", a 2×2 transposed convolution (the paper); "bilinear", corners on corners, after blocks
+      shapes: [H, W, C] of every stage's features, in stage order.
+      num_classes: number of outputs.
+      side: side of the network's input in pixels.
+      upsample: "transposed", a 2×2 transposed convolution (the paper); "bilinear", with aligned corners, after blocks
         whose second convolution has the next block's channels (milesial's bilinear=True); "nearest"
-        (segmentation_models_pytorch, which also has the skip's channels last, not first).
-      channels: of each block, the deepest first; empty: as many as its skip has, and half of the block before where it
-        has none.
-      batch_norm: after each 3×3 convolution, which then has no bias.
-      center: a further block on the deepest map (segmentation_models_pytorch on VGG).
+        (segmentation_models_pytorch, where the skip's channels are concatenated last, not first).
+      channels: of each block, deepest first; empty: those of its skip connection, or half of the previous block's
+        without one.
+      batch_norm: whether BatchNorm follows each 3×3 convolution, which then has no bias.
+      center: whether to add a block on the deepest features (segmentation_models_pytorch on VGG).
       depth: how many of the deepest strides are used; None: all.
       dropout: rate before the last convolution.
-      kernel: side of the last convolution; 3 in segmentation_models_pytorch.
-      auxiliary: 1×1 convolutions `aux1`, ... on all blocks but the last, for training (deep supervision, Lee et al.
-        2015, arXiv:1409.5185).
+      kernel: side of the last convolution's kernel; 3 in segmentation_models_pytorch.
+      auxiliary: whether to add 1×1 convolutions `aux1`, ... on all blocks but the last, for training (deep supervision,
+        Lee et al. 2015, arXiv:1409.5185).
+      dtype: dtype of the computation.
+      rngs: required by Flax; initial values come from `tljax.models.initializers`.
     """
 
     reusable_params = r"(up\d+|block\d+|center)/.*"
@@ -88,82 +90,104 @@ class UNet(Head):
             raise UserError(f'model.head_options.upsample cannot be "{upsample}"{did_you_mean(upsample, UPSAMPLE)}')
         if kernel % 2 == 0:
             raise UserError(f"model.head_options.kernel must be odd, got {kernel}.")
-        used = _deepest(stride_levels(shapes, side), depth)
-        self.side, self.upsample, self.deepest = side, upsample, used[0].stage
-        further = int(math.log2(used[-1].stride))
-        self.skips = (*(level.stage for level in used[1:]), *(None,) * further)
-        ends = (-(-side // 2**k) for k in reversed(range(further)))
-        self.sizes = (*(level.shape[:2] for level in used[1:]), *((end, end) for end in ends))
-        beside = [level.shape[2] for level in used[1:]] + [0] * further
-        widths = list(channels) or _widths(used, further)
-        if len(widths) != len(beside):
+        levels = _deepest(stride_levels(shapes, side), depth)
+        num_without_skip = int(math.log2(levels[-1].stride))
+        final_sides = (-(-side // 2**k) for k in reversed(range(num_without_skip)))
+        self.side = side
+        self.upsample = upsample
+        self.deepest = levels[0].stage
+        self.skips = (*(level.stage for level in levels[1:]), *(None,) * num_without_skip)
+        self.sizes = (*(level.shape[:2] for level in levels[1:]), *((end, end) for end in final_sides))
+        skip_channels = [level.shape[2] for level in levels[1:]] + [0] * num_without_skip
+        widths = list(channels) or _default_widths(levels, num_without_skip)
+        if len(widths) != len(skip_channels):
             raise UserError(
-                f"model.head_options.channels has {len(widths)} numbers, but the decoder has {len(beside)} blocks, up "
-                f"from {self.deepest}."
+                f"model.head_options.channels has {len(widths)} values, but the decoder has {len(skip_channels)} "
+                f"blocks from {self.deepest} up."
             )
         common = {"dtype": dtype, "rngs": rngs}
-        inputs = used[0].shape[2]
+        inputs = levels[0].shape[2]
         self.center = Block(inputs, inputs, inputs, batch_norm, **common) if center else None
-        for k, (width, skip) in enumerate(zip(widths, beside, strict=True), start=1):
-            if upsample == "transposed":
+        block_outputs = self._add_blocks(inputs, widths, skip_channels, batch_norm, common)
+        self.supervised = auxiliary
+        if auxiliary:
+            for k, outputs in enumerate(block_outputs[:-1], start=1):
+                setattr(self, f"aux{k}", Conv(outputs, num_classes, 1, **common))
+        self.drop = Dropout(dropout)
+        self.score = Conv(block_outputs[-1] if block_outputs else inputs, num_classes, kernel, **common)
+
+    def _add_blocks(
+        self, inputs: int, widths: list[int], skip_channels: list[int], batch_norm: bool, common: dict
+    ) -> list[int]:
+        """Add `block1`, ... and, if transposed, `up1`, ...; return the output channels of the blocks."""
+        block_outputs = []
+        for k, (width, skip) in enumerate(zip(widths, skip_channels, strict=True), start=1):
+            if self.upsample == "transposed":
                 setattr(self, f"up{k}", ConvTranspose(inputs, width, **common))
                 inputs = width
-            # Interpolation cannot narrow the map: the block before does.
-            outputs = widths[min(k, len(widths) - 1)] if upsample == "bilinear" else width
+            # Interpolation cannot reduce the number of channels, so the previous block does.
+            outputs = widths[min(k, len(widths) - 1)] if self.upsample == "bilinear" else width
             setattr(self, f"block{k}", Block(inputs + skip, width, outputs, batch_norm, **common))
+            block_outputs.append(outputs)
             inputs = outputs
-            if auxiliary and k < len(widths):
-                setattr(self, f"aux{k}", Conv(outputs, num_classes, 1, **common))
-        self.supervised = auxiliary
-        self.drop = Dropout(dropout)
-        self.score = Conv(inputs, num_classes, kernel, **common)
+        return block_outputs
 
     def __call__(self, features: dict[str, jax.Array], train: bool = False, rngs: nnx.Rngs | None = None):
-        """Maps [B, H, W, C] by stage → logits [B, side, side, num_classes], float32 at least.
+        """Return logits [B, side, side, num_classes] in at least float32.
 
-        In training with auxiliary outputs: {"logits": ..., "aux1": ...}, all of that shape, "aux1" of the deepest
-        block; they come with the logits, as the decoder's BatchNorms may see a batch but once.
+        Args:
+          features: {stage: [B, H, W, C]}.
+          train: whether to use batch statistics and dropout.
+          rngs: random keys for dropout in training.
+
+        Returns:
+          The logits; in training with auxiliary outputs {"logits": ..., "aux1": ...}, all of the same shape, "aux1" of
+          the deepest block. They are computed in the same call, so that the decoder's BatchNorms update their running
+          statistics only once per batch.
         """
-        x, outputs = features[self.deepest], {}
-        x = x if self.center is None else self.center(x, train)
+        x = features[self.deepest]
+        if self.center is not None:
+            x = self.center(x, train)
+        auxiliary = {}
         for k, (stage, size) in enumerate(zip(self.skips, self.sizes, strict=True), start=1):
-            x = pad_or_crop(self._enlarged(x, k), size)
+            x = pad_or_crop(self._upsample(x, k), size)
             if stage is not None:
-                both = (x, features[stage]) if self.upsample == "nearest" else (features[stage], x)
-                x = jnp.concatenate(both, -1)
+                inputs = (x, features[stage]) if self.upsample == "nearest" else (features[stage], x)
+                x = jnp.concatenate(inputs, -1)
             x = getattr(self, f"block{k}")(x, train)
             if train and self.supervised and k < len(self.skips):
-                outputs[f"aux{k}"] = self._resized(getattr(self, f"aux{k}")(x))
-        logits = self._resized(self.score(self.drop(x, train, rngs)))
-        return {"logits": logits} | outputs if outputs else logits
+                auxiliary[f"aux{k}"] = self._resize(getattr(self, f"aux{k}")(x))
+        logits = self._resize(self.score(self.drop(x, train, rngs)))
+        return {"logits": logits} | auxiliary if auxiliary else logits
 
     @property
     def main_features(self) -> dict[str, None]:
-        """The stages whose maps are looked at, whole."""
+        """The stages that the head reads, at full resolution."""
         return dict.fromkeys((self.deepest, *filter(None, self.skips)))
 
-    def _enlarged(self, x: jax.Array, k: int) -> jax.Array:
+    def _upsample(self, x: jax.Array, k: int) -> jax.Array:
         if self.upsample == "transposed":
             return getattr(self, f"up{k}")(x)
-        return (
-            nearest_upsample(x)
-            if self.upsample == "nearest"
-            else bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), corners=True)
-        )
+        if self.upsample == "nearest":
+            return nearest_upsample(x)
+        return bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), corners=True)
 
-    def _resized(self, x: jax.Array) -> jax.Array:
+    def _resize(self, x: jax.Array) -> jax.Array:
         return bilinear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (self.side, self.side))
 
 
-def _deepest(found: list[StrideLevel], depth: int | None) -> list[StrideLevel]:
-    """The levels that are used, the deepest first."""
-    if depth is not None and not 1 <= depth <= len(found):
-        raise UserError(f"model.head_options.depth must be 1 to {len(found)}, the backbone's strides, got {depth}.")
-    return found[::-1][:depth]
+def _deepest(levels: list[StrideLevel], depth: int | None) -> list[StrideLevel]:
+    """Return the `depth` deepest levels, or all, deepest first."""
+    if depth is not None and not 1 <= depth <= len(levels):
+        raise UserError(
+            f"model.head_options.depth must be 1 to {len(levels)}, the number of the backbone's strides, got {depth}."
+        )
+    return levels[::-1][:depth]
 
 
-def _widths(used: list[StrideLevel], further: int) -> list[int]:
-    widths = [level.shape[2] for level in used[1:]]
-    for _ in range(further):
-        widths.append(max(1, (widths[-1] if widths else used[0].shape[2]) // 2))
+def _default_widths(levels: list[StrideLevel], num_without_skip: int) -> list[int]:
+    """Return the channels of all blocks: those of the skip connections, then half of the previous block's."""
+    widths = [level.shape[2] for level in levels[1:]]
+    for _ in range(num_without_skip):
+        widths.append(max(1, (widths[-1] if widths else levels[0].shape[2]) // 2))
     return widths

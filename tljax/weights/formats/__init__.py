@@ -1,4 +1,4 @@
-"""Files of weights as other frameworks write them, opened as name → tensor, read one tensor at a time."""
+"""Readers of weights files: safetensors, PyTorch and Keras HDF5, opened as {name: tensor} and read lazily."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ _BY_MAGIC = {b"PK\x03\x04": open_torch, LEGACY_MAGIC: open_torch, b"\x89HDF\r\n\
 
 @contextlib.contextmanager
 def open_tensors(path: str | Path) -> Iterator[Mapping[str, LazyTensor]]:
-    """Opens a file of weights: a context manager that gives foreign name → tensor.
+    """Open a weights file as a context manager that yields {foreign name: tensor}.
 
-    The suffix says what the file is, else its first bytes do. Opening checks names, types, shapes and that the file
-    is all there; values are read by `np.asarray(tensor)`, inside the context. Nothing in the file is executed.
+    The suffix decides the format, or else the first bytes. Opening checks names, types, shapes and the file size;
+    `np.asarray(tensor)` reads the values, inside the context. Nothing in the file is executed.
 
     Args:
-      path: .safetensors; torch's .pth, .pt, .bin, .ckpt; Keras' .h5, .hdf5.
+      path: .safetensors; PyTorch's .pth, .pt, .bin, .ckpt; Keras' .h5, .hdf5.
 
     Raises:
-      UserError: not there, of an unknown kind, damaged, without tensors, or it asks for code to be run.
+      UserError: the file does not exist, has an unknown format, is damaged, has no tensors or contains code.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There are no weights at {path}.")
     if path.suffix.lower() == ".keras":
         raise UserError(
-            f"{path} is a whole Keras model, which is not read: use its save_weights to a .weights.h5 file."
+            f"{path} is a whole Keras model, which is not supported: use its save_weights to a .weights.h5 file."
         )
-    opener = _BY_SUFFIX.get(path.suffix.lower()) or _by_first_bytes(path)
+    opener = _BY_SUFFIX.get(path.suffix.lower()) or _detect_format(path)
     with contextlib.ExitStack() as stack:
         yield opener(path, stack)
 
 
-def _by_first_bytes(path: Path):
+def _detect_format(path: Path):
+    """Return the reader for a file by its first bytes."""
     with path.open("rb") as file:
         head = file.read(32)
     for magic, opener in _BY_MAGIC.items():
         if head.startswith(magic):
             return opener
-    if head[8:9] == b"{":  # after the length of the header, which is JSON
+    if head[8:9] == b"{":  # the JSON header after its length
         return open_safetensors
-    raise UserError(f"{path} is no safetensors, torch or Keras HDF5 file.")
+    raise UserError(f"{path} is not a safetensors, PyTorch or Keras HDF5 file.")

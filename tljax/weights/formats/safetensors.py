@@ -1,4 +1,4 @@
-"""The safetensors format, and the tensor that is read when asked for, which all readers give."""
+"""The safetensors format, and `LazyTensor`, which all readers return."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from tljax.errors import UserError
 
-# In the library's order: it lays out tensors from the last of these types to the first, so that each is aligned.
+# In the safetensors library's order: for alignment, it writes tensors from the last of these types to the first.
 _DTYPES = {
     "BOOL": np.dtype(bool),
     "U8": np.dtype("uint8"),
@@ -40,12 +40,12 @@ _RANK = {code: rank for rank, code in enumerate(_DTYPES)}
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file: known by shape and type, read by `np.asarray`.
+    """A tensor in a file, with known shape and dtype, whose values `np.asarray` reads.
 
     Attributes:
-      shape: its sides.
-      dtype: NumPy's type, of ml_dtypes for bfloat16 and the 8-bit floats.
-      read: gives the values; often a read-only view of the mapped file, which costs no memory of its own.
+      shape: shape of the tensor.
+      dtype: NumPy dtype, from ml_dtypes for bfloat16 and 8-bit floats.
+      read: returns the values, if possible as a read-only view of the mapped file, which takes no extra memory.
     """
 
     shape: tuple[int, ...]
@@ -54,16 +54,16 @@ class LazyTensor:
 
     @property
     def nbytes(self) -> int:
-        """Size of the values."""
+        """Size of the values in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """The values, as NumPy's protocol wants them."""
+        """Read the values, for NumPy's array protocol."""
         return np.array(self.read(), dtype=dtype, copy=copy)
 
 
 def map_file(path: Path) -> np.ndarray:
-    """Returns the file's bytes, uint8 [size], mapped: pages come when touched, and go when memory is short.
+    """Return the bytes of a file, uint8 [size], memory-mapped: pages load on access and can be evicted.
 
     Raises:
       UserError: the file is empty.
@@ -74,13 +74,17 @@ def map_file(path: Path) -> np.ndarray:
 
 
 def open_safetensors(path: Path, stack: contextlib.ExitStack | None = None) -> dict[str, LazyTensor]:
-    """Returns name → tensor; the views outlive `stack`, which is the other readers' business.
+    """Return {name: tensor}.
 
-    `safe_open` checks the header (lengths, holes, overlaps), but its `get_tensor` and `get_slice` copy: 392 MiB of
-    anonymous memory for VGG-16's first dense kernel of 392 MiB. A view of the mapped file takes none.
+    `safe_open` checks the header (lengths, holes, overlaps), but its `get_tensor` and `get_slice` copy: 392 MiB for
+    VGG-16's first dense kernel. A view of the mapped file takes no memory.
+
+    Args:
+      path: the file.
+      stack: unused, because views stay valid; the other readers need it.
 
     Raises:
-      UserError: damaged, or of a type that NumPy does not have.
+      UserError: the file is damaged, or has a dtype that NumPy does not support.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -99,54 +103,57 @@ def open_safetensors(path: Path, stack: contextlib.ExitStack | None = None) -> d
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, np.ndarray | LazyTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a file that appears whole or not at all: it is written beside `path` and then renamed.
+    """Write a file atomically: to a temporary file in the same folder, which must exist, and then rename it.
 
-    The library's `serialize_file` wants all tensors in memory at once; here each is read, written and let go. The bytes
-    are the library's. The folder must exist.
+    The library's `serialize_file` needs all tensors in memory at once; this reads, writes and frees one at a time, with
+    byte-identical results.
 
     Args:
-      path: the file; what is there is replaced.
-      tensors: name → anything with `shape` and `dtype` that `np.asarray` takes.
-      metadata: free text by name, for the header.
+      path: the file, replaced if it exists.
+      tensors: {name: value with `shape` and `dtype` that `np.asarray` accepts}.
+      metadata: {name: text} for the header.
 
     Raises:
-      UserError: a type that the format does not have.
+      UserError: the format does not support a dtype.
     """
-    path, header, offset = Path(path), {}, 0
+    path = Path(path)
+    header, offset = {}, 0
     if metadata:
         header["__metadata__"] = dict(metadata)
-    codes = {name: _code(name, tensor) for name, tensor in tensors.items()}
+    codes = {name: _dtype_code(name, tensor) for name, tensor in tensors.items()}
     for name in sorted(tensors, key=lambda n: (-_RANK[codes[n]], n)):
         end = offset + math.prod(tensors[name].shape) * _DTYPES[codes[name]].itemsize
         header[name] = {"dtype": codes[name], "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
         offset = end
-    head = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    head += b" " * (-len(head) % 8)  # the values start at a multiple of eight bytes
+    header_bytes = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)  # aligns the values to eight bytes
     header.pop("__metadata__", None)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
-            file.write(len(head).to_bytes(8, "little") + head)
+        with temporary.open("wb") as file:
+            file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
             for name in header:
                 values = np.ascontiguousarray(tensors[name], _DTYPES[codes[name]])
                 file.write(values.reshape(-1).view(np.uint8))
             file.flush()
-            os.fsync(file.fileno())  # else a crash may leave the new name on an empty file
-        os.replace(beside, path)
+            os.fsync(file.fileno())  # otherwise a crash could leave an empty file under the new name
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _view(path: Path, name: str, entry: Mapping, values: np.ndarray) -> LazyTensor:
+    """Return a tensor as a view of the file's values, uint8 [size], by its entry in the header."""
     if entry["dtype"] not in _DTYPES:
-        raise UserError(f"{path}: {name} has the type {entry['dtype']}, which NumPy does not have.")
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        raise UserError(f"{path}: {name} has dtype {entry['dtype']}, which NumPy does not support.")
+    dtype = _DTYPES[entry["dtype"]]
+    shape = tuple(entry["shape"])
     start, end = entry["data_offsets"]
     return LazyTensor(shape, dtype, lambda: values[start:end].view(dtype).reshape(shape))
 
 
-def _code(name: str, tensor: np.ndarray | LazyTensor) -> str:
+def _dtype_code(name: str, tensor: np.ndarray | LazyTensor) -> str:
     dtype = np.dtype(tensor.dtype)
     if dtype.name not in _CODES:
-        raise UserError(f"{name} has the type {dtype}, which safetensors files do not have.")
+        raise UserError(f"{name} has dtype {dtype}, which safetensors does not support.")
     return _CODES[dtype.name]

@@ -1,6 +1,6 @@
-"""How other libraries name and lay out the tensors of our models: one file a family, one table a layout.
+"""Layouts: how other libraries name the tensors of each model family and order their axes.
 
-Foreign names live in this package and nowhere else.
+One file per family and one table per layout. No other package contains foreign names.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ __all__ = ["FAMILIES", "NATIVE", "Layout", "Rule", "detect_layout", "layouts"]
 
 
 def layouts(family: str, config: Any) -> dict[str, Layout]:
-    """Every layout of a variant by name; the first is torchvision's where there is one."""
-    return {name: make(config) for name, make in FAMILIES[family].LAYOUTS.items()}
+    """Return {name: layout} of a variant; torchvision's comes first if there is one."""
+    return {name: make_layout(config) for name, make_layout in FAMILIES[family].LAYOUTS.items()}
 
 
 def detect_layout(names: Iterable[str], family: str, config: Any) -> str:
-    """The layout that leaves the fewest of these tensor names without a place."""
-    names, known = list(names), layouts(family, config)
-    return min(known, key=lambda layout: sum(known[layout].place(name) is None for name in names))
+    """Return the name of the variant's layout that recognizes the most of these tensor names."""
+    names = list(names)
+    candidates = layouts(family, config)
+    return min(candidates, key=lambda layout: sum(candidates[layout].place(name) is None for name in names))

@@ -1,4 +1,4 @@
-"""DenseNet in the names of torchvision (timm's are the same) and Keras."""
+"""Layouts of DenseNet: torchvision, with the same names as timm, and Keras."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from tljax.weights.layouts.table import COUNTERS, Layout, keras_dense, keras_nor
 
 
 def torchvision(config: Variant) -> Layout:
-    """`densenet*` of torchvision and timm; the published files say `norm.1` for the modules' `norm1`."""
-    theirs, ours = "features.denseblock{i}.denselayer{j}", "stage{i}/layer{j}/unit{k}"
+    """Return the layout of torchvision's and timm's `densenet*`; published files have `norm.1` instead of `norm1`."""
+    name, path = "features.denseblock{i}.denselayer{j}", "stage{i}/layer{j}/unit{k}"
     depth = len(config.depths)
     rules = [*torch_conv("features.conv0", "stem/unit/conv"), *torch_norm("features.norm0", "stem/unit/bn")]
     for dot in ("", "."):
-        rules += torch_conv(f"{theirs}.conv{dot}{{k}}", f"{ours}/conv")
-        rules += torch_norm(f"{theirs}.norm{dot}{{k}}", f"{ours}/bn")
+        rules += torch_conv(f"{name}.conv{dot}{{k}}", f"{path}/conv")
+        rules += torch_norm(f"{name}.norm{dot}{{k}}", f"{path}/bn")
     for k in range(2, depth + 1):
         rules += torch_conv(f"features.transition{k - 1}.conv", f"stage{k}/transition/conv")
         rules += torch_norm(f"features.transition{k - 1}.norm", f"stage{k}/transition/bn")
@@ -22,15 +22,15 @@ def torchvision(config: Variant) -> Layout:
 
 
 def keras(config: Variant) -> Layout:
-    """`DenseNet121`, `DenseNet169` and `DenseNet201` of Keras Applications; its published files have older names."""
+    """Return the layout of `DenseNet*` of Keras Applications, including the older names of its published files."""
     rules = []
     for stem in ("conv1_", "conv1/"):
         rules += [*keras_dense(f"{stem}conv", "stem/unit/conv"), *keras_norm(f"{stem}bn", "stem/unit/bn")]
     for k in range(1, len(config.depths) + 1):
-        theirs, ours = f"conv{k + 1}_block{{j}}", f"stage{k}/layer{{j}}"
+        name, path = f"conv{k + 1}_block{{j}}", f"stage{k}/layer{{j}}"
         for unit in (1, 2):
-            rules += keras_norm(f"{theirs}_{unit - 1}_bn", f"{ours}/unit{unit}/bn")
-            rules += keras_dense(f"{theirs}_{unit}_conv", f"{ours}/unit{unit}/conv")
+            rules += keras_norm(f"{name}_{unit - 1}_bn", f"{path}/unit{unit}/bn")
+            rules += keras_dense(f"{name}_{unit}_conv", f"{path}/unit{unit}/conv")
     rules += keras_norm("pool{i}_bn", "stage{i}/transition/bn") + keras_dense(
         "pool{i}_conv", "stage{i}/transition/conv"
     )

@@ -1,4 +1,4 @@
-"""GoogLeNet and Inception v3 in the names of torchvision (timm's Inception v3 has the same) and Keras."""
+"""Layouts of GoogLeNet and Inception v3: torchvision, with the same names as timm's Inception v3, and Keras."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tljax.weights.layouts.table import (
     torch_norm,
 )
 
-# torchvision's names of the convolutions in the order of construction, which is the same everywhere.
+# torchvision's names of the convolutions in the order of construction, which is the same in all libraries.
 _V1_BLOCK = ("branch1", "branch2.0", "branch2.1", "branch3.0", "branch3.1", "branch4.1")
 _V1_BLOCKS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 _V1 = ("conv1", "conv2", "conv3", *(f"inception{b}.{n}" for b in _V1_BLOCKS for n in _V1_BLOCK))
@@ -46,7 +46,7 @@ _V3 = (
 
 
 def _units(steps: Iterable[Step], path: str) -> Iterator[str]:
-    """The paths of a chain's convolutions with their norms, in the order of construction."""
+    """Yield the paths of the units (convolution and norm) of a chain, in the order of construction."""
     for name, step in unit_names(steps):
         if isinstance(step, Conv):
             yield f"{path}/{name}"
@@ -55,8 +55,9 @@ def _units(steps: Iterable[Step], path: str) -> Iterator[str]:
                 yield from _units(branch, f"{path}/{name}/branch{k}")
 
 
-def _trunk(config: Variant) -> list[str]:
-    return [u for k, steps in enumerate(config.stages) for u in _units(steps, f"stage{k}" if k else "stem")]
+def _backbone_units(config: Variant) -> list[str]:
+    """Return the paths of the units of all stages, in the order of construction."""
+    return [unit for k, steps in enumerate(config.stages) for unit in _units(steps, f"stage{k}" if k else "stem")]
 
 
 def _torch_unit(name: str, path: str) -> list[Rule]:
@@ -64,7 +65,7 @@ def _torch_unit(name: str, path: str) -> list[Rule]:
 
 
 def torchvision(config: Variant) -> Layout:
-    """`googlenet` and `inception_v3` of torchvision, with their auxiliary classifiers."""
+    """Return the layout of torchvision's `googlenet` and `inception_v3`, with their auxiliary classifiers."""
     if config.version == 1:
         names = _V1
         heads = [
@@ -79,14 +80,15 @@ def torchvision(config: Variant) -> Layout:
             *_torch_unit("AuxLogits.conv1", "head/aux1/chain/unit2"),
             *torch_dense("AuxLogits.fc", "head/aux1/dense"),
         ]
-    rules = [r for name, path in zip(names, _trunk(config), strict=False) for r in _torch_unit(name, path)]
+    units = zip(names, _backbone_units(config), strict=False)
+    rules = [rule for name, path in units for rule in _torch_unit(name, path)]
     return Layout((*rules, *heads, *torch_dense("fc", "head/dense")), COUNTERS)
 
 
 def keras(config: Variant) -> Layout:
-    """`InceptionV3` of Keras Applications, whose published files number the layers from one."""
+    """Return the layout of Keras Applications' `InceptionV3`, whose published files number the layers from one."""
     rules = []
-    for k, path in enumerate(_trunk(config), start=1):
+    for k, path in enumerate(_backbone_units(config), start=1):
         rules += keras_dense(f"conv2d_{k}", f"{path}/conv") + keras_norm(f"batch_normalization_{k}", f"{path}/bn")
     return Layout((*rules, *keras_dense("predictions", "head/dense")))
 

@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt and Wide ResNet in the names of torchvision (timm's are the same), Keras, and segmentation models."""
+"""Layouts of ResNet, ResNeXt and Wide ResNet: torchvision, with the same names as timm, Keras and segmentation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tljax.weights.layouts.table import (
 
 
 def torchvision(config: Variant) -> Layout:
-    """`resnet*`, `resnext*` and `wide_resnet*` of torchvision and timm."""
+    """Return the layout of `resnet*`, `resnext*` and `wide_resnet*` of torchvision and timm."""
     block = "layer{i}.{j}"
     return Layout(
         (
@@ -34,29 +34,29 @@ def torchvision(config: Variant) -> Layout:
 
 
 def keras(config: Variant) -> Layout:
-    """`ResNet50`, `ResNet101` and `ResNet152` of Keras Applications, which are version 1."""
+    """Return the layout of Keras Applications' `ResNet50`, `ResNet101` and `ResNet152` (version 1)."""
     rules = [*keras_dense("conv1_conv", "stem/unit/conv"), *keras_norm("conv1_bn", "stem/unit/bn")]
     for stage, depth in enumerate(config.depths, start=1):
         for block in range(depth):
-            theirs, ours = f"conv{stage + 1}_block{block + 1}", f"stage{stage}/block{block}"
-            rules += keras_dense(f"{theirs}_0_conv", f"{ours}/shortcut/conv")
-            rules += keras_norm(f"{theirs}_0_bn", f"{ours}/shortcut/bn")
-            rules += keras_dense(f"{theirs}_{{k}}_conv", f"{ours}/unit{{k}}/conv")
-            rules += keras_norm(f"{theirs}_{{k}}_bn", f"{ours}/unit{{k}}/bn")
+            name, path = f"conv{stage + 1}_block{block + 1}", f"stage{stage}/block{block}"
+            rules += keras_dense(f"{name}_0_conv", f"{path}/shortcut/conv")
+            rules += keras_norm(f"{name}_0_bn", f"{path}/shortcut/bn")
+            rules += keras_dense(f"{name}_{{k}}_conv", f"{path}/unit{{k}}/conv")
+            rules += keras_norm(f"{name}_{{k}}_bn", f"{path}/unit{{k}}/bn")
     return Layout((*rules, *keras_dense("predictions", "head/dense")))
 
 
 def smp(config: Variant) -> Layout:
-    """`Unet` of segmentation_models_pytorch."""
+    """Return the layout of segmentation_models_pytorch's `Unet`."""
     return smp_unet(torchvision(config))
 
 
 def torchvision_fcn(config: Variant) -> Layout:
-    """`fcn_resnet*` of torchvision, with the auxiliary classifier."""
+    """Return the layout of torchvision's `fcn_resnet*`, with the auxiliary classifier."""
     rules = []
-    for theirs, ours in (("classifier", "head"), ("aux_classifier", "head/aux1")):
-        rules += torch_conv(f"{theirs}.0", f"{ours}/unit/conv") + torch_norm(f"{theirs}.1", f"{ours}/unit/bn")
-        rules += torch_conv(f"{theirs}.4", f"{ours}/score")
+    for name, path in (("classifier", "head"), ("aux_classifier", "head/aux1")):
+        rules += torch_conv(f"{name}.0", f"{path}/unit/conv") + torch_norm(f"{name}.1", f"{path}/unit/bn")
+        rules += torch_conv(f"{name}.4", f"{path}/score")
     return prefixed("backbone.", torchvision(config), rules, (("head", "fcn"), ("variant", "torchvision")))
 
 

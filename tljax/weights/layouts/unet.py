@@ -1,4 +1,4 @@
-"""U-Net in the names of milesial/Pytorch-UNet."""
+"""Layout of U-Net: milesial/Pytorch-UNet."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tljax.weights.layouts.table import COUNTERS, Layout, Rule, torch_conv, torc
 
 
 def milesial(config: Variant) -> Layout:
-    """`UNet` of milesial/Pytorch-UNet; the list of its masks' grey values is not read."""
+    """Return the layout of milesial/Pytorch-UNet's `UNet`; its list of mask values is ignored."""
     rules = [
         *_double("inc.double_conv", "stem"),
         *_double("down{k}.maxpool_conv.1.double_conv", "stage{k}"),
@@ -18,12 +18,13 @@ def milesial(config: Variant) -> Layout:
     return Layout(tuple(rules), (*COUNTERS, "mask_values"), (("upsample", "bilinear"),))
 
 
-def _double(theirs: str, ours: str) -> list[Rule]:
+def _double(name: str, path: str) -> list[Rule]:
+    """Return the rules of a block of two convolutions."""
     return [
-        *torch_conv(f"{theirs}.0", f"{ours}/unit1/conv"),
-        *torch_norm(f"{theirs}.1", f"{ours}/unit1/bn"),
-        *torch_conv(f"{theirs}.3", f"{ours}/unit2/conv"),
-        *torch_norm(f"{theirs}.4", f"{ours}/unit2/bn"),
+        *torch_conv(f"{name}.0", f"{path}/unit1/conv"),
+        *torch_norm(f"{name}.1", f"{path}/unit1/bn"),
+        *torch_conv(f"{name}.3", f"{path}/unit2/conv"),
+        *torch_norm(f"{name}.4", f"{path}/unit2/bn"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""VGG in the names of torchvision, timm, Keras and segmentation_models_pytorch."""
+"""Layouts of VGG: torchvision, timm, Keras and segmentation_models_pytorch."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from tljax.weights.layouts.table import (
 
 
 def _convs(config: Variant) -> Iterator[tuple[int, int, str]]:
-    """Block, number within the block, and path of every convolution."""
+    """Yield (block, number in the block, path) of every convolution."""
     for block, widths in enumerate(config.blocks, start=1):
         for i in range(1, len(widths) + 1):
             yield block, i, f"{'stem' if (block, i) == (1, 1) else f'stage{block}'}/conv{i}"
 
 
 def _features(config: Variant) -> list[Rule]:
-    """Torchvision's and timm's `features`, which counts convolutions, norms, ReLUs and pools."""
-    rules, index, last = [], 0, 1
+    """Return the rules of `features` in torchvision and timm, which counts convolutions, norms, ReLUs and pools."""
+    rules = []
+    index = 0
+    previous_block = 1
     for block, _, path in _convs(config):
-        index, last = index + (block != last), block  # the pool
+        if block != previous_block:
+            index += 1  # the pool
+        previous_block = block
         if config.norm is None:
             rules += torch_conv(f"features.{index}", path)
             index += 2
@@ -39,7 +43,7 @@ def _features(config: Variant) -> list[Rule]:
 
 
 def torchvision(config: Variant) -> Layout:
-    """`vgg*` of torchvision."""
+    """Return the layout of torchvision's `vgg*`."""
     head = [
         *torch_dense("classifier.0", "head/hidden0", "chw7_to_io"),
         *torch_dense("classifier.3", "head/hidden1"),
@@ -49,7 +53,7 @@ def torchvision(config: Variant) -> Layout:
 
 
 def timm(config: Variant) -> Layout:
-    """`vgg*` of timm, whose dense layers are convolutions."""
+    """Return the layout of timm's `vgg*`, whose dense layers are convolutions."""
     head = [
         *torch_dense("pre_logits.fc1", "head/hidden0", "oi77_to_io"),
         *torch_dense("pre_logits.fc2", "head/hidden1", "oi11_to_io"),
@@ -59,14 +63,17 @@ def timm(config: Variant) -> Layout:
 
 
 def keras(config: Variant) -> Layout:
-    """`VGG16` and `VGG19` of Keras Applications."""
-    rules = [r for b, i, path in _convs(config) for r in keras_dense(f"block{b}_conv{i}", path)]
-    head = {"fc1": "hidden0", "fc2": "hidden1", "predictions": "dense"}
-    return Layout((*rules, *(r for theirs, ours in head.items() for r in keras_dense(theirs, f"head/{ours}"))))
+    """Return the layout of Keras Applications' `VGG16` and `VGG19`."""
+    rules = []
+    for block, i, path in _convs(config):
+        rules += keras_dense(f"block{block}_conv{i}", path)
+    for name, layer in (("fc1", "hidden0"), ("fc2", "hidden1"), ("predictions", "dense")):
+        rules += keras_dense(name, f"head/{layer}")
+    return Layout(tuple(rules))
 
 
 def smp(config: Variant) -> Layout:
-    """`Unet` of segmentation_models_pytorch, which makes nothing of the map at stride 1."""
+    """Return the layout of segmentation_models_pytorch's `Unet`, which does not use the features at stride 1."""
     return smp_unet(Layout(tuple(_features(config)), COUNTERS), (("depth", len(config.blocks)),))
 
 

@@ -1,4 +1,4 @@
-"""COCO files against pycocotools: boxes, crowds, polygons and run lengths; and broken ones."""
+"""COCO files compared with pycocotools: boxes, crowds, polygons and run lengths; and invalid files."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 
 from tljax.config import DataConfig
 from tljax.data.sources import registry
-from tljax.data.sources.coco import _region
+from tljax.data.sources.coco import _decode_region
 from tljax.errors import UserError
 
 H, W = 12, 16
@@ -68,10 +68,10 @@ def load(folder, task, on_error="error", image_size=None, **options):
     return registry.load_source(config, task)
 
 
-def change(folder, what, split="train2017"):
+def edit_json(folder, edit, split="train2017"):
     path = folder / "annotations" / f"instances_{split}.json"
     content = json.loads(path.read_text())
-    what(content)
+    edit(content)
     path.write_text(json.dumps(content))
 
 
@@ -81,32 +81,32 @@ def test_boxes_classes_and_crowds(folder):
     assert source.train.images[:, 0, 0, 0].tolist() == [1, 2, 3]
     assert source.train.labels.tolist() == [[1, 0, 0], [-1, -1, -1], [1, -1, -1]]
     assert source.train.crowd.tolist() == [[False, False, True], [False] * 3, [False] * 3]
-    # bbox is x, y, width, height; what has no area is left out; what is outside is cut off.
+    # bbox is x, y, width, height; boxes without area are left out, others are clipped to the image.
     assert source.train.boxes[0].tolist() == [[2, 1, 5, 5.5], [0, 0, 12, 16], [3, 3, 8, 8]]
     assert source.train.boxes[2].tolist() == [[3, 0, 12, 2], [0] * 4, [0] * 4]
 
 
-def test_boxes_are_scaled_with_their_pictures(folder):
+def test_boxes_are_scaled_with_their_images(folder):
     split = load(folder, "detection", image_size=24).train
     assert split.images.shape == (3, 24, 24, 3)
     assert split.boxes[0, 0].tolist() == [4, 1.5, 10, 8.25]
 
 
-def test_every_splits_row_has_room_for_the_most_boxes_of_any(folder):
+def test_all_splits_are_padded_to_the_max_number_of_boxes(folder):
     box = {"image_id": 20, "category_id": 7, "bbox": [1, 1, 2, 2]}
-    change(folder, lambda c: c["annotations"].extend([box] * 1000), "val2017")
+    edit_json(folder, lambda c: c["annotations"].extend([box] * 1000), "val2017")
     source = load(folder, "detection")
     assert source.train.labels.shape == (3, 1000)
     assert (source.test.labels[1] == 0).all()
-    change(folder, lambda c: c["annotations"].clear(), "val2017")
-    change(folder, lambda c: c["annotations"].clear())
+    edit_json(folder, lambda c: c["annotations"].clear(), "val2017")
+    edit_json(folder, lambda c: c["annotations"].clear())
     source = load(folder, "detection")
     assert source.train.labels.tolist() == [[-1]] * 3
     assert source.train.crowd is None
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # of pycocotools
-def test_masks_are_those_of_pycocotools_smaller_ones_over_larger(folder):
+def test_masks_match_pycocotools_with_small_objects_on_top(folder):
     source = load(folder, "segmentation")
     assert source.classes == ("background", "cat", "dog")
     reference = COCO(folder / "annotations" / "instances_train2017.json")
@@ -121,17 +121,17 @@ def test_masks_are_those_of_pycocotools_smaller_ones_over_larger(folder):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 70), st.floats(0, 1), st.integers(0, 10**6))
-def test_run_lengths_are_decoded_as_pycocotools_does(height, width, share, seed):
+def test_run_lengths_are_decoded_as_in_pycocotools(height, width, share, seed):
     mask = np.asfortranarray(np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
-    assert (_region(compressed(mask), (height, width), "") == mask).all()
+    assert (_decode_region(compressed(mask), (height, width), "") == mask).all()
 
 
 @pytest.mark.parametrize(
     "code", ["", "0", "zz", "\x00", "P1 ", "o" * 40, compressed(disc(5, 5, 3))["counts"][:-2], "é"]
 )
-def test_run_lengths_that_are_not_of_the_picture_are_refused(code):
+def test_run_lengths_of_the_wrong_total_are_rejected(code):
     with pytest.raises(UserError, match="do not add up"):
-        _region({"size": [H, W], "counts": code}, (H, W), "annotation 1")
+        _decode_region({"size": [H, W], "counts": code}, (H, W), "annotation 1")
 
 
 BAD = {
@@ -152,59 +152,59 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_annotation_ends_it_or_leaves_its_picture_out(folder, name):
-    damage, task, words = BAD[name]
-    change(folder, lambda c: damage(c["annotations"][0]))
-    with pytest.raises(UserError, match=f"instances_train2017.json: annotation 1 of 1.png .*{words}"):
+def test_bad_annotation_raises_or_image_is_skipped(folder, name):
+    damage, task, message = BAD[name]
+    edit_json(folder, lambda c: damage(c["annotations"][0]))
+    with pytest.raises(UserError, match=f"instances_train2017.json: annotation 1 of 1.png .*{message}"):
         load(folder, task)
     source = load(folder, task, "skip")
     assert [s.rsplit("/", 2)[1:] for s in source.skipped] == [["train2017", "1.png"]]
     assert source.train.images[:, 0, 0, 0].tolist() == [2, 3]
 
 
-def test_missing_pictures_and_ones_of_another_size(folder):
+def test_missing_images_and_images_of_another_size(folder):
     (folder / "val2017" / "2.png").unlink()
-    with pytest.raises(UserError, match=r"There is no picture .*val2017/2\.png"):
+    with pytest.raises(UserError, match=r"There is no image .*val2017/2\.png"):
         load(folder, "detection")
     assert len(load(folder, "detection", "skip").test) == 2
-    change(folder, lambda c: c["images"][0].update(width=99))
-    with pytest.raises(UserError, match=r"train2017/1\.png is 16×12 pixels, but .*json says 99×12"):
+    edit_json(folder, lambda c: c["images"][0].update(width=99))
+    with pytest.raises(UserError, match=r"train2017/1\.png is 16×12 pixels, but .*json has 99×12"):
         load(folder, "detection")
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
-        (lambda c: c.pop("images"), "not COCO's JSON: 'images' is missing"),
+        (lambda c: c.pop("images"), "not COCO JSON: 'images' is missing"),
         (lambda c: c["images"][0].pop("file_name"), "'file_name' is missing"),
         (lambda c: c["annotations"][0].pop("image_id"), "'image_id' is missing"),
-        (lambda c: c.update(annotations=3), "not COCO's JSON"),
-        (lambda c: c.update(images=[3]), "not COCO's JSON"),
-        (lambda c: c["images"][0].update(id=[3]), "not COCO's JSON"),
-        (lambda c: c["annotations"][0].update(image_id=4), "annotations of the picture 4, which it does not list"),
-        (lambda c: c["images"][0].update(id=20), "ids of its categories and pictures differ"),
+        (lambda c: c.update(annotations=3), "not COCO JSON"),
+        (lambda c: c.update(images=[3]), "not COCO JSON"),
+        (lambda c: c["images"][0].update(id=[3]), "not COCO JSON"),
+        (lambda c: c["annotations"][0].update(image_id=4), "annotations of the image 4, which it does not list"),
+        (lambda c: c["images"][0].update(id=20), "ids of its categories and images must be unique"),
         (lambda c: c["categories"][0].update(name="wolf"), "other categories than the file for train"),
     ],
 )
 @pytest.mark.parametrize("on_error", ["error", "skip"])
-def test_a_broken_json_is_an_error_either_way(folder, damage, words, on_error):
-    change(folder, damage, "val2017")
-    with pytest.raises(UserError, match=words):
+def test_invalid_json_raises_even_with_skip(folder, damage, message, on_error):
+    edit_json(folder, damage, "val2017")
+    with pytest.raises(UserError, match=message):
         load(folder, "detection", on_error)
 
 
 def test_truncated_json_and_missing_files(folder):
     path = folder / "annotations" / "instances_val2017.json"
     path.write_text(path.read_text()[:100])
-    with pytest.raises(UserError, match=r"instances_val2017\.json is not COCO's JSON: .*line 1"):
+    with pytest.raises(UserError, match=r"instances_val2017\.json is not COCO JSON: .*line 1"):
         load(folder, "detection", "skip")
     path.unlink()
-    with pytest.raises(UserError, match=r"has 0 files instances_val\*\.json: name one in data\.options\.test"):
+    with pytest.raises(UserError, match=r"has 0 files instances_val\*\.json: set data\.options\.test"):
         load(folder, "detection")
     with pytest.raises(UserError, match=r"x\.json cannot be read"):
         load(folder, "detection", test="x.json")
     train = "annotations/instances_train2017.json"
-    with pytest.raises(UserError, match=r"There is no folder .*/q: name it in data\.options\.test_images"):
+    with pytest.raises(UserError, match=r"There is no folder .*/q: set data\.options\.test_images"):
         load(folder, "detection", test=train, test_images="q")
     source = load(folder, "detection", test=train, valid=train, valid_images="val2017")
     assert len(source.valid) == len(source.test) == 3

@@ -1,4 +1,4 @@
-"""Pascal VOC: boxes that count from 1, difficult objects, palette masks, and broken files."""
+"""Pascal VOC: boxes in pixels counted from 1, difficult objects, palette masks, and invalid files."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def load(path, task, on_error="error", **options):
     return registry.load_source(DataConfig(name="voc", path=str(path), options=options, on_error=on_error), task)
 
 
-def test_boxes_count_from_one_and_include_their_last_pixel(folder):
+def test_boxes_count_from_one_and_include_the_last_pixel(folder):
     source = load(folder, "detection")
     assert source.train.boxes[0].tolist() == [[0, 0, 10, 20], [2, 4, 4, 5]]
     assert [source.classes[k] for k in source.train.labels[0]] == ["dog", "person"]
@@ -51,14 +51,14 @@ def test_boxes_count_from_one_and_include_their_last_pixel(folder):
     assert len(source.classes) == 20
 
 
-def test_masks_are_the_palettes_indices(folder):
+def test_masks_are_palette_indices(folder):
     source = load(folder / "VOC2007", "segmentation")
     assert source.classes[12] == "dog"
     assert source.train.labels[0, 1, 2:6].tolist() == [12, 255, 0, 12]
     assert len(source.classes) == 21
 
 
-def test_lists_are_chosen_by_name(folder):
+def test_lists_can_be_chosen_by_name(folder):
     source = load(folder, "detection", train="val", test="train", valid="val")
     assert (len(source.train), len(source.valid), len(source.test)) == (1, 1, 2)
     with pytest.raises(UserError, match=r'no list .*tain\.txt; did you mean "train"'):
@@ -76,41 +76,41 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_xml_ends_it_or_leaves_its_picture_out(folder, name):
-    text, words = BAD[name]
+def test_bad_xml_raises_or_image_is_skipped(folder, name):
+    text, message = BAD[name]
     path = folder / "VOC2007" / "Annotations" / "a1.xml"
     path.write_text(text if name == "entities" else f"<annotation>{text}</annotation>")
-    with pytest.raises(UserError, match=rf"a1\.xml .*{words}"):
+    with pytest.raises(UserError, match=rf"a1\.xml .*{message}"):
         load(folder, "detection")
     source = load(folder, "detection", "skip")
     assert [s.rsplit("/", 1)[1] for s in source.skipped] == ["a1.jpg"]
     assert len(source.train) == 1
 
 
-@pytest.mark.parametrize("gone", ["Annotations/a1.xml", "JPEGImages/a1.jpg"])
-def test_missing_files(folder, gone):
-    (folder / "VOC2007" / gone).unlink()
-    with pytest.raises(UserError, match=gone):
+@pytest.mark.parametrize("missing", ["Annotations/a1.xml", "JPEGImages/a1.jpg"])
+def test_missing_files_raise_or_are_skipped(folder, missing):
+    (folder / "VOC2007" / missing).unlink()
+    with pytest.raises(UserError, match=missing):
         load(folder, "detection")
     assert len(load(folder, "detection", "skip").train) == 1
 
 
-def test_a_hidden_document_type_is_refused(folder):
+def test_document_type_in_utf16_is_rejected(folder):
     text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'
     (folder / "VOC2007" / "Annotations" / "a1.xml").write_text(text, encoding="utf-16")
-    with pytest.raises(UserError, match="is not read"):
+    with pytest.raises(UserError, match="is not supported"):
         load(folder, "detection")
 
 
-def test_a_mask_with_a_class_that_there_is_not(folder):
+def test_mask_with_an_unknown_class_raises(folder):
     Image.fromarray(np.full((10, 20), 21, np.uint8)).save(folder / "VOC2007" / "SegmentationClass" / "a1.png")
     with pytest.raises(UserError, match=r"SegmentationClass/a1\.png has the value 21"):
         load(folder, "segmentation")
 
 
-def test_several_years_and_none(folder, tmp_path):
-    with pytest.raises(UserError, match="neither ImageSets nor a folder VOC2007"):
+def test_no_year_and_several_years_raise(folder, tmp_path):
+    with pytest.raises(UserError, match="neither ImageSets nor a folder such as VOC2007"):
         load(folder / "VOC2007" / "Annotations", "detection")
     (tmp_path / "VOC2012").mkdir()
-    with pytest.raises(UserError, match="has VOC2007, VOC2012: give one"):
+    with pytest.raises(UserError, match=r"has VOC2007, VOC2012: set data\.path to one"):
         load(folder, "detection")

@@ -1,4 +1,4 @@
-"""Prepared TFDS sets with boxes and masks, without TensorFlow."""
+"""Prepared TensorFlow Datasets with boxes and masks, read without TensorFlow."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ from PIL import Image
 
 from tljax.config import DataConfig
 from tljax.data.sources import registry
-from tljax.data.sources import tfds as reader
+from tljax.data.sources import tfds as tfds_source
 from tljax.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (5, 8, 10, 3), dtype=np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 10, 3), dtype=np.uint8)
 MASK = np.array([[1, 2], [3, 255]], np.uint8).repeat(4, 0).repeat(5, 1)
 # ymin, xmin, ymax, xmax
 BOXES = [[[0.0, 0.1, 0.5, 0.9], [0.25, 0.0, 1.0, 0.5]], [], [[0.5, 0.5, 0.5, 1.0]], [[0.0, 0.0, 1.0, 1.0]] * 4, []]
@@ -51,8 +51,9 @@ def folder(tmp_path_factory):
                     {"bbox": tfds.features.BBox(*box), "pose": 0, "label": k % 2, "is_difficult": k == 1}
                     for k, box in enumerate(BOXES[i])
                 ]
-                picture, mask = Image.fromarray(PICTURES[i]), Image.fromarray(MASK)
-                yield i, {"image": picture, "segmentation_mask": mask, "objects": objects, "name": f"{i}"}
+                image = Image.fromarray(IMAGES[i])
+                mask = Image.fromarray(MASK)
+                yield i, {"image": image, "segmentation_mask": mask, "objects": objects, "name": f"{i}"}
 
         def _generate_examples(self):
             raise AssertionError("each split has its own generator")
@@ -66,24 +67,24 @@ def load(folder, task, image_size=None, **options):
     return registry.load_source(config, task)
 
 
-def rows_of(split):
+def row_by_image(split):
     return {image.tobytes(): k for k, image in enumerate(split.images)}
 
 
-def test_boxes_are_found_by_their_type(folder):
+def test_boxes_are_found_by_feature_type(folder):
     source = load(folder, "detection")
     assert source.classes == ("cat", "dog")
     assert source.train.labels.shape == (3, 4)
-    rows = rows_of(source.train)
-    first = rows[PICTURES[0].tobytes()]
+    rows = row_by_image(source.train)
+    first = rows[IMAGES[0].tobytes()]
     assert source.train.boxes[first, :2] == pytest.approx(np.array([[0, 1, 4, 9], [2, 0, 8, 5]]))
     assert source.train.labels[first].tolist() == [0, 1, -1, -1]
     assert source.train.crowd[first].tolist() == [False, True, False, False]
-    assert (source.train.labels[rows[PICTURES[2].tobytes()]] == -1).all()  # a box without height
-    assert source.test.labels[rows_of(source.test)[PICTURES[3].tobytes()]].tolist() == [0, 1, 0, 1]
+    assert (source.train.labels[rows[IMAGES[2].tobytes()]] == -1).all()  # a box without height
+    assert source.test.labels[row_by_image(source.test)[IMAGES[3].tobytes()]].tolist() == [0, 1, 0, 1]
 
 
-def test_masks_are_found_by_their_type_and_numbered_from_the_first(folder):
+def test_masks_are_found_by_type_and_numbered_from_first(folder):
     source = load(folder, "segmentation", first=1, classes=("pet", "ground", "border"))
     assert source.classes == ("pet", "ground", "border")
     expected = np.array([[0, 1], [2, 255]]).repeat(4, 0).repeat(5, 1)
@@ -95,7 +96,7 @@ def test_masks_are_found_by_their_type_and_numbered_from_the_first(folder):
     )
 
 
-def test_splits_and_fields_are_chosen_by_name(folder):
+def test_splits_and_fields_can_be_chosen_by_name(folder):
     source = load(folder, "detection", train="validation", test="train", valid="validation", objects="objects")
     assert (len(source.train), len(source.valid), len(source.test)) == (2, 2, 3)
     source = load(folder, "segmentation", image="segmentation_mask", mask="segmentation_mask")
@@ -103,10 +104,10 @@ def test_splits_and_fields_are_chosen_by_name(folder):
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "words"),
+    ("task", "options", "message"),
     [
-        ("segmentation", {"mask": "image"}, 'data.options.mask: tfds:tiny_scenes has no such field "image"'),
-        ("detection", {"objects": "object"}, 'no such field "object"; did you mean "objects"'),
+        ("segmentation", {"mask": "image"}, 'data.options.mask: tfds:tiny_scenes has no field "image"'),
+        ("detection", {"objects": "object"}, 'no field "object"; did you mean "objects"'),
         ("segmentation", {"classes": ("a", "b")}, "row 0 of train: segmentation_mask has the value 2"),
         ("segmentation", {"first": 2}, r"has values 1\.\.255 in segmentation_mask, beyond 2\.\.255"),
         ("detection", {"test": "tset"}, r"needs splits train and tset; it has \['train', 'validation'\]"),
@@ -114,35 +115,36 @@ def test_splits_and_fields_are_chosen_by_name(folder):
         ("classification", {}, "has no image and label"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(folder, task, options, words):
-    with pytest.raises(UserError, match=words):
+def test_invalid_options_raise(folder, task, options, message):
+    with pytest.raises(UserError, match=message):
         load(folder, task, **options)
 
 
-def test_fields_of_published_sets_are_found():
+def test_fields_of_published_datasets_are_found():
     def images(**channels):
         return {name: tfds.features.Image(shape=(None, None, c)) for name, c in channels.items()}
 
     city = images(image_left=3, segmentation_label=1)
-    assert reader._field(city, "image", None, "") == "image_left"
-    assert reader._field(city, "mask", None, "") == "segmentation_label"
-    with pytest.raises(UserError, match=r"several, a, b: choose with data\.options\.mask"):
-        reader._field(images(image=3, a=1, b=1), "mask", None, "tfds:x")
-    with pytest.raises(UserError, match="one field that may be objects, but it has none"):
-        reader._field(city, "objects", None, "tfds:x")
-    labelled = tfds.features.LabeledImage(labels=["sky", "sea"], shape=(None, None, 1))
-    assert reader._mask_names(labelled) == ("sky", "sea")
+    assert tfds_source._find_field(city, "image", None, "") == "image_left"
+    assert tfds_source._find_field(city, "mask", None, "") == "segmentation_label"
+    with pytest.raises(UserError, match=r"several fields for mask: a, b; choose with data\.options\.mask"):
+        tfds_source._find_field(images(image=3, a=1, b=1), "mask", None, "tfds:x")
+    with pytest.raises(UserError, match="no field for objects"):
+        tfds_source._find_field(city, "objects", None, "tfds:x")
+    labeled = tfds.features.LabeledImage(labels=["sky", "sea"], shape=(None, None, 1))
+    assert tfds_source._mask_names(labeled) == ("sky", "sea")
 
 
-def test_values_that_are_no_boxes_are_refused(folder):
-    image = PICTURES[0]
-    names = {"field": "o", "box": "b", "label": "l", "crowd": None, "classes": 2, "where": "row 3"}
+def test_invalid_boxes_and_classes_are_rejected(folder):
+    image = IMAGES[0]
+    fields = tfds_source.BoxFields("o", "b", "l", None)
+    options = {"fields": fields, "num_classes": 2, "origin": "row 3"}
     with pytest.raises(UserError, match="row 3 has a box whose coordinates are not finite"):
-        reader._boxed({"o": {"b": [[0, np.nan, 1, 1]], "l": [0]}}, image, **names)
+        tfds_source._box_target({"o": {"b": [[0, np.nan, 1, 1]], "l": [0]}}, image, **options)
     with pytest.raises(UserError, match=r"row 3 has a class beyond 0\.\.1"):
-        reader._boxed({"o": {"b": [[0, 0, 1, 1]], "l": [-1]}}, image, **names)
+        tfds_source._box_target({"o": {"b": [[0, 0, 1, 1]], "l": [-1]}}, image, **options)
 
 
-def test_what_published_sets_do_not_say_is_an_option_of_the_reader():
-    names = {field.name for field in dataclasses.fields(reader.Options)}
-    assert all(set(known) <= names for known in reader.KNOWN.values())
+def test_dataset_options_are_fields_of_options():
+    names = {field.name for field in dataclasses.fields(tfds_source.Options)}
+    assert all(set(options) <= names for options in tfds_source.DATASET_OPTIONS.values())

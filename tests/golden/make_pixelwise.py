@@ -1,4 +1,4 @@
-"""Writes pixels.npz: what PyTorch and segmentation_models_pytorch make of random logits and masks, in float64.
+"""Write pixelwise.npz: losses of PyTorch and segmentation_models_pytorch for random logits and masks, in float64.
 
 Needs torch and segmentation-models-pytorch, whose Lovász loss is in float32.
 """
@@ -18,16 +18,16 @@ def main() -> None:
 
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (2, 5, 6, 4))
-    labels = rng.integers(0, 3, (2, 5, 6))  # the last class is nowhere
+    labels = rng.integers(0, 3, (2, 5, 6))  # the last class is absent
     labels[rng.random(labels.shape) < 0.2] = 255
     weights = np.array([0.5, 1.0, 2.0, 3.0])
     target = torch.from_numpy(labels)
 
     def focal(x):
-        likely = -torch.nn.functional.cross_entropy(x, target, ignore_index=255, reduction="none")
-        return (-((1 - likely.exp()) ** 2) * likely)[target != 255].mean()
+        log_p = -torch.nn.functional.cross_entropy(x, target, ignore_index=255, reduction="none")
+        return (-((1 - log_p.exp()) ** 2) * log_p)[target != 255].mean()
 
-    of_torch = {
+    reference_losses = {
         "cross_entropy": lambda x: torch.nn.functional.cross_entropy(x, target, ignore_index=255),
         "weighted": lambda x: torch.nn.functional.cross_entropy(
             x, target, torch.from_numpy(weights), ignore_index=255, label_smoothing=0.1
@@ -36,13 +36,14 @@ def main() -> None:
         "dice": lambda x: losses.DiceLoss("multiclass", ignore_index=255)(x, target),
         "lovasz": lambda x: losses.LovaszLoss("multiclass", ignore_index=255)(x.float(), target),
     }
-    found = {"logits": logits, "labels": labels, "weights": weights}
-    for name, loss in of_torch.items():
+    arrays = {"logits": logits, "labels": labels, "weights": weights}
+    for name, loss in reference_losses.items():
         x = torch.from_numpy(logits.transpose(0, 3, 1, 2).copy()).requires_grad_()
         value = loss(x)
         value.backward()
-        found[name], found[f"{name}_gradient"] = value.item(), x.grad.numpy().transpose(0, 2, 3, 1)
-    np.savez_compressed(Path(__file__).with_name("pixels.npz"), **found)
+        arrays[name] = value.item()
+        arrays[f"{name}_gradient"] = x.grad.numpy().transpose(0, 2, 3, 1)
+    np.savez_compressed(Path(__file__).with_name("pixelwise.npz"), **arrays)
 
 
 if __name__ == "__main__":

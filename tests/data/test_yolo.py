@@ -1,4 +1,4 @@
-"""YOLO's text files: shares of the sides, names in every form, and bad lines."""
+"""YOLO text files: relative boxes, class names in every form, and invalid lines."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tljax.data.sources import registry
 from tljax.data.sources.yolo import _yaml_names
 from tljax.errors import UserError
 
-NAMES = {"classes": ("ant", "bee")}
+OPTIONS = {"classes": ("ant", "bee")}
 
 
 @pytest.fixture
@@ -28,25 +28,24 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load(folder, on_error="error", options=NAMES):
+def load(folder, on_error="error", options=OPTIONS):
     return registry.load_source(
         DataConfig(name="yolo", path=str(folder), options=options, on_error=on_error), "detection"
     )
 
 
-def test_boxes_are_centres_and_sides_as_shares(folder):
+def test_boxes_are_relative_centers_and_sides(folder):
     source = load(folder)
     assert source.classes == ("ant", "bee")
     assert source.train.images.shape == (3, 10, 20, 1)
-    assert source.train.boxes[0] == pytest.approx(
-        np.array([[0, 5, 10, 15], [0, 0, 5, 6]])
-    )  # the second is cut at the edge
+    # The second box is clipped to the image.
+    assert source.train.boxes[0] == pytest.approx(np.array([[0, 5, 10, 15], [0, 0, 5, 6]]))
     assert source.train.labels.tolist() == [[1, 0], [-1, -1], [-1, -1]]
     assert source.test.labels.tolist() == [[-1, -1]]  # a box without width
     assert source.valid is None
 
 
-def test_with_test_pictures_those_of_val_are_for_validation(folder):
+def test_val_is_the_validation_split_if_there_is_a_test_folder(folder):
     for kind in ("images", "labels"):
         (folder / kind / "val").rename(folder / kind / "test")
         (folder / kind / "val").symlink_to(folder / kind / "train")
@@ -70,12 +69,12 @@ def test_with_test_pictures_those_of_val_are_for_validation(folder):
         ("names: &anchor", []),
     ],
 )
-def test_names_of_every_form(text, names):
+def test_yaml_names_in_every_form(text, names):
     assert _yaml_names(text) == names
 
 
-def test_names_come_from_files(folder):
-    with pytest.raises(UserError, match=r"has no names of classes: set data\.options\.classes"):
+def test_class_names_are_read_from_files(folder):
+    with pytest.raises(UserError, match=r"has no class names: set data\.options\.classes"):
         load(folder, options={})
     (folder / "classes.txt").write_text("wasp\nfly\n")
     assert load(folder, options={}).classes == ("wasp", "fly")
@@ -84,29 +83,29 @@ def test_names_come_from_files(folder):
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "message"),
     [
         ("2 0.5 0.5 0.1 0.1", r"has the class 2, but there are names for 0\.\.1"),
         ("-1 0.5 0.5 0.1 0.1", "has the class -1"),
-        ("0 0.5 nan 0.1 0.1", "is not a whole number and four finite ones"),
-        ("0 0.5 0.5 0.1", "is not a whole number and four finite ones"),
-        ("0 0.5 0.5 0.1 0.1 0.2 0.2", "is not a whole number and four finite ones"),
-        ("ant 0.5 0.5 0.1 0.1", "is not a whole number"),
-        ("0 10 5 4 4", r"must have shares of the picture's sides, 0\.\.1"),
+        ("0 0.5 nan 0.1 0.1", "is not an integer and four finite numbers"),
+        ("0 0.5 0.5 0.1", "is not an integer and four finite numbers"),
+        ("0 0.5 0.5 0.1 0.1 0.2 0.2", "is not an integer and four finite numbers"),
+        ("ant 0.5 0.5 0.1 0.1", "is not an integer"),
+        ("0 10 5 4 4", r"must have numbers in 0\.\.1"),
     ],
 )
-def test_a_bad_line_is_named_or_its_picture_left_out(folder, line, words):
+def test_bad_line_raises_or_image_is_skipped(folder, line, message):
     (folder / "labels" / "train" / "c.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
-    with pytest.raises(UserError, match=rf"labels/train/c\.txt, line 2, {words}"):
+    with pytest.raises(UserError, match=rf"labels/train/c\.txt, line 2, {message}"):
         load(folder)
     source = load(folder, "skip")
     assert [s.rsplit("/", 1)[1] for s in source.skipped] == ["c.jpg"]
     assert len(source.train) == 2
 
 
-def test_texts_without_pictures_and_texts_that_are_none(folder):
+def test_labels_without_image_and_invalid_text_raise(folder):
     (folder / "images" / "train" / "a.jpg").unlink()
-    with pytest.raises(UserError, match=r"There is no picture for .*labels/train/a\.txt"):
+    with pytest.raises(UserError, match=r"There is no image for .*labels/train/a\.txt"):
         load(folder)
     assert [s.rsplit("/", 1)[1] for s in load(folder, "skip").skipped] == ["a.txt"]
     (folder / "labels" / "train" / "b.txt").write_bytes(b"\xff\xfe\x00")
