@@ -103,7 +103,7 @@ def run_steps(steps: int, process: int = 0, processes: int = 1, port: int = 0) -
     if processes > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", processes, process)
-    from ours import RULES, TljaxStep
+    from tljax_step import RULES, TljaxStep
 
     from tljax import config
     from tljax.data.loader import train_batches

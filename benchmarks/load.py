@@ -60,7 +60,7 @@ def run_step(step: str, name: str, path: str) -> None:
     model = models.create_model(name, num_classes=CLASSES, rngs=nnx.Rngs(0) if step == "write" else None, **head)
     record("build")
     if step == "write":
-        write_safetensors(path, weights.export(model, layouts(model.family, model.config)["torchvision"]))
+        write_safetensors(path, weights.export_weights(model, layouts(model.family, model.config)["torchvision"]))
         return
     with MemorySampler() as memory:
         last = time.perf_counter()

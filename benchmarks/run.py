@@ -15,8 +15,8 @@ from pathlib import Path
 
 import devices
 import results
+import scripts_items
 import steps
-import whole
 from bench import Bench
 from driver import WorkerError
 from machine import machine_name, memory_bytes, num_cores, processor_name
@@ -24,9 +24,9 @@ from machine import machine_name, memory_bytes, num_cores, processor_name
 # In the order in which they run: some use results of others.
 ITEMS: dict[str, Callable[[Bench], list[dict]]] = {
     "machine": steps.machine,
-    "script": whole.script,
-    "as-written": whole.as_written,
-    "sweep": whole.sweep,
+    "script": scripts_items.script,
+    "as-written": scripts_items.as_written,
+    "sweep": scripts_items.sweep,
     "step": steps.step,
     "last-stage": steps.last_stage,
     "head-augmented": steps.head_augmented,

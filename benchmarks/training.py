@@ -12,7 +12,7 @@ import sys
 
 from frameworks import batch_of, keras_model, torch_batch, torch_layouts, torch_network
 from machine import matmul, torch_matmul, triad
-from ours import tljax_variants
+from tljax_step import tljax_variants
 from worker import Framework, serve
 
 LEARNING_RATE = 1e-3

@@ -53,7 +53,7 @@ def describe(backbone: str) -> dict:
 
 def compare(case: zoo.Case) -> dict[str, float]:
     """Return the largest errors of a case by kind, after checking that they are within the tests' tolerances."""
-    assert zoo.misplaced(case) == [], case
+    assert zoo.naming_errors(case) == [], case
     assert zoo.round_trip(case) == [], case
     worst = {"inference": max(zoo.inference_errors(case).values())}
     if case.has("train_logits"):

@@ -25,7 +25,7 @@ from tljax.config import Config  # noqa: E402
 from tljax.errors import UserError  # noqa: E402
 from tljax.losses import LOSSES, REQUIREMENTS  # noqa: E402
 from tljax.report import phase_diagram  # noqa: E402
-from tljax.report.markdown import humanise_bytes  # noqa: E402
+from tljax.report.markdown import format_bytes  # noqa: E402
 from tljax.report.tables import MISSING, mean_interval, percent  # noqa: E402
 from tljax.run import features, probe, sweep  # noqa: E402
 from tljax.run.config_files import load_config_file  # noqa: E402
@@ -154,7 +154,7 @@ def draw_and_count(name: str, config: Config, folder: Path) -> str:
     costs = [phase_cost(experiment, plan) for plan in experiment.plans]
     steps = [plan.steps for plan in experiment.plans]
     flops = sum(c.step_flops * n for c, n in zip(costs, steps, strict=True)) / sum(steps)
-    return f"{flops / costs[0].forward_flops:.1f} | {humanise_bytes(max(c.optimizer_bytes for c in costs))}"
+    return f"{flops / costs[0].forward_flops:.1f} | {format_bytes(max(c.optimizer_bytes for c in costs))}"
 
 
 def config_lines(name: str) -> str:

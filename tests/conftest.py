@@ -61,7 +61,7 @@ def tiny(tmp_path):
     c.train.epochs = 4
     c.report.figures = False
     c.report.tensorboard = False
-    c.cache.storage = "none"  # fewer programs to compile; tests/train/test_keep.py is about the others
+    c.cache.storage = "none"  # fewer programs to compile; tests/train/test_feature_cache.py is about the others
     return c
 
 

@@ -19,7 +19,7 @@ def is_plugin(name: str) -> bool:
     return name.endswith(".py") or ".py:" in name
 
 
-def load_plugin(spec: str, what: str) -> Any:
+def load_plugin(spec: str, kind: str) -> Any:
     """Load the attribute NAME of a Python file.
 
     The file is executed once per process and version: until it changes, the same spec returns the same object.
@@ -36,18 +36,18 @@ def load_plugin(spec: str, what: str) -> Any:
     """
     file, _, name = spec.rpartition(":")
     if not file.endswith(".py") or not name:
-        raise UserError(f'A custom {what} must be given as FILE.py:NAME, got "{spec}".')
+        raise UserError(f'A custom {kind} must be given as FILE.py:NAME, got "{spec}".')
     path = Path(file)
     if not path.is_file():
-        raise UserError(f'{what} "{spec}": {_describe_missing(path)}')
+        raise UserError(f'{kind} "{spec}": {_describe_missing(path)}')
     module = _run_file(path.resolve(), path.stat().st_mtime_ns)
     if not hasattr(module, name):
         public = [n for n, value in vars(module).items() if not n.startswith("_") and not inspect.ismodule(value)]
-        raise UserError(f'{path} has no {what} "{name}"{did_you_mean(name, public)}')
+        raise UserError(f'{path} has no {kind} "{name}"{did_you_mean(name, public)}')
     return getattr(module, name)
 
 
-def plugin_digest(spec: str) -> str:
+def plugin_hash(spec: str) -> str:
     """Return the SHA-256 (hexadecimal) of the file named in `FILE.py:NAME`."""
     return hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
 

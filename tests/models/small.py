@@ -18,16 +18,16 @@ def build(config, head, image_size=32, classes=3, rngs=None, **options):
     return models.create_model(config, num_classes=classes, head=head, image_size=image_size, rngs=rngs, **options)
 
 
-def drawn(model, seed=0):
+def with_random_values(model, seed=0):
     """Fill every variable of the model with random values, and return the model."""
     rng = np.random.default_rng(seed)
-    values = {p: rng.uniform(0.2, 0.9, v.shape) * rng.choice([-1, 1], v.shape) for p, v in leaves(model).items()}
+    values = {p: rng.uniform(0.2, 0.9, v.shape) * rng.choice([-1, 1], v.shape) for p, v in variables(model).items()}
     values = {p: np.abs(x) if p.endswith("/var") else x for p, x in values.items()}
     params_lib.set_variables(model, {path: jnp.asarray(x, jnp.float32) for path, x in values.items()})
     return model
 
 
-def leaves(model):
+def variables(model):
     return params_lib.variables(model)
 
 

@@ -83,6 +83,6 @@ def test_layouts_accept_old_names():
         (rules.keras, "conv1/bn/gamma", "conv1_bn/gamma"),
         (rules.keras, "fc1000/kernel", "predictions/kernel"),
     ):
-        path = layout(config).place(old).path
-        assert path == layout(config).place(new).path
-        assert layout(config).origin(path).name == new
+        path = layout(config).rule_for_name(old).path
+        assert path == layout(config).rule_for_name(new).path
+        assert layout(config).rule_for_path(path).name == new

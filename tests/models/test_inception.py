@@ -17,9 +17,9 @@ TINY = Variant(
     (
         (Conv(4, 3, 2, 0),),
         (MaxPool(), ((Conv(2),), (Conv(3), ((Conv(2, (1, 3)),), (Conv(2, (3, 1)),))), (AveragePool(), Conv(1)))),
-        (MaxPool(2, ceil=True), Conv(5)),
+        (MaxPool(2, ceil_mode=True), Conv(5)),
     ),
-    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), pool_to=4, hidden=6, dropout=0.5),),
+    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), num_locations=4, hidden=6, dropout=0.5),),
 )
 
 

@@ -61,7 +61,7 @@ def test_out_stage_cuts_later_stages_only():
     config = vgg.Variant(((4, 4), (8,), (8,)))
     whole = models.create_model(config, num_classes=3, image_size=16, rngs=nnx.Rngs(0))
     cut = models.create_model(config, num_classes=3, out_stage="stage2", image_size=16, rngs=nnx.Rngs(0))
-    assert cut.cut == ("stage3", "pool")
+    assert cut.unused_stages == ("stage3", "pool")
     whole_params = params_lib.flatten_model(whole).params
     cut_params = params_lib.flatten_model(cut).params
     assert set(cut_params) == {p for p in whole_params if not p.startswith("stage3")}

@@ -11,7 +11,17 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.models.small import CONVNEXT, DENSENET, RESNET, TINY, VGG, build, conv_transpose_reference, drawn, leaves
+from tests.models.small import (
+    CONVNEXT,
+    DENSENET,
+    RESNET,
+    TINY,
+    VGG,
+    build,
+    conv_transpose_reference,
+    variables,
+    with_random_values,
+)
 from tests.models.test_inception import TINY as INCEPTION
 from tests.models.zoo import fast_jit
 from tljax.errors import UserError
@@ -19,7 +29,7 @@ from tljax.models import initializers
 from tljax.models import params as params_lib
 from tljax.models.heads import HEADS
 from tljax.models.heads.base import stride_levels
-from tljax.models.upsample import bilinear, pad_or_crop
+from tljax.models.upsample import pad_or_crop, resize_bilinear
 from tljax.strategies.neurons import find_layers
 
 
@@ -93,7 +103,7 @@ def test_unet_auxiliary_outputs_only_in_training():
         stats_after_one = params_lib.batch_stats(model)
         up = pad_or_crop(model.head.up1(outputs["maps"]["stage2"]), (7, 7))
         block = model.head.block1(jnp.concatenate([outputs["maps"]["stage1"], up], -1), train=True)
-        aux1 = bilinear(model.head.aux1(block), (14, 14))
+        aux1 = resize_bilinear(model.head.aux1(block), (14, 14))
         return outputs, aux1, stats_after_one, params_lib.batch_stats(model)
 
     x = np.random.default_rng(0).normal(size=(2, 14, 14, 3)).astype(np.float32)
@@ -141,7 +151,7 @@ def test_fcn_output_has_the_input_size(config, side, variant, stages):
 
 
 def test_fcn_8s_matches_paper():
-    model = drawn(build(VGG, "fcn", 32, channels=5))
+    model = with_random_values(build(VGG, "fcn", 32, channels=5))
     graphdef, params, stats = params_lib.flatten_model(model)
     head_params = {p.removeprefix("head/"): np.asarray(v, float) for p, v in params.items()}
     rng = np.random.default_rng(0)
@@ -168,7 +178,7 @@ def test_fcn_8s_matches_paper():
 
 def test_fcn_initial_scores_and_interpolation():
     model = build(VGG, "fcn", 32, channels=5, rngs=nnx.Rngs(0))
-    values = {p: np.asarray(v) for p, v in leaves(model).items() if p.startswith("head/")}
+    values = {p: np.asarray(v) for p, v in variables(model).items() if p.startswith("head/")}
     assert not any(values[f"head/{name}/kernel"].any() for name in ("score", "score1", "score2"))
     assert values["head/fc6/kernel"].any()
     # Weights of the authors' 4×4 filter.
@@ -177,7 +187,7 @@ def test_fcn_initial_scores_and_interpolation():
     ramp = np.arange(6.0)[None, :, None, None] * np.ones((1, 1, 3, 1))
     inner = conv_transpose_reference(ramp, initializers.bilinear(None, (16, 16, 1, 1)), 8)[0, 8:-8, 16, 0]
     np.testing.assert_allclose(inner, (np.arange(40) + 0.5) / 8, atol=1e-6)
-    assert leaves(build(VGG, "fcn", rngs=nnx.Rngs(0), variant="torchvision"))["head/score/kernel"].any()
+    assert variables(build(VGG, "fcn", rngs=nnx.Rngs(0), variant="torchvision"))["head/score/kernel"].any()
 
 
 # Options

@@ -55,5 +55,5 @@ def test_unet_layout_has_optional_biases():
     variant = dataclasses.replace(unet.VARIANTS["unet"], widths=(2, 3), bias=True)
     model = models.create_model(variant, num_classes=0, image_size=8, rngs=None)
     layout = layouts("unet", variant)["milesial"]
-    names = {layout.origin(path).name for path in params_lib.flatten_model(model).params}
+    names = {layout.rule_for_path(path).name for path in params_lib.flatten_model(model).params}
     assert {"inc.double_conv.0.bias", "down1.maxpool_conv.1.double_conv.3.bias"} <= names

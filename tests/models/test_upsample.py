@@ -9,7 +9,7 @@ from tests.models.small import conv_transpose_reference
 from tests.models.zoo import fast_jit
 from tljax.models import params as params_lib
 from tljax.models.partial_training import TrainableChannels
-from tljax.models.upsample import ConvTranspose, bilinear, nearest_upsample, pad_or_crop
+from tljax.models.upsample import ConvTranspose, nearest_upsample, pad_or_crop, resize_bilinear
 
 
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (4, 2), (6, 2), (8, 4), (2, 1)])
@@ -65,7 +65,7 @@ def test_conv_transpose_trains_single_channels():
 @pytest.mark.parametrize(("height", "width", "size"), [(3, 5, 9), (1, 12, 12)])
 def test_bilinear_matches_numpy(height, width, size, corners):
     x = np.random.default_rng(height * width).normal(size=(1, height, width, 1)).astype(np.float32)
-    y = np.asarray(bilinear(jnp.asarray(x), (size, 2 * size), corners))[0, :, :, 0]
+    y = np.asarray(resize_bilinear(jnp.asarray(x), (size, 2 * size), corners))[0, :, :, 0]
 
     def positions(inputs, outputs):
         if corners:

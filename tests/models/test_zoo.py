@@ -51,7 +51,7 @@ def cases(default, array="tensors", exclude=()):
 # test_round_trip_is_exact covers the other networks.
 @pytest.mark.parametrize("case", [c for c in CASES if "-".join(c) not in COMPUTED | SIBLINGS], ids="-".join)
 def test_names_and_shapes_match_reference(case):
-    assert zoo.misplaced(case) == []
+    assert zoo.naming_errors(case) == []
     assert zoo.num_params(case) == int(case.golden("parameters"))
 
 

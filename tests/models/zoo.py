@@ -21,7 +21,7 @@ from tljax import models
 from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.layers import Dropout
-from tljax.weights.assign import assign_weights, export, match
+from tljax.weights.assign import assign_weights, export_weights, match_tensors
 from tljax.weights.detect import head_options
 from tljax.weights.layouts import Layout, detect_layout, layouts
 from tljax.weights.layouts.table import TRANSFORMS
@@ -105,15 +105,15 @@ def cases() -> list[Case]:
     ]
 
 
-def shapes_of(case: Case) -> dict[str, np.ndarray]:
+def checkpoint_shapes(case: Case) -> dict[str, np.ndarray]:
     """Return the reference's checkpoint as tensors of zeros that take no memory, for their names and shapes."""
     names_and_shapes = json.loads(_text(case.golden("tensors")))
     return {name: np.broadcast_to(np.float32(0), tuple(shape)) for name, shape in names_and_shapes}
 
 
-def tensors_of(case: Case) -> dict[str, np.ndarray]:
+def checkpoint_tensors(case: Case) -> dict[str, np.ndarray]:
     """Return the reference's checkpoint."""
-    return {name: zoo_rule.draw(name, tensor.shape) for name, tensor in shapes_of(case).items()}
+    return {name: zoo_rule.draw(name, tensor.shape) for name, tensor in checkpoint_shapes(case).items()}
 
 
 class LazyTensor(NamedTuple):
@@ -129,7 +129,7 @@ class LazyTensor(NamedTuple):
 @cache_last
 def build_model(case: Case) -> tuple[Model, Layout]:
     """Create the abstract tljax model with the reference's head, and return it with the reference's layout."""
-    shapes = shapes_of(case)
+    shapes = checkpoint_shapes(case)
     family, config = models.get_variant(case.backbone)
     layout = layouts(family, config)[detect_layout(shapes, family, config)]
     options = head_options(shapes, layout)
@@ -143,26 +143,28 @@ def build_model(case: Case) -> tuple[Model, Layout]:
 def load_model(case: Case) -> tuple[Model, Layout]:
     """Create the tljax model with the reference's weights, and return it with the reference's layout."""
     model, layout = build_model(case)
-    assign_weights({name: LazyTensor(name, tensor.shape) for name, tensor in shapes_of(case).items()}, model, layout)
+    assign_weights(
+        {name: LazyTensor(name, tensor.shape) for name, tensor in checkpoint_shapes(case).items()}, model, layout
+    )
     return model, layout
 
 
-def misplaced(case: Case) -> list[str]:
+def naming_errors(case: Case) -> list[str]:
     """Return unused tensors, missing variables, shape mismatches, and tensors whose exported name differs."""
     model, layout = build_model(case)
-    matched = match(shapes_of(case), model, layout)
-    exported = {rule.path: layout.origin(rule.path) for rule in matched.plan.values()}
+    matched = match_tensors(checkpoint_shapes(case), model, layout)
+    exported = {rule.path: layout.rule_for_path(rule.path) for rule in matched.rules.values()}
     renamed = [
-        rule.name for path, rule in matched.plan.items() if exported[path] is None or exported[path].name != rule.name
+        rule.name for path, rule in matched.rules.items() if exported[path] is None or exported[path].name != rule.name
     ]
-    return [*matched.unused, *matched.missing, *matched.shape_mismatches, *renamed]
+    return [*matched.unexpected, *matched.missing, *matched.shape_mismatches, *renamed]
 
 
 def round_trip(case: Case) -> list[str]:
     """Return the tensors that differ in any bit, are missing, or are additional after import and export."""
     model, layout = load_model(case)
-    shapes = {n: t.shape for n, t in shapes_of(case).items() if not layout.ignores(n)}
-    exported = export(model, layout)
+    shapes = {n: t.shape for n, t in checkpoint_shapes(case).items() if not layout.ignores(n)}
+    exported = export_weights(model, layout)
     changed = [n for n in shapes.keys() & exported if not np.array_equal(zoo_rule.draw(n, shapes[n]), exported[n])]
     return sorted({*changed, *(shapes.keys() ^ exported.keys())})
 
@@ -220,7 +222,7 @@ def gradient_errors(case: Case, fast_compile: bool = True) -> dict[str, float]:
     """
     model, layout = load_model(case)
     graphdef, params, stats = params_lib.flatten_model(model)
-    rules = {path: layout.origin(path) for path in params}
+    rules = {path: layout.rule_for_path(path) for path in params}
     compared = {path: rule for path, rule in rules.items() if case.has(f"grad:{rule.name}")}
     aux_weight = AUX_WEIGHT.get(case.backbone, 0.0)
     labels = np.asarray(zoo_rule.LABELS)
@@ -254,7 +256,7 @@ def _disable_dropout(model: Model) -> Model:
 
 
 def _stats_error(case: Case, layout: Layout, stats) -> float:
-    actual = {layout.origin(path).name: value for path, value in stats.items()}
+    actual = {layout.rule_for_path(path).name: value for path, value in stats.items()}
     expected = {name: values for name, values in json.loads(_text(case.golden("stats"))) if not layout.ignores(name)}
     assert expected.keys() == actual.keys()
     max_error = 0.0

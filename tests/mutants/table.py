@@ -30,13 +30,13 @@ class Mutant(NamedTuple):
 
 
 FREEZING = "tests/train/test_freezing.py"
-GROUPS = "tests/strategies/test_groups.py"
+GROUPS = "tests/strategies/test_param_groups.py"
 STEP = "tests/train/test_step.py"
-MEMBER = "tests/train/test_member.py"
+MEMBER = "tests/train/test_run_state.py"
 RESUME = "tests/run/test_resume.py"
 TRAIN = "tests/run/test_train.py"
-TOGETHER = "tests/run/test_together.py"
-KEEP = "tests/train/test_keep.py"
+TOGETHER = "tests/run/test_replicas.py"
+KEEP = "tests/train/test_feature_cache.py"
 
 MUTANTS = (
     # Freezing.
@@ -186,7 +186,7 @@ MUTANTS = (
         "tljax/models/partial_training.py",
         "(dy[..., channels.index])",
         "(dy[..., : len(channels.index)])",
-        ("tests/models/test_layers_neurons.py",),
+        ("tests/models/test_partial_training.py",),
     ),
     Mutant(
         "moving_prefix_is_frozen",
@@ -830,7 +830,7 @@ MUTANTS = (
         "tljax/weights/assign.py",
         "    missing = [p for p in target if p not in plan and not _matches(p, (*keep, *optional))]\n",
         "    missing = []\n",
-        ("tests/weights/test_port.py::test_assign_weights_mismatch_leaves_model_unchanged",),
+        ("tests/weights/test_assign.py::test_assign_weights_mismatch_leaves_model_unchanged",),
     ),
     Mutant(
         "unused_tensors_pass",
@@ -838,7 +838,7 @@ MUTANTS = (
         "tljax/weights/assign.py",
         "            unused.append(name)\n",
         "            pass\n",
-        ("tests/weights/test_port.py::test_assign_weights_mismatch_leaves_model_unchanged",),
+        ("tests/weights/test_assign.py::test_assign_weights_mismatch_leaves_model_unchanged",),
     ),
     Mutant(
         "wrong_shapes_pass",
@@ -846,7 +846,7 @@ MUTANTS = (
         "tljax/weights/assign.py",
         "        return not (self.unused or self.missing or self.shape_mismatches)\n",
         "        return not (self.unused or self.missing)\n",
-        ("tests/weights/test_port.py::test_assign_weights_mismatch_leaves_model_unchanged",),
+        ("tests/weights/test_assign.py::test_assign_weights_mismatch_leaves_model_unchanged",),
     ),
     Mutant(
         "pickled_globals_are_called",
@@ -854,7 +854,7 @@ MUTANTS = (
         "tljax/weights/formats/torch_pickle.py",
         '            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")  # torch\'s wording, for `_user_errors`\n',
         "            return super().find_class(module, name)\n",
-        ("tests/weights/test_files.py::test_open_torch_executes_no_code",),
+        ("tests/weights/test_formats.py::test_open_torch_executes_no_code",),
     ),
     Mutant(
         "another_file_under_a_known_name",
@@ -862,7 +862,7 @@ MUTANTS = (
         "tljax/weights/load.py",
         "    if entry is not None and sha256 != entry.digest:\n",
         "    if entry is not None and not sha256:\n",
-        ("tests/weights/test_find.py",),
+        ("tests/weights/test_load.py",),
     ),
     Mutant(
         "preprocessing_contradicted",
@@ -870,7 +870,7 @@ MUTANTS = (
         "tljax/weights/load.py",
         "    if resolved.preprocess is not None and not resolved.preprocess.same_values(requested):\n",
         "    if resolved.preprocess is None and not requested:\n",
-        ("tests/weights/test_find.py::test_resolve_weights_refuses_conflicting_preprocess",),
+        ("tests/weights/test_load.py::test_resolve_weights_refuses_conflicting_preprocess",),
     ),
     Mutant(
         "first_kernel_not_scaled",
@@ -878,7 +878,7 @@ MUTANTS = (
         "tljax/weights/assign.py",
         "kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)",
         "kernel[:, :, np.arange(channels) % 3] * np.float32(1)",
-        ("tests/weights/test_find.py::test_adapt_channels_preserves_sum",),
+        ("tests/weights/test_load.py::test_adapt_channels_preserves_sum",),
     ),
     # The command line.
     Mutant(

@@ -25,7 +25,7 @@ def config(workdir):
     c.augment.crop_padding = 1
     c.optim.lr, c.train.batch_size, c.train.epochs = 0.01, 8, 4
     c.report.figures = c.report.tensorboard = False
-    c.cache.storage = "none"  # fewer programs to compile; tests/train/test_keep.py is about the others
+    c.cache.storage = "none"  # fewer programs to compile; tests/train/test_feature_cache.py is about the others
     return c
 
 

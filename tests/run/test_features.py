@@ -19,7 +19,7 @@ from tljax.run.experiment import prepare
 from tljax.run.workdir import WorkDir, config_hash
 from tljax.storage.checkpoints import CheckpointManager
 from tljax.tasks import classification
-from tljax.weights import PRESETS, export, make_preprocess, params_hash
+from tljax.weights import PRESETS, export_weights, make_preprocess, params_hash
 from tljax.weights.formats import write_safetensors
 from tljax.weights.layouts import layouts
 
@@ -38,7 +38,7 @@ def ready(tiny, tmp_path):
     """A config with a file of weights, without phases."""
     model = build(5)
     layout = layouts(model.family, model.config)["torchvision"]
-    write_safetensors(tmp_path / "source.safetensors", export(model, layout))
+    write_safetensors(tmp_path / "source.safetensors", export_weights(model, layout))
     tiny.model.options = VGG
     tiny.strategy.name, tiny.strategy.phases = "feature_extraction", ()
     tiny.model.weights, tiny.model.preprocess = str(tmp_path / "source.safetensors"), "unit"

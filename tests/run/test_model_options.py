@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 SMALL = inception.Variant(
     1,
     ((Conv(4, 3),), (MaxPool(), Conv(5))),
-    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), pool_to=4, hidden=6, dropout=0.5),),
+    auxiliary=(Auxiliary("stage1", (AverageTo(2), Conv(3)), num_locations=4, hidden=6, dropout=0.5),),
 )
 
 
@@ -129,7 +129,7 @@ def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
     assert entry.backbone == config.model.backbone
     # The published file stands for itself by its names and shapes: those of the reference implementation.
     auxiliary = config.model.aux_weight > 0
-    published = models.create_model(name, num_classes=entry.classes, image_size=299, auxiliary=auxiliary, rngs=None)
+    published = models.create_model(name, num_classes=entry.num_classes, image_size=299, auxiliary=auxiliary, rngs=None)
     family, variant = models.get_variant(name)
     tensors = {
         rule.name: np.zeros(_their_shape(rule, leaf.shape), np.float32)
@@ -137,11 +137,11 @@ def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
             **params_lib.flatten_model(published).params,
             **params_lib.flatten_model(published).batch_stats,
         }.items()
-        if (rule := layouts(family, variant)["torchvision"].origin(path))
+        if (rule := layouts(family, variant)["torchvision"].rule_for_path(path))
     }
     write_safetensors(tmp_path / "published.safetensors", tensors)
     settings = {
-        "data.image_size": config.data.image_size or entry.size,
+        "data.image_size": config.data.image_size or entry.image_size,
         "model.weights": str(tmp_path / "published.safetensors"), "model.preprocess": "torch", "data.name": "digits",
         "workdir": str(tmp_path / "run"),
     }  # fmt: skip

@@ -41,7 +41,7 @@ def outcome(result):
 
 def train_dying(config, console, monkeypatch, at):
     """Trains until the metrics of step `at` of this sitting arrive; returns the result where it is through before."""
-    alive, arrived = ProgressBar.steps, []
+    alive, arrived = ProgressBar.advance_steps, []
 
     def dying(self, count, *args):
         alive(self, count, *args)
@@ -134,7 +134,7 @@ def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
 
-    alive, seen, asked = ProgressBar.steps, [], []
+    alive, seen, asked = ProgressBar.advance_steps, [], []
 
     def interrupted(self, count, *args):
         alive(self, count, *args)

@@ -102,7 +102,7 @@ def test_the_report_is_drawn_again_from_the_work_directory_alone(finished, tmp_p
     del result["phase_rows"]
     (copy / "result.json").write_text(json.dumps(result))
     shutil.rmtree(copy / "figures")
-    markdown.write(copy)
+    markdown.write_report(copy)
     assert [p.name for p in (copy / "figures").iterdir()] == ["curves.png"]
 
 

@@ -156,13 +156,13 @@ def test_a_source_without_a_classifier_has_no_answers_to_keep(tmp_path):
     from flax import nnx
 
     from tljax import models
-    from tljax.weights import export
+    from tljax.weights import export_weights
     from tljax.weights.formats import write_safetensors
     from tljax.weights.layouts import layouts
 
     model = models.create_model("resnet8", num_classes=0, rngs=nnx.Rngs(5))
     layout = layouts(model.family, model.config)["torchvision"]
-    write_safetensors(tmp_path / "trunk.safetensors", export(model, layout))
+    write_safetensors(tmp_path / "trunk.safetensors", export_weights(model, layout))
     source = {"model.weights": str(tmp_path / "trunk.safetensors"), "model.preprocess": "unit"}
     with pytest.raises(UserError, match=r"trunk\.safetensors has no classifier, and strategy\.name='lwf' needs"):
         prepare(config_of(tmp_path, "lwf", ("resnet8", {}), **source))

@@ -7,7 +7,7 @@ from http.server import ThreadingHTTPServer
 import huggingface_hub
 import pytest
 
-from tests.weights.loopback import Site, handler
+from tests.weights.local_server import Site, handler
 
 
 @pytest.fixture

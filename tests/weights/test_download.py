@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from rich.console import Console
 
-from tests.weights.loopback import BAD, COMMIT, GOOD, MD5, NAME, REPO, SHA256, File
+from tests.weights.local_server import BAD, COMMIT, GOOD, MD5, NAME, REPO, SHA256, File
 from tljax.errors import UserError
 from tljax.weights.download import from_url
 from tljax.weights.hub import from_hub

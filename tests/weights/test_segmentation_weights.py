@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.models.small import RESNET, TINY, VGG, build, drawn, leaves
-from tests.models.zoo import Case, shapes_of
+from tests.models.small import RESNET, TINY, VGG, build, variables, with_random_values
+from tests.models.zoo import Case, checkpoint_shapes
 from tljax import models, weights
 from tljax.errors import UserError
 from tljax.models.backbones import vgg
@@ -28,15 +28,15 @@ def load_weights(source, model, layout=None):
 
 def filled_variables(model, prefix="head/"):
     """Return the variables below `prefix` that have a value, by path."""
-    below = {p: v for p, v in leaves(model).items() if p.startswith(prefix)}
+    below = {p: v for p, v in variables(model).items() if p.startswith(prefix)}
     return {p: np.asarray(v) for p, v in below.items() if not isinstance(v, jax.ShapeDtypeStruct)}
 
 
 @pytest.mark.parametrize("layout", ["torchvision", "timm", "keras"])
 def test_load_converts_vgg_dense_layers_to_convs(layout, tmp_path):
     config = vgg.Variant(((2,), (3,)))  # 28 pixels give 7×7 features
-    source = drawn(build(config, "classifier", 28, pool="flatten", hidden=(5, 5)))
-    save_file(weights.export(source, layouts("vgg", config)[layout]), tmp_path / "vgg.safetensors")
+    source = with_random_values(build(config, "classifier", 28, pool="flatten", hidden=(5, 5)))
+    save_file(weights.export_weights(source, layouts("vgg", config)[layout]), tmp_path / "vgg.safetensors")
     model = build(config, "fcn", 28, channels=5)
     load_weights(tmp_path / "vgg.safetensors", model)
     loaded = filled_variables(model)
@@ -50,8 +50,8 @@ def test_load_converts_vgg_dense_layers_to_convs(layout, tmp_path):
 
 
 def test_load_without_dense_layers_leaves_fcn_head(tmp_path):
-    source = drawn(build(VGG, "classifier"))
-    save_file(weights.export(source, layouts("vgg", VGG)["torchvision"]), tmp_path / "vgg.safetensors")
+    source = with_random_values(build(VGG, "classifier"))
+    save_file(weights.export_weights(source, layouts("vgg", VGG)["torchvision"]), tmp_path / "vgg.safetensors")
     model = build(VGG, "fcn", channels=5)
     load_weights(tmp_path / "vgg.safetensors", model)
     assert not filled_variables(model)
@@ -68,9 +68,9 @@ def test_load_without_dense_layers_leaves_fcn_head(tmp_path):
     ],
 )
 def test_load_unet_decoder_without_classes(config, layout, options, tmp_path):
-    source = drawn(build(config, "unet", classes=2, **options))
+    source = with_random_values(build(config, "unet", classes=2, **options))
     family = layouts(*models.get_variant(config))
-    save_file(weights.export(source, family[layout]), tmp_path / "unet.safetensors")
+    save_file(weights.export_weights(source, family[layout]), tmp_path / "unet.safetensors")
     model = build(config, "unet", classes=4, auxiliary=True, **options)
     load_weights(tmp_path / "unet.safetensors", model)
     expected = filled_variables(source)
@@ -85,14 +85,14 @@ def test_load_unet_decoder_without_classes(config, layout, options, tmp_path):
 
 
 def test_load_from_classifier_run():
-    source = drawn(build(VGG, "classifier", norm="batch", hidden=(7,)))
+    source = with_random_values(build(VGG, "classifier", norm="batch", hidden=(7,)))
     for head, options in (("unet", {}), ("fcn", {"channels": 5})):
         model = build(VGG, head, **options)
-        load_weights(leaves(source), model, NATIVE)
+        load_weights(variables(source), model, NATIVE)
         assert set(filled_variables(model)) <= {"head/fc6/bias"}
         np.testing.assert_array_equal(*(filled_variables(m, "stem/")["stem/conv1/kernel"] for m in (model, source)))
     with pytest.raises(UserError, match=r"head/dense/bias \(for head/dense/bias\)"):
-        weights.assign_weights(leaves(source), build(VGG, "unet"), NATIVE, keep="head/(?!dense).*")
+        weights.assign_weights(variables(source), build(VGG, "unet"), NATIVE, keep="head/(?!dense).*")
 
 
 @pytest.mark.skipif("TLJAX_WEIGHTS_DIR" not in os.environ, reason="TLJAX_WEIGHTS_DIR is unset: no real weights here")
@@ -104,7 +104,7 @@ def test_load_imagenet_vgg16_into_unet():
 
 
 def test_detect_backbone_of_unet_with_decoder():
-    guess = detect_backbone(shapes_of(Case("segmentation", "milesial_bilinear")))
+    guess = detect_backbone(checkpoint_shapes(Case("segmentation", "milesial_bilinear")))
     assert (guess.backbone, guess.match.complete) == ("unet_bilinear", True)
     assert isinstance(guess.model.head, UNet)
     assert guess.model.head.upsample == "bilinear"

@@ -60,9 +60,9 @@ class Split:
         if self.boxes is None:
             return {"label": self.labels}
         labels = self.labels if self.crowd is None else np.where(self.crowd, -2, self.labels)
-        return {"label": labels, "boxes": self.boxes * self.scale(side)}
+        return {"label": labels, "boxes": self.boxes * self.box_scale(side)}
 
-    def scale(self, side: int) -> np.ndarray:
+    def box_scale(self, side: int) -> np.ndarray:
         """Return the factors from boxes [..., 4] in the images to boxes in a square input of `side`: float32 [4]."""
         height, width = self.images.shape[1:3]
         return np.array([side / height, side / width] * 2, np.float32)

@@ -31,17 +31,19 @@ class DeviceMesh:
     """
 
     def __init__(self, batch_size: int, shard: str = "none"):
-        self.count = jax.device_count()
-        self.shard = shard
-        if batch_size % self.count:
-            raise UserError(f"train.batch_size={batch_size} cannot be split over {self.count} devices: set a multiple.")
+        self.num_devices = jax.device_count()
+        self.sharding = shard
+        if batch_size % self.num_devices:
+            raise UserError(
+                f"train.batch_size={batch_size} cannot be split over {self.num_devices} devices: set a multiple."
+            )
         self.batch_sharding = NamedSharding(_mesh(), PartitionSpec("data"))
-        self.block_sharding = NamedSharding(_mesh(), PartitionSpec(None, "data"))
+        self.steps_sharding = NamedSharding(_mesh(), PartitionSpec(None, "data"))
         self.replicated = NamedSharding(_mesh(), PartitionSpec())
 
     def round_up(self, rows: int) -> int:
         """Return the smallest multiple of the number of devices that is at least `rows`."""
-        return -(-rows // self.count) * self.count
+        return -(-rows // self.num_devices) * self.num_devices
 
     def put_batch(self, batch: Any) -> Any:
         """Split the leading axis over the devices."""
@@ -49,7 +51,7 @@ class DeviceMesh:
 
     def put_steps(self, block: Any) -> Any:
         """Split the second axis of stacked batches [steps, B, ...], the images of each batch, over the devices."""
-        return _put(block, self.block_sharding)
+        return _put(block, self.steps_sharding)
 
     def put(self, tree: Any) -> Any:
         """Copy a tree to all devices."""
@@ -57,9 +59,9 @@ class DeviceMesh:
 
     def put_variables(self, tree: Any) -> Any:
         """Put variables, or a train state, on the devices, replicated or sharded as `shard` says."""
-        return jax.tree.map(lambda x: _put(x, param_sharding(x.shape, self.shard)), tree)
+        return jax.tree.map(lambda x: _put(x, param_sharding(x.shape, self.sharding)), tree)
 
-    def memory(self) -> int:
+    def device_memory(self) -> int:
         """Return the bytes of memory of one device; CPU devices report none and share the memory of the host."""
         stats = jax.local_devices()[0].memory_stats() or {}
         host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

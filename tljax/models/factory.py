@@ -61,7 +61,7 @@ class Model(nnx.Module):
         self.in_channels = in_channels
         self.remat = remat
         self.stage_names = tuple(stages)
-        self.cut = cut
+        self.unused_stages = cut
         for name, stage in stages.items():
             setattr(self, name, stage)
 

@@ -72,7 +72,7 @@ def nearest_upsample(x: jax.Array, times: int = 2) -> jax.Array:
     return x.reshape(batch, times * height, times * width, channels)
 
 
-def bilinear(x: jax.Array, size: tuple[int, int], corners: bool = False) -> jax.Array:
+def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = False) -> jax.Array:
     """Resize [B, H, W, C] to [B, *size, C] by bilinear interpolation.
 
     Args:
@@ -83,7 +83,7 @@ def bilinear(x: jax.Array, size: tuple[int, int], corners: bool = False) -> jax.
     for axis, length in zip((1, 2), size, strict=True):
         if x.shape[axis] != length:
             # Matrix products: the gradient of a gather is a scatter, which XLA on CPU runs element by element.
-            weights = jnp.asarray(_interpolation_weights(x.shape[axis], length, corners), x.dtype)
+            weights = jnp.asarray(_interpolation_weights(x.shape[axis], length, align_corners), x.dtype)
             x = jnp.moveaxis(jnp.tensordot(x, weights, (axis, 0)), -1, axis)
     return x
 

@@ -61,13 +61,13 @@ class ConvAlgorithms(NamedTuple):
 
     Attributes:
       value: computes the value.
-      to_input: its transpose computes the gradient of the input.
-      to_kernel: its transpose computes the gradient of the kernel.
+      input_grad: its transpose computes the gradient of the input.
+      kernel_grad: its transpose computes the gradient of the kernel.
     """
 
     value: str
-    to_input: str
-    to_kernel: str
+    input_grad: str
+    kernel_grad: str
 
 
 NATIVE = ConvAlgorithms("xla_conv", "xla_conv", "xla_conv")
@@ -85,7 +85,7 @@ def convolve(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 
 def linear_in_kernel(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
     """Same as `convolve`, in a form that `jax.linear_transpose` accepts with respect to the kernel."""
-    return ALGORITHMS[select_algorithms(x.shape, kernel.shape, spec, x.dtype).to_kernel](x, kernel, spec)
+    return ALGORITHMS[select_algorithms(x.shape, kernel.shape, spec, x.dtype).kernel_grad](x, kernel, spec)
 
 
 def select_algorithms(x: Shape, kernel: Shape, spec: ConvSpec, dtype) -> ConvAlgorithms:
@@ -213,15 +213,15 @@ def _backward(static, residuals, dy: jax.Array):
     x, kernel = residuals
     x_like, kernel_like = (jax.ShapeDtypeStruct(shape, dy.dtype) for shape in shapes)
     dx = dkernel = None
-    if kernel is not None and algorithms.to_input == "rows":
+    if kernel is not None and algorithms.input_grad == "rows":
         # At stride 1 the gradient is itself a convolution, with the kernel flipped.
         sides = zip(spec.dilation, kernel.shape, spec.padding, strict=False)
         padding = tuple((d * (k - 1) - before, d * (k - 1) - after) for d, k, (before, after) in sides)
         dx = rows(dy, kernel[::-1, ::-1].swapaxes(2, 3), spec._replace(padding=padding))
     elif kernel is not None:
-        (dx,) = jax.linear_transpose(lambda x: ALGORITHMS[algorithms.to_input](x, kernel, spec), x_like)(dy)
+        (dx,) = jax.linear_transpose(lambda x: ALGORITHMS[algorithms.input_grad](x, kernel, spec), x_like)(dy)
     if x is not None:
-        (dkernel,) = jax.linear_transpose(lambda k: ALGORITHMS[algorithms.to_kernel](x, k, spec), kernel_like)(dy)
+        (dkernel,) = jax.linear_transpose(lambda k: ALGORITHMS[algorithms.kernel_grad](x, k, spec), kernel_like)(dy)
     return dx, dkernel
 
 

@@ -21,8 +21,8 @@ from tljax.report.style import (
     draw_message,
     new_figure,
     note_missing_classes,
-    save,
-    short,
+    save_figure,
+    shorten,
 )
 from tljax.tasks.classification import worst_first
 
@@ -62,7 +62,7 @@ def draw_curves(
     score_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     handles = score_axes.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_curve(axes: Axes, history: list[dict], keys: Mapping[str, str], training: str) -> None:
@@ -99,7 +99,7 @@ def _mark_phases(axes: Axes, history: list[dict]) -> None:
     x = -math.inf
     for start, name in starts:
         x = max(start, x + 11 * point)
-        axes.text(x, 1.02, short(name, 20), transform=axes.get_xaxis_transform(), **style)
+        axes.text(x, 1.02, shorten(name, 20), transform=axes.get_xaxis_transform(), **style)
 
 
 def draw_confusion(matrix, classes: list[str], path: str | Path) -> Path:
@@ -124,7 +124,7 @@ def draw_confusion(matrix, classes: list[str], path: str | Path) -> Path:
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     few = count <= 25
 
-    names = [short(name, 20 if count <= 10 else 16) for name in classes]
+    names = [shorten(name, 20 if count <= 10 else 16) for name in classes]
     font_size = 10 if count <= 10 else 8 if few else 7
     name_width = 0.6 * font_size * max(map(len, names))  # points
     width = min(2.4 + 0.35 * count, WIDTH - 1.4 - name_width / 72)  # of the matrix, in inches
@@ -147,7 +147,7 @@ def draw_confusion(matrix, classes: list[str], path: str | Path) -> Path:
     axes.set(xlabel="predicted" + note, ylabel="true")
     if few:
         _write_counts(axes, matrix, shares, min(12.0, 1.45 * cell / max(2, len(str(matrix.max())))))
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray, font_size: float) -> None:
@@ -197,7 +197,7 @@ def draw_roc(labels, probabilities, classes: list[str], path: str | Path) -> Pat
     position = {"loc": "lower right"} if len(panels) == 2 else {"bbox_to_anchor": (1.02, 1)}
     panels[0].legend(title="AUC", fontsize=8, title_fontsize=8, **position)
     note_missing_classes(figure, [name for index, name in enumerate(classes) if index not in curves])
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _draw_roc_curves(axes: Axes, curves: Mapping[int, tuple], areas: Mapping[int, float], classes: list[str]) -> None:
@@ -208,7 +208,7 @@ def _draw_roc_curves(axes: Axes, curves: Mapping[int, tuple], areas: Mapping[int
             axes.plot(*curve, color="#BBBBBB", linewidth=0.6)
             continue
         style = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--")[index // len(COLORS)]}
-        axes.plot(*curve, label=f"{short(classes[index], 16)}  {areas[index]:.3f}", **style)
+        axes.plot(*curve, label=f"{shorten(classes[index], 16)}  {areas[index]:.3f}", **style)
     if many:
         grid = np.linspace(0, 1, 1001)
         mean = np.mean([np.interp(grid, *curve) for curve in curves.values()], axis=0)
@@ -246,7 +246,7 @@ def draw_worst(images, labels, probabilities, classes, path: str | Path, count: 
         return draw_message(f"All {len(labels):,} images are classified correctly.", path)
 
     predicted = probabilities.argmax(axis=1)
-    pairs = [(short(classes[labels[i]], 14), short(classes[predicted[i]], 14)) for i in worst]
+    pairs = [(shorten(classes[labels[i]], 14), shorten(classes[predicted[i]], 14)) for i in worst]
     longest = max(len(name) for pair in pairs for name in pair)
     columns = 6 if longest <= 11 else 5
     separator = " " if longest <= 4 else "\n"
@@ -257,7 +257,7 @@ def draw_worst(images, labels, probabilities, classes, path: str | Path, count: 
         axes.imshow(np.broadcast_to(images[index], (height, width, 3)), interpolation=interpolation)
         title = f"{true_name}{separator}→ {predicted_name} {probabilities[index].max():.2f}"
         axes.set_title(title, fontsize=8 if columns == 6 else 7.5, pad=3)
-    return save(panels[0].figure, path)
+    return save_figure(panels[0].figure, path)
 
 
 def _title_panels(count: int, columns: int, title_height: float) -> np.ndarray:
@@ -302,13 +302,13 @@ def draw_sweep(rows: list[dict], path: str | Path) -> Path:
         for position, row in zip(positions, rows, strict=True):
             text = axes.text(1.01, position, tables.percent(row[split]), va="center", fontsize=8)
             text.set_transform(axes.get_yaxis_transform())
-    axes.set_yticks(range(len(rows)), [short(label, 40) for label in labels])
+    axes.set_yticks(range(len(rows)), [shorten(label, 40) for label in labels])
     axes.set(xlabel="accuracy, %", xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_title(short(", ".join(tables.headers(columns)), 60), loc="left", fontsize=9)
+    axes.set_title(shorten(", ".join(tables.headers(columns)), 60), loc="left", fontsize=9)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper right", ncols=2, frameon=False)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _value(row: dict, split: str, key: str) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tljax.report import tables
-from tljax.report.style import new_figure, save, short
+from tljax.report.style import new_figure, save_figure, shorten
 
 COLUMNS = 2
 
@@ -44,11 +44,11 @@ def draw_heat_map(trials: Sequence[Mapping], tuned: Sequence[str], path: str | P
         axes.set_yticks(range(len(values[0])), [_format(v) for v in values[0]])
         axes.set_xticks(range(len(values[1])), [_format(v) for v in values[1]])
         axes.set(ylabel=ylabel, xlabel=xlabel)
-        axes.set_title(short(name or "validation accuracy, %", 50), fontsize=9, loc="left")
+        axes.set_title(shorten(name or "validation accuracy, %", 50), fontsize=9, loc="left")
     for axes in panels[len(grids) :]:
         axes.axis("off")
     figure.colorbar(image, ax=panels.tolist(), label="validation accuracy", shrink=0.8)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _group(
@@ -61,7 +61,7 @@ def _group(
         settings = trial["settings"]
         compared = {k: v for k, v in settings.items() if k not in tuned and k != "seed"}
         other_tuned = tuple(settings[name] for name in tuned if name not in axis_fields)
-        panel = panels.setdefault(", ".join(f"{tables.label(k)} {v}" for k, v in compared.items()), {})
+        panel = panels.setdefault(", ".join(f"{tables.short_field_name(k)} {v}" for k, v in compared.items()), {})
         panel.setdefault((settings[y_field], settings[x_field], other_tuned), []).append(trial["valid"])
     return panels
 
@@ -89,4 +89,4 @@ def _write_values(axes: Axes, grid: np.ndarray, middle: float) -> None:
 
 
 def _format(value) -> str:
-    return f"{value:g}" if isinstance(value, float) else short(value, 12)
+    return f"{value:g}" if isinstance(value, float) else shorten(value, 12)

@@ -22,8 +22,8 @@ from tljax.report.style import (
     draw_message,
     new_figure,
     note_missing_classes,
-    save,
-    short,
+    save_figure,
+    shorten,
 )
 
 COLUMNS = 4
@@ -79,7 +79,7 @@ def mask_grid(
         for axes, pixels in zip(row, shown, strict=True):
             _show(axes, pixels)
         _label(row[0], value_name, values[index])
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def box_grid(
@@ -130,7 +130,7 @@ def box_grid(
         _draw_boxes(left, images[index], truth_boxes[index], truth_labels[index], None)
         _draw_boxes(right, images[index], boxes[index], shown_labels[index], scores[index])
         _label(left, value_name, values[index])
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def draw_precision_recall(
@@ -165,7 +165,7 @@ def draw_precision_recall(
             axes.plot(recall, curve, color="#BBBBBB", linewidth=0.6)
             continue
         style = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--")[index // len(COLORS)]}
-        axes.plot(recall, curve, label=f"{short(name, 24)}  {curve.mean():.3f}", **style)
+        axes.plot(recall, curve, label=f"{shorten(name, 24)}  {curve.mean():.3f}", **style)
     if many:
         mean = np.mean(list(curves.values()), axis=0)
         axes.plot(recall, mean, color=BLUE, linewidth=2.5, label=f"mean of {len(curves)}  {mean.mean():.3f}")
@@ -173,7 +173,7 @@ def draw_precision_recall(
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", title="AP50", fontsize=8, title_fontsize=8, frameon=False)
     note_missing_classes(figure, [name for name in classes if name not in curves])
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def _wrong_pixels(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -205,7 +205,7 @@ def _legend(labels: np.ndarray, classes: Sequence[str]) -> list[Patch]:
     sizes = np.bincount(labels[(labels >= 0) & (labels != IGNORED)], minlength=1)
     present = np.flatnonzero(sizes)
     listed = np.sort(present[np.argsort(-sizes[present], kind="stable")][:MAX_LEGEND_CLASSES])
-    handles = [_patch(colorize(index), short(classes[index], 24)) for index in listed]
+    handles = [_patch(colorize(index), shorten(classes[index], 24)) for index in listed]
     if (labels == IGNORED).any():
         handles.append(_patch(VOID, "ignored"))
     if len(listed) < len(present):

@@ -124,7 +124,7 @@ class ProgressBar:
         """Advance the bar of a task by `images` images."""
         self._bar.update(self._task, advance=images)
 
-    def steps(self, count: int, images: int, loss: float, metric: float) -> None:
+    def advance_steps(self, count: int, images: int, loss: float, metric: float) -> None:
         """Advance the bar of a phase and show the latest loss, training metric and speed.
 
         Args:
@@ -144,7 +144,7 @@ class ProgressBar:
             self._task, advance=count, metrics=f"loss {loss:.3f}  {self._metric} {metric:.3f}  {rate:,.0f} images/s"
         )
 
-    def note(self, text: str) -> None:
+    def print_note(self, text: str) -> None:
         """Print a line above the bar."""
         if self._notes:
             self._console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from tljax.tasks import TASKS, Task
 HEADINGS = {"f1": "F1", "support": "images", "iou": "IoU", "dice": "Dice", "ap": "AP", "ap50": "AP50"}
 
 
-def write(workdir: str | Path) -> Path:
+def write_report(workdir: str | Path) -> Path:
     """Draw the figures of a finished run and write its report.md, using only the files of its work directory.
 
     Args:
@@ -38,13 +38,13 @@ def write(workdir: str | Path) -> Path:
     result = read_json(workdir / "result.json")
     history = read_metrics(workdir / "metrics.jsonl")
     task = TASKS[result["task"]]
-    figures = draw(workdir, result, history, task) if config["report"]["figures"] else {}
+    figures = draw_figures(workdir, result, history, task) if config["report"]["figures"] else {}
     path = workdir / "report.md"
     path.write_text(render(workdir, result, config, history, figures, task), encoding="utf-8")
     return path
 
 
-def draw(workdir: Path, result: Mapping, history: list[dict], task: Task) -> dict[str, Path]:
+def draw_figures(workdir: Path, result: Mapping, history: list[dict], task: Task) -> dict[str, Path]:
     """Draw the figures of a run whose data its work directory has.
 
     Args:
@@ -119,13 +119,13 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        bytes=humanise_bytes,
+        bytes=format_bytes,
         cell=escape,
         column=lambda key: HEADINGS.get(key, key),
-        entry=lambda value: f"{value:,}" if isinstance(value, int) else number(value),
+        entry=lambda value: f"{value:,}" if isinstance(value, int) else format_number(value),
         fenced=fenced,
-        number=number,
-        seconds=humanise_seconds,
+        number=format_number,
+        seconds=format_seconds,
     )
     return environment
 
@@ -135,14 +135,14 @@ def title(config: Mapping) -> str:
     return escape(", ".join((config["model"]["backbone"], config["data"]["name"], config["strategy"]["name"])))
 
 
-def number(value: float | None, sign: bool = False) -> str:
+def format_number(value: float | None, sign: bool = False) -> str:
     """Format a value with four decimals, and with `sign` always a plus or minus; a dash for None."""
     if value is None:
         return MISSING
     return f"{value:+.4f}" if sign else f"{value:.4f}"
 
 
-def humanise_bytes(count: int | None) -> str:
+def format_bytes(count: int | None) -> str:
     """Format bytes with a binary unit, as in "12.3 MiB"; a dash for None."""
     if count is None:
         return MISSING
@@ -156,7 +156,7 @@ def humanise_bytes(count: int | None) -> str:
     return f"{size:.1f} TiB"
 
 
-def humanise_seconds(seconds: float | None) -> str:
+def format_seconds(seconds: float | None) -> str:
     """Format seconds as "8.3 s", "12 min 05 s" or "3 h 07 min"; a dash for None."""
     if seconds is None:
         return MISSING

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tljax.losses.pixelwise import IGNORED
-from tljax.report.style import short
+from tljax.report.style import shorten
 
 # The palette of Okabe and Ito, which is safe for most color vision deficiencies; black for class 0, often background.
 FIRST_COLORS = ("000000", "E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7")
@@ -77,13 +77,13 @@ def mask_overlay(image: np.ndarray, classes: np.ndarray, names: Sequence[str]) -
     return np.concatenate([tinted, _legend(present, names, tinted.shape[1])])
 
 
-def save(image: np.ndarray, path: Path) -> None:
+def save_png(image: np.ndarray, path: Path) -> None:
     """Write an image uint8 [H, W, 3] as PNG, creating the parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
 
 
-def mask_png(classes: np.ndarray, path: str | Path) -> Path:
+def save_mask_png(classes: np.ndarray, path: str | Path) -> Path:
     """Write class indices uint8 [H, W] as an indexed PNG with the class colors as its palette; return `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def _legend(classes: Sequence[int], names: Sequence[str], width: int) -> np.ndar
 
 def _short_name(name: str) -> str:
     """Shorten a name as `short` does, without its escapes: Pillow knows no formulas."""
-    return short(name, 20).replace(r"\$", "$")
+    return shorten(name, 20).replace(r"\$", "$")
 
 
 def _text_color(background: np.ndarray) -> str:

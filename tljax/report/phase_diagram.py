@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
-from tljax.report.style import BLUE, DPI, GREY, WIDTH, new_figure, save, short
+from tljax.report.style import BLUE, DPI, GREY, WIDTH, new_figure, save_figure, shorten
 
 # In inches.
 LEFT = 1.62  # column of phase names
@@ -24,7 +24,7 @@ FROZEN_COLOR = "#E4E4E4"
 PARTIAL_COLOR = "#CFE3F2"
 TEXT_COLOR = "#222222"
 # Colors of what a phase uses besides the labeled images.
-BADGES = {"teacher": "#F6D5BD", "source": "#EBD3E2", "weak": "#BFE5D8", "strong": "#BFE5D8", "average": "#FBE7BF"}
+BADGES = {"teacher": "#F6D5BD", "source": "#EBD3E2", "weak": "#BFE5D8", "strong": "#BFE5D8", "ema": "#FBE7BF"}
 STRIPES = 20  # stripes in a cell if all its channels are trainable
 
 
@@ -61,13 +61,13 @@ class PhaseRow:
       name: of the phase.
       share: of the epochs of the run.
       cells: by the name of the stage, the head or the auxiliary output.
-      marks: what the phase uses besides the labeled images, keys of `BADGES`.
+      badges: what the phase uses besides the labeled images, keys of `BADGES`.
     """
 
     name: str
     share: float
     cells: Mapping[str, StageCell]
-    marks: tuple[str, ...] = ()
+    badges: tuple[str, ...] = ()
 
 
 def from_dicts(phases: Sequence[Mapping]) -> list[PhaseRow]:
@@ -77,7 +77,7 @@ def from_dicts(phases: Sequence[Mapping]) -> list[PhaseRow]:
             phase["name"],
             phase["share"],
             {name: _cell_from_dict(cell) for name, cell in phase["cells"].items()},
-            tuple(phase["marks"]),
+            tuple(phase["badges"]),
         )
         for phase in phases
     ]
@@ -116,7 +116,7 @@ def draw_phase_diagram(phases: Sequence[PhaseRow], path: str | Path) -> Path:
         for column, cell in enumerate(phase.cells.values()):
             _draw_cell(axes, cell, LEFT + column * width + 0.5 * GAP, top, width - GAP)
         left = WIDTH - RIGHT + 0.12
-        for mark in phase.marks:
+        for mark in phase.badges:
             left += _draw_badge(axes, mark, left, top + 0.5 * ROW) + 0.06
     return _save_quantized(axes, path)
 
@@ -137,7 +137,7 @@ def draw_legend(path: str | Path) -> Path:
         "source": "network",
         "weak": "and",
         "strong": "views of unlabeled images",
-        "average": "of the weights (EMA)",
+        "ema": "of the weights (EMA)",
     }
     axes = _new_axes(ROW + 0.5)
     left = 0.06
@@ -161,7 +161,7 @@ def _new_axes(height: float) -> Axes:
 
 def _write_phase(axes: Axes, phase: PhaseRow, top: float) -> None:
     """Write the name of a phase, wrapped, and its share of the epochs."""
-    lines = wrap(short(phase.name, 32), 18)
+    lines = wrap(shorten(phase.name, 32), 18)
     offset = 0.12 * (len(lines) - 1)
     size = _fit_font(9, max(lines, key=len), LEFT - 0.1) - 8 * offset
     _write(axes, 0.06, top + (0.3 + offset / 2) * ROW, "\n".join(lines), size=size, weight="bold")
@@ -219,7 +219,7 @@ def _percent(share: float) -> str:
 
 def _save_quantized(axes: Axes, path: str | Path) -> Path:
     """Write the figure in 64 colors, which suffice for its few shades and take a third of the bytes."""
-    path = save(axes.figure, path)
+    path = save_figure(axes.figure, path)
     with Image.open(path) as image:
         quantized = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
     quantized.save(path, optimize=True)

@@ -22,7 +22,7 @@ def new_figure(height: float, layout: str = "constrained") -> Figure:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write `figure` as PNG, creating the parent folders; return `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,18 +34,18 @@ def draw_message(text: str, path: str | Path) -> Path:
     """Write a PNG with only `text`, in place of a figure that has no data; return `path`."""
     figure = new_figure(1.5)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13)
-    return save(figure, path)
+    return save_figure(figure, path)
 
 
 def note_missing_classes(figure: Figure, names: Sequence[str]) -> None:
     """Write below a figure which classes have no curve because the labels lack them, at most six by name."""
     if names:
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        listed = ", ".join(short(name, 20) for name in names[:6])
+        listed = ", ".join(shorten(name, 20) for name in names[:6])
         figure.supxlabel(f"not in the labels: {listed}{more}", fontsize=9)
 
 
-def short(name, limit: int) -> str:
+def shorten(name, limit: int) -> str:
     """Shorten `name` to `limit` characters and escape its dollars, which would start a formula in matplotlib.
 
     Characters are removed from the middle, because long class names often differ only at the end.

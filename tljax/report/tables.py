@@ -34,7 +34,7 @@ def mean_interval(values) -> tuple[float, float | None]:
     return float(values.mean()), float(stdtrit(values.size - 1, 0.975) * standard_error)
 
 
-def summarise(trials: list[dict]) -> list[dict]:
+def summarize_trials(trials: list[dict]) -> list[dict]:
     """Average the trials of a sweep over seeds.
 
     Args:
@@ -64,8 +64,8 @@ def _summary_row(trials: list[dict]) -> dict:
     return {
         "settings": settings,
         "seeds": len(seeds),
-        "valid": mean_interval([score(result, "valid") for result in results]),
-        "test": mean_interval([score(result, "test") for result in results]),
+        "valid": mean_interval([selection_score(result, "valid") for result in results]),
+        "test": mean_interval([selection_score(result, "test") for result in results]),
         "trainable_parameters": max(
             (phase["trainable_parameters"] for result in results for phase in result["phases"]),
             default=0,
@@ -74,7 +74,7 @@ def _summary_row(trials: list[dict]) -> dict:
     }
 
 
-def score(result: dict, split: str) -> float:
+def selection_score(result: dict, split: str) -> float:
     """Return the metric that the best epoch was selected by, on a split; 0 where it is undefined."""
     return result[split][result.get("metric", "accuracy")] or 0.0
 
@@ -89,14 +89,14 @@ def varying_fields(rows: list[dict]) -> list[str]:
     return [name for name in names if len({str(row["settings"].get(name)) for row in rows}) > 1]
 
 
-def label(name: str) -> str:
+def short_field_name(name: str) -> str:
     """Return the short name of a dotted field: its last part, without a final `.name`."""
     return name.removesuffix(".name").rpartition(".")[2]
 
 
 def headers(names: list[str]) -> list[str]:
     """Return the short name of each dotted field, or its full name if two short names are equal."""
-    labels = [label(name) for name in names]
+    labels = [short_field_name(name) for name in names]
     pairs = zip(labels, names, strict=True)
     return [short if labels.count(short) == 1 else name for short, name in pairs]
 
@@ -107,7 +107,7 @@ def percent(interval: tuple[float, float | None]) -> str:
     return f"{100 * mean:.2f}" + ("" if half_width is None else f" ± {100 * half_width:.2f}")
 
 
-def comparison(rows: list[dict], columns: list[str] | None = None):
+def table_content(rows: list[dict], columns: list[str] | None = None):
     """Return the content of both tables.
 
     Args:
@@ -144,9 +144,9 @@ def footnote(rows: list[dict]) -> str:
     return f"± is the half-width of the 95 % Student-t interval over {seeds} seeds."
 
 
-def markdown(rows: list[dict], columns: list[str] | None = None) -> str:
+def markdown_table(rows: list[dict], columns: list[str] | None = None) -> str:
     """Return the comparison as a Markdown table with its footnote, the rows with the best test mean in bold."""
-    header, body, best = comparison(rows, columns)
+    header, body, best = table_content(rows, columns)
     num_results = len(RESULT_COLUMNS)
     rule = ["---"] * (len(header) - num_results) + ["---:"] * num_results
     lines = [[escape(name) for name in header], rule]
@@ -159,7 +159,7 @@ def markdown(rows: list[dict], columns: list[str] | None = None) -> str:
 
 def rich_table(rows: list[dict], columns: list[str] | None = None) -> Table:
     """Return the comparison as a `rich` table with its footnote as caption, the best test rows in bold."""
-    header, body, best = comparison(rows, columns)
+    header, body, best = table_content(rows, columns)
     table = Table(caption=footnote(rows) or None)
     for index, name in enumerate(header):
         numeric = index >= len(header) - len(RESULT_COLUMNS)

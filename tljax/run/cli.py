@@ -77,7 +77,7 @@ def _dispatch(values: flags.FlagValues, argv: list[str]) -> int:
     if values.mode == "report":
         from tljax.report import markdown
 
-        path = markdown.write(_config_of_run(values).workdir)
+        path = markdown.write_report(_config_of_run(values).workdir)
         console.print(f"Report: {path}", highlight=False, markup=False, soft_wrap=True)
         return 0
     if values.mode in ("evaluate", "predict"):

@@ -12,7 +12,7 @@ from tljax.config import Config
 from tljax.errors import UserError
 from tljax.inference.predictor import Predictor
 from tljax.models.params import Variables
-from tljax.report.markdown import number
+from tljax.report.markdown import format_number
 from tljax.run.workdir import WorkDir, diff_configs
 from tljax.storage.checkpoints import CheckpointManager
 from tljax.strategies import with_preset_head
@@ -59,7 +59,7 @@ def show(result: dict, task: Task, workdir: str, console: Console) -> None:
     for name in ("metric", "validation", "test"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for key, name in task.metrics:
-        table.add_row(name, number(result["valid"][key]), number(result["test"][key]))
+        table.add_row(name, format_number(result["valid"][key]), format_number(result["test"][key]))
     console.print(table)
     console.print(f"Report: {workdir}/report.md", highlight=False, markup=False)
 

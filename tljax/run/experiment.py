@@ -66,7 +66,7 @@ class Experiment:
         config, phases = self.config, self.strategy.phases
         names = [config.strategy.name, *(name for phase in phases for name, _ in phase.losses)]
         names += [plan.optim.name for plan in self.plans]
-        return {name: plugins.plugin_digest(name) for name in dict.fromkeys(names) if plugins.is_plugin(name)}
+        return {name: plugins.plugin_hash(name) for name in dict.fromkeys(names) if plugins.is_plugin(name)}
 
     def load_variables(self) -> Variables:
         """Return the variables that training starts from: pretrained, and initialized where there are none."""

@@ -23,7 +23,7 @@ from tljax.features.extract import extract, feature_shapes, make_feature_fn
 from tljax.features.probes import PROBES
 from tljax.inference.predictor import Predictor
 from tljax.models.params import Variables
-from tljax.report.markdown import humanise_bytes
+from tljax.report.markdown import format_bytes
 from tljax.run.evaluate import finished
 from tljax.run.experiment import Experiment, prepare
 from tljax.run.sweep import expand_grid
@@ -120,7 +120,7 @@ def check(config: Config) -> Experiment:
     if prepared.predictor.task.spatial:
         raise UserError(f"Features and probes are of classes of pictures; model.head={config.model.head!r} is not.")
     for stage in wanted.stages:
-        if stage in model.cut:
+        if stage in model.unused_stages:
             raise UserError(
                 f"features.stages: {stage} is not built, because model.out_stage is {config.model.out_stage!r}."
             )
@@ -186,7 +186,7 @@ def write(config: Config, console: Console) -> list[Path]:
     for name in dict.fromkeys(config.features.splits):
         split, fingerprint = _open(trunk.data, name)
         if config.features.pool == "none":
-            size = humanise_bytes(trunk.feature_bytes(split))
+            size = format_bytes(trunk.feature_bytes(split))
             console.print(f"{name}: {size} will be written", highlight=False, soft_wrap=True)
         maps = trunk.maps(split, name, console)
         about = trunk.describe | {"split": {"name": name, "fingerprint": fingerprint, "size": len(split)}}

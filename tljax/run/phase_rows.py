@@ -18,7 +18,7 @@ def phase_rows(plans: Sequence[PhasePlan], predictor: Predictor) -> list[dict]:
 
     Returns:
       For each phase its `name`, its `share` of the epochs, `cells`, the fields of
-      `tljax.report.phase_diagram.StageCell` by the name of a stage, the head or an auxiliary output, and `marks`: what
+      `tljax.report.phase_diagram.StageCell` by the name of a stage, the head or an auxiliary output, and `badges`: what
       it uses besides the labelled images.
     """
     model, flat, lr = predictor.model, predictor.flat, predictor.config.optim.lr
@@ -34,7 +34,7 @@ def phase_rows(plans: Sequence[PhasePlan], predictor: Predictor) -> list[dict]:
             "name": plan.phase.name,
             "share": plan.phase.epochs / epochs,
             "cells": {name: _cell(plan, stage, flat, lr) for name, stage in with_params.items()},
-            "marks": _marks(plan),
+            "badges": _badges(plan),
         }
         for plan in plans
     ]
@@ -57,13 +57,13 @@ def _cell(plan: PhasePlan, paths: list[str], flat: FlatModel, lr: float) -> dict
     }
 
 
-def _marks(plan: PhasePlan) -> list[str]:
+def _badges(plan: PhasePlan) -> list[str]:
     needs = plan.spec.requires
     used = {
         "teacher": "teachers" in needs,
         "source": any(need in needs for need in ("source_maps", "source_logits", "source_params")),
         "weak": "weak" in needs,
         "strong": "strong" in needs,
-        "average": plan.phase.ema_decay is not None,
+        "ema": plan.phase.ema_decay is not None,
     }
     return [mark for mark, here in used.items() if here]

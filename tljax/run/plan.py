@@ -17,7 +17,7 @@ from rich.text import Text
 from tljax.config import Config
 from tljax.features.frozen_network import FROZEN_STAGES, apply_frozen
 from tljax.models.params import Variables
-from tljax.report.markdown import humanise_bytes
+from tljax.report.markdown import format_bytes
 from tljax.run.experiment import Experiment, prepare
 from tljax.run.recipes import run_recipes
 from tljax.run.sweep import drop_seeds, expand_grid
@@ -139,7 +139,7 @@ def _show_phase(plan: PhasePlan, cost: PhaseCost, prepared: Experiment, console:
         "losses": " + ".join(f"{weight:g} {name}" for name, weight in plan.phase.losses),
         **_beside(plan, prepared),
         "learned parameters": f"{cost.trainable_parameters:,} of {total:,}",
-        "optimizer state": humanise_bytes(cost.optimizer_bytes),
+        "optimizer state": format_bytes(cost.optimizer_bytes),
         "step": f"{_flops(cost.step_flops)}; the whole network's forward pass is {_flops(cost.forward_flops)}",
         "frozen prefix": (
             f"{plan.frozen_stages[0]} to {plan.frozen_stages[-1]}; gradients begin at {(after or ['head'])[0]}"

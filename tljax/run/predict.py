@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from tljax.config import Config
-from tljax.data.sources.images import ENDINGS, read_image, resize
+from tljax.data.sources.images import IMAGE_SUFFIXES, read_image, resize
 from tljax.errors import UserError
 from tljax.run.evaluate import finished
 from tljax.tasks import PredictionSet
@@ -49,9 +49,9 @@ def predict(config: Config, source: Path, console: Console) -> list[dict]:
 def _files(source: Path) -> dict[str, Path]:
     """Pictures by names of their own: their files' below the folder, with an ending only where two differ in it."""
     if source.is_dir():
-        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in ENDINGS)
+        paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         if not paths:
-            raise UserError(f"{source} has no pictures ({', '.join(ENDINGS)}).")
+            raise UserError(f"{source} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
     elif source.is_file():
         paths, source = [source], source.parent
     else:

@@ -18,25 +18,25 @@ from tljax.train.callbacks import TrainProgress
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
-def provenance(run: Experiment, progress: TrainProgress) -> dict:
+def provenance(experiment: Experiment, progress: TrainProgress) -> dict:
     """Return the entries of result.json that are known when training ends."""
-    config, source = run.config, run.source
+    config, source = experiment.config, experiment.source
     versions = {"python": platform.python_version(), "tljax": __version__}
     return {
-        "task": run.predictor.task.name,
-        "metric": run.predictor.task.metrics[0][0],
+        "task": experiment.predictor.task.name,
+        "metric": experiment.predictor.task.metrics[0][0],
         "strategy": config.strategy.name,
         "phases": progress.phases,
-        "phase_rows": phase_rows(run.plans, run.predictor),
+        "phase_rows": phase_rows(experiment.plans, experiment.predictor),
         "best": progress.best,
         "seed": config.seed,
         "versions": versions | {package: importlib.metadata.version(package) for package in PACKAGES},
         "devices": [str(d) for d in jax.devices()],
-        "weights": source.describe() if run.strategy.pretrained else None,
-        "teachers": {name: teacher.describe() for name, teacher in run.networks.items()},
-        "files": run.files,
-        "preprocess": schema.to_dict(run.predictor.preprocess),
-        "data": run.data.describe(),
+        "weights": source.describe() if experiment.strategy.pretrained else None,
+        "teachers": {name: teacher.describe() for name, teacher in experiment.networks.items()},
+        "files": experiment.files,
+        "preprocess": schema.to_dict(experiment.predictor.preprocess),
+        "data": experiment.data.describe(),
         "config_digest": config_hash(config),
     }
 

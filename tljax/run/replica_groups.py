@@ -19,7 +19,7 @@ from tljax.run.workdir import result_fields
 # Of a device's memory, what the states and maps of runs that train together may take.
 SHARE = 0.3
 # Fields that may differ: where they shape a program after all, `batches` sees it in what they lead to.
-NUMBERS = ("hparams", *(f.name for f in dataclasses.fields(StrategyConfig) if f.type == "float"))
+NUMERIC_FIELDS = ("hparams", *(f.name for f in dataclasses.fields(StrategyConfig) if f.type == "float"))
 
 
 def group_key(config: Config) -> str:
@@ -27,7 +27,7 @@ def group_key(config: Config) -> str:
     tree = result_fields(schema.to_dict(config))
     del tree["optim"]
     tree["model"]["dropout"] = tree["model"]["dropout"] > 0
-    tree["strategy"] = {name: value for name, value in tree["strategy"].items() if name not in NUMBERS}
+    tree["strategy"] = {name: value for name, value in tree["strategy"].items() if name not in NUMERIC_FIELDS}
     return json.dumps(tree, sort_keys=True)
 
 
@@ -62,7 +62,7 @@ def _most(run: Experiment) -> int:
         if plan.layers or any(path.startswith(tuple(f"{stage}/" for stage in plan.frozen_stages)) for path in changed):
             return 1
         changed.update(plan.changing)
-    return max(1, int(SHARE * run.predictor.mesh.memory() / max(_bytes(run, plan) for plan in run.plans)))
+    return max(1, int(SHARE * run.predictor.mesh.device_memory() / max(_bytes(run, plan) for plan in run.plans)))
 
 
 def batching_mode(run: Experiment) -> str:

@@ -79,7 +79,7 @@ def _run(config: Config, made: list[Trial], workdir: WorkDir, console: Console) 
             results[i] = result
     if failed := [result for i, result in enumerate(results) if i in chosen and isinstance(result, TrainingStopped)]:
         raise failed[0]
-    rows = tables.summarise([{"settings": made[i].settings, "result": results[i]} for i in chosen])
+    rows = tables.summarize_trials([{"settings": made[i].settings, "result": results[i]} for i in chosen])
     summary = {
         "rows": rows,
         "tuned": tuning,
@@ -87,8 +87,8 @@ def _run(config: Config, made: list[Trial], workdir: WorkDir, console: Console) 
             {
                 "settings": cell.settings,
                 "workdir": str(Path(cell.config.workdir).relative_to(root)),
-                "valid": None if isinstance(result, TrainingStopped) else tables.score(result, "valid"),
-                "test": tables.score(result, "test") if _tested(result) else None,
+                "valid": None if isinstance(result, TrainingStopped) else tables.selection_score(result, "valid"),
+                "test": tables.selection_score(result, "test") if _tested(result) else None,
             }
             for cell, result in zip(made, results, strict=True)
         ],
@@ -127,7 +127,7 @@ def choose_settings(made: list[Trial], results: list[dict], tuning: list[str]) -
     def mean(indices: list[int]) -> float:
         if any(isinstance(results[i], TrainingStopped) for i in indices):
             return -1.0  # it diverged: any other is better
-        return float(np.mean([tables.score(results[i], "valid") for i in indices]))
+        return float(np.mean([tables.selection_score(results[i], "valid") for i in indices]))
 
     return [i for group in groups.values() for i in max(group.values(), key=mean)]
 
@@ -157,12 +157,12 @@ def _tested(result: dict | TrainingStopped) -> bool:
 
 
 def _tell(cell: Trial, result: dict | TrainingStopped, which: str, console: Console) -> None:
-    name = ", ".join(f"{tables.label(k)} {v}" for k, v in cell.settings.items())
+    name = ", ".join(f"{tables.short_field_name(k)} {v}" for k, v in cell.settings.items())
     if isinstance(result, TrainingStopped):
         console.print(f"{which} {name}: {result}", highlight=False, markup=False)
         return
-    test = f", test {100 * tables.score(result, 'test'):.1f} %" if "test" in result else ""
-    valid = f"validation {100 * tables.score(result, 'valid'):.1f} %"
+    test = f", test {100 * tables.selection_score(result, 'test'):.1f} %" if "test" in result else ""
+    valid = f"validation {100 * tables.selection_score(result, 'valid'):.1f} %"
     console.print(f"{which} {name}: {valid}{test}, {result['seconds']:.1f} s", highlight=False, markup=False)
 
 
@@ -173,7 +173,7 @@ def _write_report(root: Path, rows: list[dict], summary: dict, config: Config) -
         if summary["tuned"]
         else "Every run chose its best epoch on validation and then opened the test split, once."
     )
-    lines = [f"# Comparison: {root.name}", "", tables.markdown(rows), how, ""]
+    lines = [f"# Comparison: {root.name}", "", tables.markdown_table(rows), how, ""]
     if config.report.figures:
         lines += ["![Validation and test accuracy](figures/sweep.png)", ""]
         if (root / "figures" / "heat_map.png").exists():

@@ -14,7 +14,7 @@ from tljax.inference.predictor import build_model
 from tljax.inference.predictor import head_options as config_head_options
 from tljax.models import Model
 from tljax.models import params as params_lib
-from tljax.models.heads.auxiliary import TRAIN_ONLY_OUTPUTS
+from tljax.models.heads.auxiliary import TRAIN_ONLY_PARAMS
 from tljax.models.params import FlatModel, Variables
 from tljax.storage.run_files import read_config, read_json
 from tljax.tasks import Task, default_task, task_of
@@ -128,7 +128,7 @@ def _finished_run(source: str, found: WeightSource) -> Teacher:
 def _load(make: Callable[[], Model], found: WeightSource) -> Variables:
     model = make()
     # Outputs that exist for its own training only are not read.
-    weights.load(model, found, optional=("head/aux.*", TRAIN_ONLY_OUTPUTS))
+    weights.load(model, found, optional=("head/aux.*", TRAIN_ONLY_PARAMS))
     return params_lib.flatten_model(model).variables
 
 

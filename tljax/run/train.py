@@ -70,7 +70,7 @@ def train_replicas(
         results = [workdir.read("result.json") for workdir in workdirs]
         for workdir, result in zip(workdirs, results, strict=True):
             if result is not None and not (workdir.path / "report.md").exists():
-                markdown.write(workdir.path)  # killed after the result, before its report
+                markdown.write_report(workdir.path)  # killed after the result, before its report
             if result is not None and lines:
                 console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
         todo = [
@@ -126,7 +126,7 @@ def _train(
                     workdir.write_arrays("figure_data.npz", figure_data)
                 # Its presence says that the run is finished; the report can be drawn again from the files.
                 workdir.write("result.json", result)
-                markdown.write(workdir.path)
+                markdown.write_report(workdir.path)
             results.append(result)
     return results
 

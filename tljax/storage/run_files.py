@@ -22,6 +22,7 @@ RENAMED_KEYS = {
     "multiples": "lr_multipliers",
     "moves": "batch_stats",
     "where": "storage",
+    "marks": "badges",
 }
 
 

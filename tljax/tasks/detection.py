@@ -123,7 +123,7 @@ def per_image_metric(
         true_boxes = split.boxes[i][is_object]
         true_classes = split.labels[i][is_object]
         shown = (predictions["classes"][i] >= 0) & (predictions["scores"][i] >= min_score)
-        predicted_boxes = predictions["boxes"][i][shown] / split.scale(side)
+        predicted_boxes = predictions["boxes"][i][shown] / split.box_scale(side)
         predicted_classes = predictions["classes"][i][shown]
         count = len(true_boxes) + len(predicted_boxes)
         if not len(true_boxes) or not len(predicted_boxes):
@@ -250,7 +250,7 @@ def _figure_data(predictions: Predictions, split: Split, side: int, count: int) 
         "images": split.images[worst],
         "boxes": split.boxes[worst],
         "label": split.labels[worst],
-        "predicted_boxes": predictions["boxes"][worst] / split.scale(side),
+        "predicted_boxes": predictions["boxes"][worst] / split.box_scale(side),
         "scores": predictions["scores"][worst],
         "classes": predictions["classes"][worst],
         "f1": f1[worst],
@@ -288,7 +288,7 @@ def _write_predictions(prediction_set: PredictionSet) -> Iterator[tuple[dict[str
         boxes = boxes * np.array([height, width] * 2) / prediction_set.side
         shown = scores >= MIN_SHOWN
         overlay = overlays.box_overlay(image, boxes[shown], labels[shown], scores[shown], prediction_set.classes)
-        overlays.save(overlay, folder / f"{name}.overlay.png")
+        overlays.save_png(overlay, folder / f"{name}.overlay.png")
         rows = [
             {"class": prediction_set.classes[label], "score": score, "box": box}
             for label, score, box in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)

@@ -264,8 +264,8 @@ def _write_predictions(prediction_set: PredictionSet) -> Iterator[tuple[dict[str
     masks = prediction_set.predictions["classes"]
     for name, image, mask in zip(prediction_set.files, prediction_set.images, masks, strict=True):
         mask = resize(mask, image.shape[:2], Image.Resampling.NEAREST)
-        path = overlays.mask_png(mask, folder / f"{name}.mask.png")
-        overlays.save(overlays.mask_overlay(image, mask, classes), folder / f"{name}.overlay.png")
+        path = overlays.save_mask_png(mask, folder / f"{name}.mask.png")
+        overlays.save_png(overlays.mask_overlay(image, mask, classes), folder / f"{name}.overlay.png")
         indices, counts = np.unique(mask, return_counts=True)
         shares = {classes[index]: count / mask.size for index, count in zip(indices, counts.tolist(), strict=True)}
         text = "  ".join(f"{class_name} {100 * share:.1f} %" for class_name, share in shares.items())

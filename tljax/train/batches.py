@@ -37,7 +37,7 @@ class BatchStream:
         self._rows = rows
         self._arrays = dict(arrays)
         self._mesh = mesh
-        fits = sum(x.nbytes for x in self._arrays.values()) <= SHARE * mesh.memory()
+        fits = sum(x.nbytes for x in self._arrays.values()) <= SHARE * mesh.device_memory()
         self.data = mesh.put(self._arrays) if fits else {}
         self.max_steps = max_steps
         if not fits:

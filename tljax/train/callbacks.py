@@ -28,10 +28,10 @@ class ProgressReporter(Protocol):
     def advance_task(self, images: int) -> None:
         """Report that so many more images are done."""
 
-    def steps(self, count: int, images: int, loss: float, metric: float) -> None:
+    def advance_steps(self, count: int, images: int, loss: float, metric: float) -> None:
         """Report finished steps over so many images, with the last loss and the training metric of an image."""
 
-    def note(self, text: str) -> None:
+    def print_note(self, text: str) -> None:
         """Print a line."""
 
 

@@ -118,7 +118,7 @@ class Trainer:
         metrics = jax.tree.map(lambda x: x[:, :count], jax.device_get(metrics))
         loss, correct = self.replicas.record(metrics)
         images = self.replicas.runs[0].config.train.batch_size * count
-        self.progress.steps(count, images * len(self.replicas), loss, correct / images)
+        self.progress.advance_steps(count, images * len(self.replicas), loss, correct / images)
 
     def phase_key(self, run: RunState, index: int) -> jax.Array:
         """Return the random key of a phase; steps fold in their number."""

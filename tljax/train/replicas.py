@@ -109,7 +109,7 @@ class Replicas:
 
     def compile_steps(self, plan: PhasePlan, inputs: StepInputs) -> Callable:
         """Return the program `(state, block, key) → (state, metrics [N, steps, ...])`."""
-        program = compile_replicas(plan.spec, len(self), self.mode, self.mesh.shard)
+        program = compile_replicas(plan.spec, len(self), self.mode, self.mesh.sharding)
 
         def run_steps(state: TrainState, block: StepBlock, key: jax.Array):
             each = self._own_frozen, block.schedule["lr"], self._hparams

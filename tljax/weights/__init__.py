@@ -1,6 +1,6 @@
 """Pretrained weights: catalog, download, file formats, preprocessing, and strict loading and export."""
 
-from tljax.weights.assign import adapt_channels, assign_weights, export
+from tljax.weights.assign import adapt_channels, assign_weights, export_weights
 from tljax.weights.catalog import CATALOG, PretrainedConfig
 from tljax.weights.load import WeightSource, load, open_weights, params_hash, resolve_weights
 from tljax.weights.preprocess import PRESETS, Preprocess, make_preprocess
@@ -21,7 +21,7 @@ __all__ = [
     "WeightSource",
     "adapt_channels",
     "assign_weights",
-    "export",
+    "export_weights",
     "list",
     "load",
     "make_preprocess",

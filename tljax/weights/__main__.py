@@ -96,7 +96,7 @@ def _row(entry: PretrainedConfig) -> list[str]:
     digest = "from the Hub"
     if entry.digest is not None:
         digest = f"{'MD5' if entry.digest_is_md5 else 'SHA-256'} {entry.digest[:8]}"
-    numbers = [str(entry.classes or "-"), str(entry.size), f"{entry.crop:.3g}"]
+    numbers = [str(entry.num_classes or "-"), str(entry.image_size), f"{entry.crop:.3g}"]
     return [entry.name, entry.backbone, *numbers, entry.interpolation, normalization, digest, entry.license]
 
 

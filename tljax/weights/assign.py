@@ -27,25 +27,25 @@ class MatchReport(NamedTuple):
       shape_mismatches: tensors whose shape differs from their variable's.
     """
 
-    plan: dict[str, Rule]
-    unused: list[str]
+    rules: dict[str, Rule]
+    unexpected: list[str]
     missing: list[str]
     shape_mismatches: list[str]
 
     @property
     def complete(self) -> bool:
         """Whether every tensor and every variable matches."""
-        return not (self.unused or self.missing or self.shape_mismatches)
+        return not (self.unexpected or self.missing or self.shape_mismatches)
 
     def describe(self) -> str:
         """Return sentences that list everything that does not match."""
         return (
-            f"Unexpected tensors: {_format_names(self.unused)}. Missing variables: {_format_names(self.missing)}. "
+            f"Unexpected tensors: {_format_names(self.unexpected)}. Missing variables: {_format_names(self.missing)}. "
             f"Shape mismatches: {_format_names(self.shape_mismatches)}."
         )
 
 
-def match(
+def match_tensors(
     tensors: Mapping[str, np.ndarray],
     model: Model,
     layout: Layout,
@@ -66,17 +66,17 @@ def match(
     for name, tensor in tensors.items():
         if layout.ignores(name) or _matches(name, ignore):
             continue
-        rule = _apply_alias(layout.place(name), aliases)
+        rule = _apply_alias(layout.rule_for_name(name), aliases)
         if rule is None:
             unused.append(name)
-        elif _matches(rule.path, keep) or rule.path.split("/")[0] in model.cut:
+        elif _matches(rule.path, keep) or rule.path.split("/")[0] in model.unused_stages:
             continue
         elif rule.path in plan:
             mismatches.append(f"{name}: another tensor fills {rule.path} already")
         elif rule.path not in target:
             unused += [] if _matches(rule.path, optional) else [f"{name} (for {rule.path})"]
         else:
-            shape = shape_after(rule, tensor.shape)
+            shape = native_shape(rule, tensor.shape)
             expected = target[rule.path].shape
             is_alias = rule.path.rpartition("/")[0] in aliases.values()
             fits = shape == expected or (is_alias and _dense_shape(expected) == shape)
@@ -115,7 +115,7 @@ def assign_weights(
     Raises:
       UserError: unexpected tensors, missing variables or mismatched shapes; the message lists them.
     """
-    report = match(tensors, model, layout, keep=keep, optional=optional, ignore=ignore)
+    report = match_tensors(tensors, model, layout, keep=keep, optional=optional, ignore=ignore)
     if not report.complete:
         raise UserError(
             f"{source} does not fit the model. {report.describe()} "
@@ -123,7 +123,7 @@ def assign_weights(
         )
     variables = params_lib.flatten_state(nnx.state(model))
     first = first_kernel(variables)
-    for path, rule in report.plan.items():
+    for path, rule in report.rules.items():
         variable = variables[path]
         value = TRANSFORMS[rule.transform].view(np.asarray(tensors[rule.name]))
         if path == first and value.shape[2] != variable.shape[2]:
@@ -131,7 +131,7 @@ def assign_weights(
         variable.set_value(jax.device_put(_aligned_copy(value, variable.dtype).reshape(variable.shape)))
 
 
-def export(model: Model, layout: Layout) -> dict[str, np.ndarray]:
+def export_weights(model: Model, layout: Layout) -> dict[str, np.ndarray]:
     """Return the variables of a model under foreign names and in the foreign memory layout.
 
     The inverse of `assign_weights`.
@@ -142,7 +142,7 @@ def export(model: Model, layout: Layout) -> dict[str, np.ndarray]:
     _, params, stats = params_lib.flatten_model(model)
     tensors, unnamed = {}, []
     for path, value in (params | stats).items():
-        if (rule := layout.origin(path)) is None:
+        if (rule := layout.rule_for_path(path)) is None:
             unnamed.append(path)
         else:
             tensors[rule.name] = contiguous(TRANSFORMS[rule.transform].to_foreign(np.asarray(value)))
@@ -188,7 +188,7 @@ def first_kernel(params: Mapping[str, np.ndarray]) -> str | None:
     return min(kernels, default=None)
 
 
-def shape_after(rule: Rule, shape: Sequence[int]) -> tuple[int, ...] | None:
+def native_shape(rule: Rule, shape: Sequence[int]) -> tuple[int, ...] | None:
     """Return the model's shape for a foreign tensor's `shape`; None if the rule's transform does not apply to it."""
     try:
         return TRANSFORMS[rule.transform].from_foreign(np.broadcast_to(np.float32(0), tuple(shape))).shape

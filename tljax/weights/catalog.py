@@ -1,6 +1,6 @@
 """Catalog of published weights: address, backbone, digest, layout and preprocessing of each file.
 
-tests/golden/make_catalogue.py reads the same facts from the publishers' tables.
+tests/golden/make_catalog.py reads the same facts from the publishers' tables.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class PretrainedConfig:
     digest: str | None
     layout: str
     license: str
-    classes: int = 1000
-    size: int = 224
+    num_classes: int = 1000
+    image_size: int = 224
     crop: float = 0.875
     squash: bool = False
     interpolation: str = "bilinear"
@@ -52,7 +52,7 @@ class PretrainedConfig:
         else:
             mean, std = self.normalization
             base = Preprocess(self.name, 1 / 255, mean, std)
-        return dataclasses.replace(base, size=self.size, interpolation=self.interpolation)
+        return dataclasses.replace(base, size=self.image_size, interpolation=self.interpolation)
 
     @property
     def digest_is_md5(self) -> bool:
@@ -84,7 +84,7 @@ def _torchvision(
         digest=file.rpartition("-")[2],
         layout="torchvision",
         license="bsd-3-clause",
-        size=size,
+        image_size=size,
         crop=size / resize,
         **fields,
     )
@@ -124,7 +124,7 @@ def _keras(
             md5,
             "keras",
             license,
-            classes=classes,
+            num_classes=classes,
             crop=1.0,
             **fields,
         )
@@ -248,7 +248,7 @@ _LOCAL = PretrainedConfig(
     "42530430a0f2ebdb770e531ae3d09a4e15b324de26bde4e9ef40cb20d2e02e24",
     "torchvision",
     "cc-by-4.0",
-    classes=0,
+    num_classes=0,
     crop=1.0,
     normalization="caffe",
 )

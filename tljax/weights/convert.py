@@ -11,7 +11,7 @@ import numpy as np
 
 from tljax import models
 from tljax.errors import UserError, did_you_mean
-from tljax.models.heads.auxiliary import TRAIN_ONLY_OUTPUTS
+from tljax.models.heads.auxiliary import TRAIN_ONLY_PARAMS
 from tljax.storage.run_files import read_config
 from tljax.weights.detect import detect_backbone
 from tljax.weights.download import error_summary
@@ -92,11 +92,11 @@ def _convert_tensors(
     """Return the tensors in the target layout, unread, without those that only training uses."""
     converted, unnamed = {}, []
     for name, tensor in tensors.items():
-        if source.ignores(name) or re.fullmatch(TRAIN_ONLY_OUTPUTS, name):
+        if source.ignores(name) or re.fullmatch(TRAIN_ONLY_PARAMS, name):
             continue
-        source_rule = source.place(name)
+        source_rule = source.rule_for_name(name)
         path = source_rule.path
-        target_rule = target.origin(path)
+        target_rule = target.rule_for_path(path)
         if target_rule is None:
             unnamed.append(path)
             continue

@@ -11,7 +11,7 @@ import numpy as np
 from tljax import models
 from tljax.errors import UserError
 from tljax.models import Model
-from tljax.weights.assign import MatchReport, match, shape_after
+from tljax.weights.assign import MatchReport, match_tensors, native_shape
 from tljax.weights.layouts import Layout, layouts
 
 
@@ -33,7 +33,7 @@ class BackboneGuess(NamedTuple):
     @property
     def num_mismatches(self) -> int:
         """Number of tensors and variables that do not match."""
-        return len(self.match.unused) + len(self.match.missing) + len(self.match.shape_mismatches)
+        return len(self.match.unexpected) + len(self.match.missing) + len(self.match.shape_mismatches)
 
 
 def detect_backbone(tensors: Mapping[str, np.ndarray]) -> BackboneGuess:
@@ -71,7 +71,7 @@ def _rank_by_names(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int
     for backbone in models.list_backbones():
         for name, layout in _layouts(backbone).items():
             if layout not in num_unknown:
-                num_unknown[layout] = sum(layout.place(t) is None and not layout.ignores(t) for t in tensors)
+                num_unknown[layout] = sum(layout.rule_for_name(t) is None and not layout.ignores(t) for t in tensors)
             other_library = (name == "keras") != backbone.endswith(("_keras", "_v1"))
             yield num_unknown[layout], int(other_library), backbone, name
 
@@ -90,15 +90,15 @@ def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> Backbon
         options["auxiliary"] &= bool(getattr(models.get_variant(backbone)[1], "auxiliary", ()))
     model = models.create_model(backbone, image_size=299, rngs=None, **options)  # the size that Inception v3 needs
     keep = () if options["num_classes"] else "head/.*"
-    return BackboneGuess(backbone, name, model, match(tensors, model, layout, keep=keep))
+    return BackboneGuess(backbone, name, model, match_tensors(tensors, model, layout, keep=keep))
 
 
 def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, Any]:
     """Return the arguments of `models.create_model` for the head that the tensors imply; 0 classes if there is none."""
     shapes = {}
     for name, tensor in tensors.items():
-        if (rule := layout.place(name)) and rule.path.startswith("head/"):
-            shapes[rule.path.removeprefix("head/")] = shape_after(rule, tensor.shape) or (0, 0)
+        if (rule := layout.rule_for_name(name)) and rule.path.startswith("head/"):
+            shapes[rule.path.removeprefix("head/")] = native_shape(rule, tensor.shape) or (0, 0)
     layers = {path.split("/")[0] for path in shapes}
     if "score" in layers:
         return _dense_prediction_options(shapes, layers, layout)
@@ -123,7 +123,7 @@ def _dense_prediction_options(
     """
     options = {"num_classes": shapes["score/kernel"][-1], "auxiliary": "aux1" in layers}
     if "unit" in layers:
-        return options | dict(layout.head)
+        return options | dict(layout.head_options)
     blocks = sorted(int(layer.removeprefix("block")) for layer in layers if layer.startswith("block"))
     return (
         options
@@ -134,6 +134,6 @@ def _dense_prediction_options(
             "batch_norm": "block1/unit1/bn/scale" in shapes,
             "kernel": shapes["score/kernel"][0],
         }
-        | dict(layout.head)
+        | dict(layout.head_options)
         | ({"upsample": "transposed"} if "up1" in layers else {})
     )

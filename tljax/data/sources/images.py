@@ -15,7 +15,7 @@ from PIL import Image
 from tljax.data.dataset import IGNORED
 from tljax.errors import UserError
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _PIL_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 

@@ -12,7 +12,7 @@ from tljax.config import DataConfig
 from tljax.config.fields import field
 from tljax.data.dataset import IGNORED, RawDataset
 from tljax.data.sources import options as source_options
-from tljax.data.sources.images import ENDINGS, check_mask, read_image, read_mask
+from tljax.data.sources.images import IMAGE_SUFFIXES, check_mask, read_image, read_mask
 from tljax.data.sources.records import Example, ImageRecord, data_root, read_records
 from tljax.errors import UserError
 
@@ -68,7 +68,7 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
         raise UserError(f"There is no folder {folder}.")
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in ENDINGS or file.name.startswith("."):
+        if file.suffix.lower() not in IMAGE_SUFFIXES or file.name.startswith("."):
             continue
         if file.stem in files:
             raise UserError(f"{files[file.stem]} and {file} have the same name without ending.")

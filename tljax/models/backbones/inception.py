@@ -39,11 +39,11 @@ class MaxPool:
     size: int = 3
     stride: int = 2
     padding: int = 0
-    ceil: bool = False
+    ceil_mode: bool = False
 
     def __call__(self, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None) -> jax.Array:
         """[B, H, W, C] → [B, H / stride, W / stride, C]."""
-        return layers.max_pool(x, self.size, self.stride, self.padding, self.ceil)
+        return layers.max_pool(x, self.size, self.stride, self.padding, self.ceil_mode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Auxiliary:
     stage: str
     steps: tuple[Step, ...]
     min_side: int = 1
-    pool_to: int = 1
+    num_locations: int = 1
     hidden: int = 0
     dropout: float = 0.0
 
@@ -123,10 +123,10 @@ def _v1(conv1: int, reduce3: int, conv3: int, reduce5: int, conv5: int, pool: in
 
 
 def _v1_auxiliary(stage: str) -> Auxiliary:
-    return Auxiliary(stage, (AverageTo(4), Conv(128)), pool_to=16, hidden=1024, dropout=0.7)
+    return Auxiliary(stage, (AverageTo(4), Conv(128)), num_locations=16, hidden=1024, dropout=0.7)
 
 
-_CEIL = MaxPool(ceil=True)
+_CEIL = MaxPool(ceil_mode=True)
 _GOOGLENET = (
     (Conv(64, 7, 2),),
     (_CEIL, Conv(64), Conv(192, 3)),
@@ -134,7 +134,7 @@ _GOOGLENET = (
     (_CEIL, _v1(192, 96, 208, 16, 48, 64)),
     (_v1(160, 112, 224, 24, 64, 64), _v1(128, 128, 256, 24, 64, 64), _v1(112, 144, 288, 32, 64, 64)),
     (_v1(256, 160, 320, 32, 128, 128),),
-    (MaxPool(2, ceil=True), _v1(256, 160, 320, 32, 128, 128), _v1(384, 192, 384, 48, 128, 128)),
+    (MaxPool(2, ceil_mode=True), _v1(256, 160, 320, 32, 128, 128), _v1(384, 192, 384, 48, 128, 128)),
 )
 
 
@@ -234,7 +234,7 @@ class AuxiliaryClassifier(nnx.Module):
     def __init__(self, inputs: int, config: Auxiliary, num_classes: int, *, norm: BatchNormConfig, dtype, rngs):
         self.config = config
         self.chain = Chain(inputs, config.steps, common={"norm": norm, "dtype": dtype, "rngs": rngs})
-        features = config.pool_to * out_channels(inputs, config.steps)
+        features = config.num_locations * out_channels(inputs, config.steps)
         self.hidden = Linear(features, config.hidden, dtype=dtype, rngs=rngs) if config.hidden else None
         self.drop = Dropout(config.dropout)
         self.dense = Linear(config.hidden or features, num_classes, dtype=dtype, rngs=rngs)

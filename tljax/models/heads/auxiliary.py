@@ -16,7 +16,7 @@ from tljax.models.heads import HEADS
 from tljax.models.layers import Conv
 
 # Pattern of the paths of all parameters that this module adds.
-TRAIN_ONLY_OUTPUTS = "head/(source|hint_[^/]+)/.*"
+TRAIN_ONLY_PARAMS = "head/(source|hint_[^/]+)/.*"
 
 
 class HintProjection(nnx.Module):

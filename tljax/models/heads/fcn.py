@@ -13,7 +13,7 @@ from tljax.errors import UserError, did_you_mean
 from tljax.models import initializers
 from tljax.models.heads.base import Head, Shapes, stride_levels
 from tljax.models.layers import Conv, ConvNorm, Dropout
-from tljax.models.upsample import ConvTranspose, bilinear, pad_or_crop
+from tljax.models.upsample import ConvTranspose, pad_or_crop, resize_bilinear
 
 # Number of strides that each of the paper's networks predicts scores from.
 NUM_STRIDES = {"32s": 1, "16s": 2, "8s": 3}
@@ -142,4 +142,4 @@ def _add_layers(module: FCN | AuxiliaryFCN, inputs: int, num_classes: int, chann
 
 def _predict(module: FCN | AuxiliaryFCN, x: jax.Array, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
     x = module.score(module.drop(nnx.relu(module.unit(x, train)), train, rngs))
-    return bilinear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (module.side, module.side))
+    return resize_bilinear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (module.side, module.side))

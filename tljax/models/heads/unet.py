@@ -11,7 +11,7 @@ from flax import nnx
 from tljax.errors import UserError, did_you_mean
 from tljax.models.heads.base import Head, Shapes, StrideLevel, stride_levels
 from tljax.models.layers import BatchNorm, Conv, Dropout
-from tljax.models.upsample import ConvTranspose, bilinear, nearest_upsample, pad_or_crop
+from tljax.models.upsample import ConvTranspose, nearest_upsample, pad_or_crop, resize_bilinear
 
 UPSAMPLE = ("transposed", "bilinear", "nearest")
 
@@ -170,10 +170,10 @@ class UNet(Head):
             return getattr(self, f"up{k}")(x)
         if self.upsample == "nearest":
             return nearest_upsample(x)
-        return bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), corners=True)
+        return resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]), align_corners=True)
 
     def _resize(self, x: jax.Array) -> jax.Array:
-        return bilinear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (self.side, self.side))
+        return resize_bilinear(x.astype(jnp.promote_types(x.dtype, jnp.float32)), (self.side, self.side))
 
 
 def _deepest(levels: list[StrideLevel], depth: int | None) -> list[StrideLevel]:

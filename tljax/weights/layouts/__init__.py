@@ -32,4 +32,4 @@ def detect_layout(names: Iterable[str], family: str, config: Any) -> str:
     """Return the name of the variant's layout that recognizes the most of these tensor names."""
     names = list(names)
     candidates = layouts(family, config)
-    return min(candidates, key=lambda layout: sum(candidates[layout].place(name) is None for name in names))
+    return min(candidates, key=lambda layout: sum(candidates[layout].rule_for_name(name) is None for name in names))

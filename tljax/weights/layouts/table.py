@@ -92,14 +92,14 @@ class Layout:
 
     rules: tuple[Rule, ...]
     ignore: tuple[str, ...] = ()
-    head: tuple[tuple[str, Any], ...] = ()
+    head_options: tuple[tuple[str, Any], ...] = ()
 
-    def place(self, name: str) -> Rule | None:
+    def rule_for_name(self, name: str) -> Rule | None:
         """Return the rule, without placeholders, for a foreign name; None if there is none."""
         rule, digits = self._by_name.find(name)
         return rule and Rule(name, _fill(rule.path, digits), rule.transform)
 
-    def origin(self, path: str) -> Rule | None:
+    def rule_for_path(self, path: str) -> Rule | None:
         """Return the rule, without placeholders, for the path of a variable; None if there is none."""
         rule, digits = self._by_path.find(path)
         return rule and Rule(_fill(rule.name, digits), path, rule.transform)

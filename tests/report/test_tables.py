@@ -24,7 +24,7 @@ def trial(accuracy, seed=0, trainable=5130, **settings):
 def rows():
     probe = [trial(0.7 + 0.01 * s, s, strategy__name="probe", size=32) for s in range(3)]
     tuned = [trial(0.9, 0, 11_181_642, strategy__name="lp_ft", size=32)]
-    return tables.summarise(probe + tuned)
+    return tables.summarize_trials(probe + tuned)
 
 
 def test_summarise_groups_over_seeds(rows):
@@ -42,11 +42,11 @@ def test_summarise_groups_over_seeds(rows):
 
 def test_summarise_rejects_a_repeated_seed():
     with pytest.raises(ValueError, match="repeat"):
-        tables.summarise([trial(0.7, 1, a=1), trial(0.7, 1, a=1)])
+        tables.summarize_trials([trial(0.7, 1, a=1), trial(0.7, 1, a=1)])
     trials = [trial(0.7, seed, a=1) for seed in (0, 1)]
     for unseeded in trials:
         del unseeded["settings"]["seed"]
-    assert tables.summarise(trials)[0]["seeds"] == 2
+    assert tables.summarize_trials(trials)[0]["seeds"] == 2
 
 
 def test_mean_interval_rejects_no_values():
@@ -55,7 +55,7 @@ def test_mean_interval_rejects_no_values():
 
 
 def test_markdown_table(rows):
-    lines = tables.markdown(rows).splitlines()
+    lines = tables.markdown_table(rows).splitlines()
     assert lines == [
         "| strategy | validation % | test % | trainable parameters | seconds |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -67,10 +67,10 @@ def test_markdown_table(rows):
 
 
 def test_comparison_marks_ties_and_missing_settings():
-    rows = tables.summarise([trial(0.8, a=1), trial(0.8, b__a="x|y"), trial(0.7, a=2)])
-    text = tables.markdown(rows)
+    rows = tables.summarize_trials([trial(0.8, a=1), trial(0.8, b__a="x|y"), trial(0.7, a=2)])
+    text = tables.markdown_table(rows)
     assert text.count("**80.00**") == 2
-    header, body, best = tables.comparison(rows)
+    header, body, best = tables.table_content(rows)
     assert header[:2] == ["a", "b.a"]
     assert body[0][:2] == ["1", tables.MISSING]
     assert best == [True, True, False]
@@ -84,7 +84,7 @@ def test_headers_are_short_unless_they_collide():
 
 
 def test_markdown_with_given_columns(rows):
-    assert tables.markdown(rows, ["size"]).startswith("| size | validation")
+    assert tables.markdown_table(rows, ["size"]).startswith("| size | validation")
     assert tables.varying_fields(rows) == ["strategy.name"]
 
 

@@ -6,8 +6,8 @@ import functools
 import tempfile
 from pathlib import Path
 
+import images as image_files
 import numpy as np
-import pictures
 
 # Rules of a phase by the trainable part of a task: pairs of path pattern and learning-rate multiple.
 RULES = {
@@ -98,8 +98,8 @@ def task_config(task, folder: Path):
 
     per_class = -(-task["batch"] // task["classes"])
     for prefix, count in (("train", 2 * per_class), ("t10k", 1)):
-        images, labels = pictures.random_images(count, task["size"], task["classes"])
-        pictures.write(folder, prefix, images, labels)
+        images, labels = image_files.random_images(count, task["size"], task["classes"])
+        image_files.write(folder, prefix, images, labels)
     c = config.default()
     c.data.name = "idx"
     c.data.path = str(folder)

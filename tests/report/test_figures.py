@@ -16,9 +16,9 @@ def saved_figures(monkeypatch):
 
     def save(figure, path):
         saved.append(figure)
-        return style.save(figure, path)
+        return style.save_figure(figure, path)
 
-    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(figures, "save_figure", save)
     return saved
 
 
@@ -204,6 +204,6 @@ def test_figures_leave_no_pyplot_state(tmp_path, history):
 
 
 def test_short_cuts_in_the_middle():
-    assert style.short("class name 12", 20) == "class name 12"
-    assert style.short("a very long class name 12", 12) == "a very…e 12"
-    assert style.short("$5", 9) == r"\$5"
+    assert style.shorten("class name 12", 20) == "class name 12"
+    assert style.shorten("a very long class name 12", 12) == "a very…e 12"
+    assert style.shorten("$5", 9) == r"\$5"

@@ -19,9 +19,9 @@ def saved_figures(monkeypatch):
 
     def save(figure, path):
         saved.append(figure)
-        return style.save(figure, path)
+        return style.save_figure(figure, path)
 
-    monkeypatch.setattr(image_grids, "save", save)
+    monkeypatch.setattr(image_grids, "save_figure", save)
     return saved
 
 
@@ -197,7 +197,7 @@ def test_palette_is_fixed_and_unique():
 
 def test_mask_png_stores_classes_and_their_colors(tmp_path):
     classes = np.array([[0, 1, 2], [254, IGNORED, 7]], np.uint8)
-    with Image.open(overlays.mask_png(classes, tmp_path / "new" / "m.png")) as image:
+    with Image.open(overlays.save_mask_png(classes, tmp_path / "new" / "m.png")) as image:
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), classes)
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), overlays.colorize(classes))

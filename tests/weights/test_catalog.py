@@ -10,7 +10,7 @@ from tljax.weights import CATALOG
 from tljax.weights.preprocess import PRESETS
 
 PUBLISHED = [entry for entry in CATALOG.values() if ":" in entry.name]
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "catalogue.json").read_text())["rows"]
+GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "catalog.json").read_text())["rows"]
 
 
 def golden_fields(entry):

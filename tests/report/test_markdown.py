@@ -113,11 +113,11 @@ def test_title_has_backbone_data_and_strategy():
 
 
 def test_humanise_units():
-    assert [markdown.humanise_bytes(n) for n in (0, 1023, 1024, 5 * 2**41)] == [
+    assert [markdown.format_bytes(n) for n in (0, 1023, 1024, 5 * 2**41)] == [
         *("0 B", "1023 B", "1.0 KiB", "10.0 TiB"),
     ]
-    assert markdown.humanise_seconds(119.6) == "119.6 s"
-    assert markdown.humanise_seconds(None) == markdown.number(None) == markdown.MISSING
+    assert markdown.format_seconds(119.6) == "119.6 s"
+    assert markdown.format_seconds(None) == markdown.format_number(None) == markdown.MISSING
 
 
 def test_render_lists_skipped_files(render, result):

@@ -274,4 +274,4 @@ def test_the_key_and_the_result_do_not_hang_on_where_features_are_kept():
         assert config_hash(other) == config_hash(config)
     views = dataclasses.replace(config, cache=CacheConfig(num_views=2))
     assert config_hash(views) != config_hash(config)
-    assert DeviceMesh(8).round_up(9) % DeviceMesh(8).count == 0
+    assert DeviceMesh(8).round_up(9) % DeviceMesh(8).num_devices == 0

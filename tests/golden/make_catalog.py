@@ -1,12 +1,12 @@
 """What the publishers of weights say of their files, as golden values.
 
-Writes catalogue.json: `rows` maps our names to what torchvision, timm and Keras have in their own tables. `mean` and
+Writes catalog.json: `rows` maps our names to what torchvision, timm and Keras have in their own tables. `mean` and
 `std` are those of what the first layer sees, on pictures in 0..1, in channel order `order`: they are measured on
 torchvision's models, which may rescale their input, and on Keras' functions. Nothing is downloaded.
 
 Run with torchvision's and timm's wheels unpacked at WHEELS (torchvision's compiled operators are not needed):
     pip install torch keras numpy huggingface_hub safetensors pyyaml
-    PYTHONPATH=WHEELS python tests/golden/make_catalogue.py
+    PYTHONPATH=WHEELS python tests/golden/make_catalog.py
 """
 
 import json
@@ -155,7 +155,7 @@ def main():
     rows = {**from_keras(), **from_timm(), **from_torchvision()}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
     text = f'{{\n "made_with": {json.dumps(made_with)},\n "rows": {{\n{lines}\n }}\n}}\n'
-    (Path(__file__).parent / "catalogue.json").write_text(text)
+    (Path(__file__).parent / "catalog.json").write_text(text)
 
 
 if __name__ == "__main__":

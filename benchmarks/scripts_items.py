@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import images as image_files
 import numpy as np
-import pictures
 from bench import KERAS_BACKENDS, REPO, Bench, row
 from driver import WorkerError
 from scripts.fashion import VGG16
@@ -53,7 +53,7 @@ class ScriptSettings:
             source = None
             notes.append("random images")
         data = bench.folder / "images"
-        pictures.write_subset(data, source, per_class)
+        image_files.write_subset(data, source, per_class)
         weights = Path(os.environ.get("TLJAX_WEIGHTS_DIR", "")) / f"{WEIGHTS}.safetensors"
         flags = [
             f"--config.data.path={data}",

@@ -39,7 +39,9 @@ def make_rows():
 def saved_figures(monkeypatch):
     """The `Figure` objects saved during a test, in order."""
     figures = []
-    monkeypatch.setattr(phase_diagram, "save", lambda figure, path: figures.append(figure) or style.save(figure, path))
+    monkeypatch.setattr(
+        phase_diagram, "save_figure", lambda figure, path: figures.append(figure) or style.save_figure(figure, path)
+    )
     return figures
 
 
@@ -81,7 +83,7 @@ def test_phase_rows_have_shares_and_multipliers(make_rows):
         pytest.approx((10 * 0.5**depth,)) for depth in (4, 3, 2, 1)
     ]
     assert all_stages.cells["stem"].caption == "×0.625"
-    assert (top.marks, all_stages.marks) == ((), ("average",))
+    assert (top.badges, all_stages.badges) == ((), ("ema",))
 
 
 def test_phase_rows_of_neurons_count_output_channels(make_rows):
@@ -92,10 +94,10 @@ def test_phase_rows_of_neurons_count_output_channels(make_rows):
     assert row.cells["stage1"].share == row.cells["head"].share == 0
 
 
-def test_phase_rows_marks_follow_the_losses(make_rows):
+def test_phase_rows_badges_follow_the_losses(make_rows):
     losses = (("cross_entropy", 1.0), ("hints", 1.0), ("delta", 0.1), ("fixmatch", 1.0))
     (row,) = make_rows(Phase("busy", ((".*", 1.0),), epochs=1, losses=losses, ema_decay=0.99))
-    assert row.marks == tuple(phase_diagram.BADGES)
+    assert row.badges == tuple(phase_diagram.BADGES)
 
 
 def test_draw_phase_diagram_colors_show_what_is_trainable(tmp_path, saved_figures):
@@ -133,7 +135,7 @@ def test_draw_phase_diagram_text_fits(tmp_path, saved_figures):
     written = texts(figure)
     assert written[:10] == list(many)
     assert written.count("10 %  ×0.00125") == 9
-    assert {"×0.1–1", "33.3 % of the epochs", "66.7 % of the epochs", "weak", "strong", "average"} <= set(written)
+    assert {"×0.1–1", "33.3 % of the epochs", "66.7 % of the epochs", "weak", "strong", "ema"} <= set(written)
     for text in figure.axes[0].texts:
         width = style.WIDTH - phase_diagram.LEFT - phase_diagram.RIGHT
         box = text.get_window_extent()

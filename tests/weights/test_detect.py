@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.models.zoo import Case, shapes_of
+from tests.models.zoo import Case, checkpoint_shapes
 from tljax.errors import UserError
 from tljax.weights.detect import detect_backbone
 
@@ -30,7 +30,7 @@ from tljax.weights.detect import detect_backbone
     ],
 )
 def test_detect_backbone_and_layout(reference, variant, expected):
-    best = detect_backbone(shapes_of(Case(reference, variant)))
+    best = detect_backbone(checkpoint_shapes(Case(reference, variant)))
     assert (best.backbone, best.layout) == expected
     assert best.match.complete
     assert best.num_mismatches == 0
@@ -38,7 +38,7 @@ def test_detect_backbone_and_layout(reference, variant, expected):
 
 def test_detect_backbone_without_auxiliary_classifiers():
     # Keras' Inception v3, without auxiliary heads, has torchvision's layout too; it is tried if none fits completely.
-    tensors = shapes_of(Case("torchvision", "inception_v3"))
+    tensors = checkpoint_shapes(Case("torchvision", "inception_v3"))
     tensors.pop("fc.bias")
     best = detect_backbone(tensors)
     assert (best.backbone, best.layout, best.match.missing) == ("inception_v3", "torchvision", ["head/dense/bias"])

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save
 
-from tests.weights.loopback import COMMIT, NAME, File
+from tests.weights.local_server import COMMIT, NAME, File
 from tljax import models, weights
 from tljax.errors import UserError
 from tljax.models import params as params_lib
@@ -36,7 +36,7 @@ def variables_of(model):
 
 def exported_bytes(model, layout="torchvision"):
     """Return the content of a safetensors file with the model's weights."""
-    return save(weights.export(model, layouts(model.family, model.config)[layout]))
+    return save(weights.export_weights(model, layouts(model.family, model.config)[layout]))
 
 
 def randomized(model):
@@ -324,7 +324,7 @@ def test_load_keep_and_optional_with_head_norm(tmp_path):
     weights.load(without_norm, str(path), keep="head/dense/.*", optional="head/norm/.*")
     np.testing.assert_array_equal(variables_of(without_norm)["stem/conv/kernel"], source["stem/conv/kernel"])
     # A file without the norm leaves the model's norm unchanged.
-    tensors = weights.export(without_norm, layouts("convnext", config)["timm"])
+    tensors = weights.export_weights(without_norm, layouts("convnext", config)["timm"])
     tensors = {name: tensor for name, tensor in tensors.items() if "head" not in name}
     path.write_bytes(save(tensors))
     weights.load(model := build(config), str(path), keep="head/dense/.*", optional="head/norm/.*")

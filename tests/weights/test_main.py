@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.weights.test_files import pickled_tensor, write_legacy
 
 from tests.conftest import ROOT
 from tests.models import zoo
-from tests.weights.test_files import pickled_tensor, write_legacy
 from tljax import config as schema
 from tljax import models, weights
 from tljax.errors import UserError
@@ -24,7 +24,7 @@ RESNET18 = zoo.Case("torchvision", "resnet18")
 
 def vgg11_tensors():
     """Return float16 tensors of VGG-11 without its classifier; no other network has these names."""
-    tensors = zoo.shapes_of(zoo.Case("torchvision", "vgg11"))
+    tensors = zoo.checkpoint_shapes(zoo.Case("torchvision", "vgg11"))
     return {n: np.ascontiguousarray(t, np.float16) for n, t in tensors.items() if n.startswith("features.")}
 
 
@@ -60,7 +60,7 @@ def write_keras(path, tensors):
 def folder(tmp_path_factory):
     """Write files that the tests only read, and return their folder."""
     folder = tmp_path_factory.mktemp("weights")
-    save_file(zoo.tensors_of(RESNET18), folder / "resnet18.safetensors")
+    save_file(zoo.checkpoint_tensors(RESNET18), folder / "resnet18.safetensors")
     save_file(vgg11_tensors(), folder / "vgg11.safetensors")
     save_file({"a[b]": np.ones(2, np.float32), ":x:": np.ones(())}, folder / "unknown.safetensors")
     (folder / "cut.safetensors").write_bytes((folder / "vgg11.safetensors").read_bytes()[:-1])
@@ -257,7 +257,7 @@ def test_convert_keeps_statistics_without_counters(command, folder, tmp_path):
     out = tmp_path / "out.safetensors"
     code, output, _ = command("convert", folder / "resnet18.safetensors", out, "--layout=keras")
     assert (code, output) == (0, f"{out}: 102 tensors of resnet18, from the torchvision layout to the keras layout.\n")
-    tensors, converted = zoo.tensors_of(RESNET18), load_file(out)
+    tensors, converted = zoo.checkpoint_tensors(RESNET18), load_file(out)
     # torch's batch counters are left out.
     assert len(converted) == len([n for n in tensors if not n.endswith("num_batches_tracked")])
     np.testing.assert_array_equal(converted["conv1_conv/kernel"], tensors["conv1.weight"].transpose(2, 3, 1, 0))
@@ -280,7 +280,7 @@ def test_convert_from_torch_file(command, tmp_path):
 
 def test_convert_from_keras_file(command, tmp_path):
     path, out = tmp_path / "densenet121.h5", tmp_path / "densenet121.safetensors"
-    tensors = zoo.tensors_of(zoo.Case("keras", "DenseNet121"))
+    tensors = zoo.checkpoint_tensors(zoo.Case("keras", "DenseNet121"))
     write_keras(path, tensors)
     code, output, _ = command("convert", path, out)
     assert code == 0
