@@ -26,7 +26,7 @@ def load_plugin(spec: str, kind: str) -> Any:
 
     Args:
       spec: `path/to/FILE.py:NAME`, the path relative to the current folder or absolute.
-      what: kind of object for error messages, e.g. "loss".
+      kind: kind of object for error messages, e.g. "loss".
 
     Returns:
       The attribute.

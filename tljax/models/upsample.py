@@ -78,7 +78,7 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = F
     Args:
       x: the input.
       size: height and width of the result.
-      corners: whether to align the centers of the corner pixels (torch's align_corners=True) or the image borders.
+      align_corners: whether to align the centers of the corner pixels (torch's align_corners=True) or the image borders.
     """
     for axis, length in zip((1, 2), size, strict=True):
         if x.shape[axis] != length:

@@ -105,7 +105,7 @@ def assign_weights(
 
     Args:
       tensors: {foreign name: array}; any value with a `shape` that `np.asarray` accepts.
-      model: may be abstract. Tensors of stages that it does not build (`model.cut`) are skipped.
+      model: may be abstract. Tensors of stages that it does not build (`model.unused_stages`) are skipped.
       layout: layout of the foreign names.
       keep: patterns of model paths that keep their value, even if the source has a tensor for them.
       optional: patterns of model paths that are filled if the source has a tensor that fits, and else keep their value.
