@@ -1,4 +1,4 @@
-"""`python run.py --config=configs/NAME.py`: one config in, one result out; `--help` says more."""
+"""Entry point: `python run.py --config=configs/NAME.py`; `python run.py --help` lists the modes and flags."""
 
 import sys
 

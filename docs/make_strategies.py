@@ -33,7 +33,7 @@ from tljax.run.experiment import prepare  # noqa: E402
 from tljax.run.phase_rows import phase_rows  # noqa: E402
 from tljax.run.plan import phase_cost  # noqa: E402
 from tljax.run.recipes import run_recipes  # noqa: E402
-from tljax.run.workdir import config_hash  # noqa: E402
+from tljax.run.workdir import WorkDir, config_hash  # noqa: E402
 from tljax.storage.cache_dir import enable_compilation_cache  # noqa: E402
 from tljax.strategies import PRESETS  # noqa: E402
 
@@ -99,17 +99,16 @@ def sweep_result(config: Config, console: Console) -> dict:
     Raises:
       UserError: the result belongs to another config.
     """
-    path = Path(config.workdir) / "result.json"
-    result = json.loads(path.read_text()) if path.is_file() else sweep.run(config, console)
+    result = WorkDir(config.workdir).read_result() or sweep.run(config, console)
     if result["config_digest"] != config_hash(config):
-        raise UserError(f"{path} is the result of another config.")
+        raise UserError(f"{config.workdir}/result.json is the result of another config.")
     return result
 
 
 def accuracies_of(result: dict) -> Accuracies:
     """Return the accuracies of the sweep's trials that were evaluated on the test split."""
     accuracies: Accuracies = {}
-    for trial in result["cells"]:
+    for trial in result["trials"]:
         settings = trial["settings"]
         if trial["test"] is not None:
             key = settings["strategy.name"], settings["data.labels_per_class"]
@@ -149,7 +148,7 @@ def draw_and_count(name: str, config: Config, folder: Path) -> str:
     fields = {k: v for k, v in FIELDS.get(name, {}).items() if k not in TEACHERS | UNLABELLED}
     single = schema.override(config, {**first_values, "sweep": {}, "strategy.name": name, **fields})
     experiment = prepare(*run_recipes([single], Path(config.workdir).parent, None))
-    rows = phase_rows(experiment.plans, experiment.predictor.model, experiment.config.optim.lr)
+    rows = phase_rows(experiment.plans, experiment.predictor)
     phase_diagram.draw_phase_diagram(phase_diagram.from_dicts(rows), folder / f"{name}.png")
     costs = [phase_cost(experiment, plan) for plan in experiment.plans]
     steps = [plan.steps for plan in experiment.plans]
@@ -230,7 +229,7 @@ def comparisons(accuracies: Accuracies) -> list[dict]:
 
 def describe_sweep(result: dict, workdir: Path) -> dict:
     """Return software versions, device, hours, and sizes of a sweep."""
-    runs = [json.loads((workdir / trial["workdir"] / "result.json").read_text()) for trial in result["cells"]]
+    runs = [json.loads((workdir / trial["workdir"] / "result.json").read_text()) for trial in result["trials"]]
     data = runs[0]["data"]
     return {
         "versions": runs[0]["versions"],

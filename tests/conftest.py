@@ -1,5 +1,6 @@
-"""Fixtures that several tests share."""
+"""Fixtures shared by all tests."""
 
+import atexit
 import io
 import os
 import shutil
@@ -10,31 +11,33 @@ from pathlib import Path
 
 import pytest
 
+
+def _remove_in_process(pid: int, folder: str) -> None:
+    """Remove a folder at the end of the process that created it, but not at the end of its forks."""
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ.get("TLJAX_TEST_CACHE", ROOT / ".cache" / "xla"))
 
-# Small networks compile again and again over a suite: keep what was compiled, here and in subprocesses.
+# Tests compile the same small networks repeatedly: use a persistent compilation cache, also in subprocesses.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# A test runs a program a few times: on a processor, LLVM's optimisations take longer than they save.
+# Tests run each program only a few times: on a CPU, LLVM's optimizations take longer than they save.
 if not shutil.which("nvidia-smi"):
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# Features of one session are of no use to another.
-os.environ.setdefault("TLJAX_CACHE", tempfile.mkdtemp(prefix="tljax-tests-"))
-# Golden values are compared to seven digits: on a GPU, float32 must not be TF32.
+# Cached features of one test session are of no use to another.
+if "TLJAX_CACHE" not in os.environ:
+    os.environ["TLJAX_CACHE"] = tempfile.mkdtemp(prefix="tljax-tests-")
+    atexit.register(_remove_in_process, os.getpid(), os.environ["TLJAX_CACHE"])
+# Golden values are compared to seven digits, for which TF32 on a GPU is not precise enough.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-
-
-class Silent:
-    """A log that nobody reads."""
-
-    def __getattr__(self, name):
-        return lambda *args: None
 
 
 @pytest.fixture
 def console():
-    """A console that keeps what it is told."""
+    """Return a console that records its output."""
     from rich.console import Console
 
     return Console(record=True, file=io.StringIO(), width=200)
@@ -42,7 +45,7 @@ def console():
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A config that trains in seconds: two phases on three digits, with BatchNorm, dropout and augmentation."""
+    """Return a config that trains in seconds: two phases on three digits, with BatchNorm, dropout and augmentation."""
     from tljax import config
 
     c = config.default()
@@ -61,13 +64,13 @@ def tiny(tmp_path):
     c.train.epochs = 4
     c.report.figures = False
     c.report.tensorboard = False
-    c.cache.storage = "none"  # fewer programs to compile; tests/train/test_feature_cache.py is about the others
+    c.cache.storage = "none"  # fewer programs to compile; tests/features/test_feature_cache.py tests the others
     return c
 
 
 @pytest.fixture
 def run_command(tmp_path):
-    """Runs run.py in a process of its own and returns the finished process."""
+    """Return a function that runs run.py in a subprocess and returns the finished process."""
 
     def run(*args, **environment):
         return subprocess.run(

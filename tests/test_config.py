@@ -1,4 +1,4 @@
-"""The schema: round trips, and one sentence for everything that is wrong."""
+"""The config schema: round trips, and one-line errors for invalid input."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from tljax.config import Config, Phase, override, parse, to_dict
 from tljax.errors import UserError
 from tljax.run.workdir import config_hash, diff_configs
 
-BAD = [
+INVALID = [
     ({"optim.lrr": 1.0}, 'no field "optim.lrr"; did you mean "optim.lr"?'),
     ({"optim.lr": -1.0}, "optim.lr must be more than 0, got -1.0."),
     ({"optim.lr": float("inf")}, "optim.lr must be a finite number, got inf."),
@@ -22,7 +22,7 @@ BAD = [
     ({"optim.name": "admaw"}, "optim.name cannot be 'admaw'; did you mean \"adamw\"?"),
     ({"data.classes": (1, 1)}, "two or more different classes"),
     ({"data.valid_fraction": 1.0}, "less than 1"),
-    ({"optim.momentum": 0.9}, "optim.momentum has no meaning for optim.name='adam'"),
+    ({"optim.momentum": 0.9}, "optim.momentum has no effect with optim.name='adam'"),
     ({"optim.name": "nesterov", "optim.momentum": 0.0}, "needs optim.momentum above 0"),
     ({"optim.schedule": "step"}, "needs optim.step_epochs"),
     ({"optim.warmup_epochs": 99.0}, "must be shorter than train.epochs"),
@@ -36,25 +36,25 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "sentence"), BAD)
-def test_bad_input_is_one_sentence(settings, sentence):
-    with pytest.raises(UserError) as caught:
+@pytest.mark.parametrize(("settings", "message"), INVALID)
+def test_invalid_setting_is_one_line_error(settings, message):
+    with pytest.raises(UserError) as error:
         override(Config(), {"strategy.name": "scratch", **settings})
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_every_field_is_described_and_its_default_passes():
+def test_default_of_every_field_is_valid():
     scratch = override(Config(), {"strategy.name": "scratch"})
     for name in schema.field_names():
-        node = scratch
+        default = scratch
         for part in name.split("."):
-            node = getattr(node, part)
-        assert override(scratch, {name: node}) == scratch, name
+            default = getattr(default, part)
+        assert override(scratch, {name: default}) == scratch, name
         assert f"| `{name}` |" in schema.schema_table()
 
 
-def test_stable_names():
+def test_stable_field_names():
     names = schema.field_names()
     stable = """
         seed workdir data.name data.path data.classes data.labels_per_class data.valid_fraction data.image_size
@@ -66,7 +66,7 @@ def test_stable_names():
         assert name in names
 
 
-def test_config_dict_round_trip_keeps_phases_and_dotted_sweep_keys():
+def test_config_dict_round_trip():
     c = schema.default()
     c.strategy.name = "custom"
     c.strategy.phases = (Phase("a", (("head/.*", 1), (".*", 0)), epochs=2, optim={"lr": 0.5}),)
@@ -77,23 +77,23 @@ def test_config_dict_round_trip_keeps_phases_and_dotted_sweep_keys():
     assert parse(to_dict(parsed)) == parsed
 
 
-def test_misspelt_key_in_a_config_file_names_the_nearest():
+def test_misspelled_field_of_config_dict_names_nearest():
     with pytest.raises(AttributeError, match='Did you mean "weight_decay"'):
         schema.default().optim.weight_decy = 0.1
 
 
 @pytest.mark.parametrize(
-    ("optim", "words"),
+    ("optim", "message"),
     [
         ({"lrr": 1.0}, 'no field "strategy.phases[a].optim.lrr"; did you mean "lr"'),
         ({"lr": -1.0}, "strategy.phases[a].optim.lr must be more than 0"),
-        ({"name": "adam"}, "strategy.phases[a].optim.momentum has no meaning"),
+        ({"name": "adam"}, "strategy.phases[a].optim.momentum has no effect"),
     ],
 )
-def test_what_a_phase_changes_is_checked_together_with_the_rest(optim, words):
+def test_optim_of_phase_is_checked_with_optim_of_run(optim, message):
     phase = {"name": "a", "optim": optim}
     settings = {"optim.name": "momentum", "optim.momentum": 0.8}
-    with pytest.raises(UserError, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(message)):
         override(Config(), {"strategy.name": "custom", "strategy.phases": [phase], **settings})
 
 
@@ -104,7 +104,7 @@ def test_what_a_phase_changes_is_checked_together_with_the_rest(optim, words):
     seed=st.integers(0, 2**31),
     classes=st.lists(st.integers(0, 50), min_size=2, max_size=6, unique=True),
 )
-def test_any_valid_values_survive_json_and_change_the_digest(lr, smoothing, epochs, seed, classes):
+def test_random_config_round_trip_and_hash(lr, smoothing, epochs, seed, classes):
     settings = {
         "strategy.name": "scratch",
         "optim.lr": lr,
@@ -113,16 +113,16 @@ def test_any_valid_values_survive_json_and_change_the_digest(lr, smoothing, epoc
         "seed": seed,
         "data.classes": classes,
     }
-    made = override(Config(), settings)
-    assert parse(to_dict(made)) == made
-    assert config_hash(made) != config_hash(override(made, {"seed": seed + 1}))
-    assert config_hash(made) == config_hash(override(made, {"workdir": "elsewhere", "report.figures": False}))
+    config = override(Config(), settings)
+    assert parse(to_dict(config)) == config
+    assert config_hash(config) != config_hash(override(config, {"seed": seed + 1}))
+    assert config_hash(config) == config_hash(override(config, {"workdir": "elsewhere", "report.figures": False}))
 
 
-def test_differences_name_the_fields():
-    a, b = to_dict(Config()), to_dict(dataclasses.replace(Config(), seed=3))
-    assert diff_configs(a, b) == ["seed: 0 → 3"]
+def test_diff_configs_names_changed_fields():
+    changed = dataclasses.replace(Config(), seed=3)
+    assert diff_configs(to_dict(Config()), to_dict(changed)) == ["seed: 0 → 3"]
 
 
-def test_none_on_a_command_line_is_none():
+def test_none_from_command_line():
     assert override(Config(), {"model.weights": "None", "strategy.name": "scratch"}).model.weights is None

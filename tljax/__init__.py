@@ -1,4 +1,4 @@
-"""Transfer learning in JAX: one config in, one honest answer out."""
+"""Transfer learning for vision in JAX: pretrained backbones, fine-tuning strategies and reproducible evaluation."""
 
 import importlib
 
@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # Late, so that `import tljax.config` and `python run.py --help` do not pay for JAX.
+    # Imported on first use: `import tljax.config` and `python run.py --help` need not wait for JAX.
     if name in ("config", "data", "models", "strategies", "weights"):
         return importlib.import_module(f"tljax.{name}")
     raise AttributeError(f"module 'tljax' has no attribute {name!r}")

@@ -128,7 +128,7 @@ def test_tfds_reads_a_prepared_classification_dataset(tmp_path):
     [
         ({"name": "digits"}, "detection", '"digits" has no labels for the task detection; sources that have: scenes, '),
         ({"name": "yolo"}, "segmentation", "sources that have: scenes, coco, voc, masks, tfds:NAME"),
-        ({"name": "scenes"}, "classification", "sources that have: digits, idx, fashion-mnist, tfds:NAME"),
+        ({"name": "scenes"}, "classification", "sources that have: digits, idx, fashion-mnist, folder, csv, tfds:NAME"),
         ({"name": "cocoo"}, "detection", 'no data.name "cocoo"; did you mean "coco"'),
         ({"name": "digits", "options": {"train": 3}}, "classification", 'data.options: digits has no "train"'),
         ({"name": "masks", "path": ".", "options": {"class": ()}}, "segmentation", 'did you mean "classes"'),

@@ -1,4 +1,4 @@
-"""Writes boxes.npz: what torchvision (overlaps) and TensorFlow (suppression) make of random boxes.
+"""Write boxes.npz: overlaps by torchvision and non-maximum suppression by TensorFlow of random boxes.
 
 Needs torch, torchvision and tensorflow.
 """
@@ -13,7 +13,7 @@ sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._
 
 
 def swapped(boxes):
-    """[y0, x0, y1, x1] ↔ [x0, y0, x1, y1]."""
+    """Convert between [y0, x0, y1, x1] and [x0, y0, x1, y1]."""
     return boxes[..., [1, 0, 3, 2]]
 
 

@@ -1,7 +1,7 @@
-"""Batch Spectral Shrinkage of its authors' library, as golden values for docs/batch_spectral_shrinkage.py.
+"""Store Batch Spectral Shrinkage of its authors' library, as golden values for docs/batch_spectral_shrinkage.py.
 
-Writes bss.npz next to this file, in float64: "{case}:features" [B, C], multiples of 1/1024, so that float32 holds them
-as they are; "{case}:smallest", how many singular values count; "{case}:value" and "{case}:gradient" of TLLib's
+Writes bss.npz next to this file, in float64: "{case}:features" [B, C], multiples of 1/1024, which float32 represents
+exactly; "{case}:smallest", the number of penalized singular values; "{case}:value" and "{case}:gradient" of TLLib's
 BatchSpectralShrinkage.
 
 Run with TLLIB, a checkout of github.com/thuml/Transfer-Learning-Library:
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# More pictures than channels, and fewer.
+# With more images than channels, and with fewer.
 CASES = {"tall": (12, 5, 1), "tall-3": (12, 5, 3), "wide": (4, 9, 1), "wide-all": (4, 9, 4)}
 
 
@@ -27,7 +27,7 @@ def main():
     spec.loader.exec_module(module)
     rng, arrays = np.random.default_rng(19), {}
     for case, (batch, channels, smallest) in CASES.items():
-        # Features come from averaged ReLUs: not below zero.
+        # Features are averages of ReLU outputs, so not negative.
         features = np.abs(np.round(rng.standard_normal((batch, channels)) * 1024) / 1024)
         leaf = torch.from_numpy(features).requires_grad_()
         value = module.BatchSpectralShrinkage(smallest)(leaf)

@@ -1,4 +1,4 @@
-"""Expected calibration error of drawn predictions by torchmetrics, as golden values.
+"""Store the expected calibration error of random predictions by torchmetrics, as golden values.
 
 Writes calibration.json: for seeds 0, 1, 2 the error over 15 bins of 200 predictions of 4 classes, where
 numpy.random.default_rng(seed) draws first the probabilities, dirichlet([0.5] * 4), then the labels.

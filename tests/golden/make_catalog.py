@@ -1,8 +1,8 @@
-"""What the publishers of weights say of their files, as golden values.
+"""Store the metadata that torchvision, timm and Keras publish about their weight files, as golden values.
 
-Writes catalog.json: `rows` maps our names to what torchvision, timm and Keras have in their own tables. `mean` and
-`std` are those of what the first layer sees, on pictures in 0..1, in channel order `order`: they are measured on
-torchvision's models, which may rescale their input, and on Keras' functions. Nothing is downloaded.
+Writes catalog.json: `rows` maps the names in tljax to the entries of their tables. `mean` and `std` describe the input
+of the first layer for images in 0..1, in channel order `order`; they are measured on the models of torchvision, which
+may rescale their input, and on the functions of Keras. Nothing is downloaded.
 
 Run with torchvision's and timm's wheels unpacked at WHEELS (torchvision's compiled operators are not needed):
     pip install torch keras numpy huggingface_hub safetensors pyyaml
@@ -17,7 +17,7 @@ import types
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "torch"
-# It describes the compiled operators, and fails without them.
+# This module registers the compiled operators, and fails without them.
 sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
 
 import keras  # noqa: E402
@@ -50,7 +50,7 @@ def numbers(values):
 
 
 def affine(function):
-    """Mean and deviation of a function of a picture [3] in 0..1, which subtracts one and divides by the other."""
+    """Return mean and standard deviation of a function that normalizes an image [3] in 0..1 by them."""
     offset = function(np.zeros(3))
     response = np.stack([function(np.eye(3)[c]) - offset for c in range(3)])
     order = "rgb" if response[0, 0] else "bgr"
@@ -59,8 +59,8 @@ def affine(function):
 
 
 def from_torchvision():
-    """Every member of every weights enumeration."""
-    # The models are made as for weights, and no weights are loaded.
+    """Return the rows of all weights in torchvision's enumerations."""
+    # Create the models as for pretrained weights, but do not load any.
     torchvision.models.WeightsEnum.get_state_dict = lambda *args, **kwargs: {}
     torch.nn.Module.load_state_dict = lambda *args, **kwargs: None
     rows = {}
@@ -77,7 +77,7 @@ def from_torchvision():
             rows[f"torchvision:{name}.{weights.name}"] = {
                 "architecture": name,
                 "source": weights.url,
-                # As torch.hub finds it.
+                # As in torch.hub.
                 "digest": re.search(r"-([a-f0-9]*)\.", weights.url).group(1),
                 "classes": len(weights.meta["categories"] or ()),
                 "size": size,
@@ -89,19 +89,19 @@ def from_torchvision():
 
 
 def seen(picture, transforms, model):
-    """The first layer's view of a picture [3] in 0..1."""
+    """Return the input of the first layer for an image [3] in 0..1."""
     x = torch.from_numpy(picture).reshape(1, 3, 1, 1)
     x = torchvision.transforms.functional.normalize(x, transforms.mean, transforms.std)
     return (model._transform_input(x) if hasattr(model, "_transform_input") else x).numpy().reshape(3)
 
 
 def from_timm():
-    """Every classifier on the hub whose architecture is exactly one of ours."""
+    """Return the rows of all classifiers on the hub whose architecture is exactly one of tljax's."""
     rows = {}
     for model in timm.list_pretrained():
         architecture, _, _ = model.partition(".")
         cfg = timm.get_pretrained_cfg(model)
-        # Fewer classes are none at all, or the space that CLIP shares with text.
+        # With fewer there are no classes at all, or the embedding that CLIP shares with text.
         if architecture not in SHARED or cfg.num_classes < 1000:
             continue
         rows[f"hf:{cfg.hf_hub_id}"] = {
@@ -122,7 +122,7 @@ def from_timm():
 
 
 def from_keras():
-    """With and without the classifier."""
+    """Return the rows of Keras' weights, with and without the classifier."""
     rows, asked = {}, {}
 
     def get_file(fname, origin, file_hash, **kwargs):
@@ -151,7 +151,7 @@ def from_keras():
 
 def main():
     made_with = {m.__name__: m.__version__ for m in (torchvision, timm, keras, torch, np)}
-    # Keras goes first: torch's backend is its own.
+    # Keras first: it uses the torch backend, and from_torchvision replaces torch.nn.Module.load_state_dict.
     rows = {**from_keras(), **from_timm(), **from_torchvision()}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(rows.items()))
     text = f'{{\n "made_with": {json.dumps(made_with)},\n "rows": {{\n{lines}\n }}\n}}\n'

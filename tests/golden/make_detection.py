@@ -1,4 +1,4 @@
-"""Writes detection.npz: which boxes torchvision's FCOS gives to places of two levels, and its losses, in float64.
+"""Write detection.npz: the boxes that torchvision's FCOS assigns to locations of two levels, and its losses in float64.
 
 Needs torch and torchvision.
 """
@@ -15,7 +15,7 @@ SIDE, STRIDES, CLASSES = 96, (8, 16), 3
 
 
 def swapped(boxes):
-    """[y0, x0, y1, x1] ↔ [x0, y0, x1, y1]."""
+    """Convert between [y0, x0, y1, x1] and [x0, y0, x1, y1]."""
     return boxes[..., [1, 0, 3, 2]]
 
 
@@ -32,9 +32,9 @@ def main() -> None:
         ]
     )
     label = rng.integers(0, CLASSES, (3, 6))
-    label[0, 4:], label[1] = -1, -1  # the second picture is empty
+    label[0, 4:], label[1] = -1, -1  # the second image is empty
     corners = rng.uniform(0, 70, (3, 6, 2))
-    # From smaller than a cell to nearly the whole picture.
+    # From smaller than a cell to nearly the whole image.
     boxes = np.concatenate([corners, np.minimum(corners + np.exp(rng.uniform(1, 4.4, (3, 6, 2))), SIDE)], -1)
     shape = 3, len(places)
     given = {

@@ -1,11 +1,11 @@
-"""Store what Keras's optimisers and image preprocessing compute, as golden values.
+"""Store results of Keras' optimizers and image preprocessing, as golden values.
 
 Writes keras.json next to this file:
     optimizers   {name: 5 vectors}: the parameters after each of 5 steps from `start`. The gradient
                  of step t (from 0) is default_rng([11, t]).standard_normal(4) in float32. In the
-                 `*_small` entries it is multiplied by 1e-4 (in float32), so that the place of
-                 epsilon (inside or outside of the root) shows.
-    preprocess   the `input` (H, W, RGB, uint8) and the output of each of Keras's three modes
+                 `*_small` entries it is multiplied by 1e-4 (in float32), so that it matters
+                 whether epsilon is inside or outside of the root.
+    preprocess   the `input` (H, W, RGB, uint8) and the output of each of Keras' three modes
 
 Run with:
     pip install torch keras numpy
@@ -35,7 +35,7 @@ def gradient(step, scale):
 
 
 def apply(optimizer, scale=1.0):
-    """The parameters after each step."""
+    """Return the parameters after each step."""
     variable = keras.Variable(np.array(START, np.float32))
     path = []
     for step in range(STEPS):
@@ -45,7 +45,7 @@ def apply(optimizer, scale=1.0):
 
 
 def listed(array):
-    """Nested lists at nine significant digits, which is every bit of a float32."""
+    """Return nested lists with nine significant digits, which represent a float32 exactly."""
     array = np.asarray(array)
     assert array.dtype == np.float32
     return [listed(a) if a.ndim else float(f"{a:.9g}") for a in array]

@@ -18,8 +18,8 @@ Reference implementations, by loss:
     l2, l2_sp           TLLib's L2Regularization of the new kernels, SPRegularization
     pseudo_label, fixmatch
                         TLLib's ConfidenceBasedSelfTrainingLoss, whose threshold is "above" where tljax's is "at least".
-                        Its targets are aligned by ReMixMatch's equation where `balance` is 1, and the loss is
-                        multiplied by the warm-up
+                        Its targets are aligned by ReMixMatch's equation if `distribution_alignment` is 1, and
+                        the loss is multiplied by the warm-up
     mean_teacher        TLLib's L2ConsistencyLoss over the number of classes, over which it sums, and sigmoid_warm_up
 
 Run with TLLIB, a checkout of github.com/thuml/Transfer-Learning-Library:
@@ -285,7 +285,7 @@ def main():
         arguments = {"outputs": outputs, "batch": batch, "references": references, "hparams": hparams}
         tensors = to_tensors(arguments)
         inputs = {key: value.requires_grad_() for key, value in flatten(tensors["outputs"]).items()}
-        # Outputs that the loss does not use have gradient zero, also where it uses none.
+        # Outputs that the loss does not use have gradient zero, even if it uses none.
         value = function(*tensors.values()) + torch.zeros((), requires_grad=True)
         grads = torch.autograd.grad(value, list(inputs.values()), materialize_grads=True)
         results = {"value": value.item(), "grads": dict(zip(inputs, (g.numpy() for g in grads), strict=True))}

@@ -1,7 +1,7 @@
-"""Store what PyTorch's antialiased image resizing computes, as golden values.
+"""Store results of PyTorch's antialiased image resizing, as golden values.
 
 Writes resize.npz next to this file, all float32 and (H, W, 1):
-    input                              9x7, whole numbers of 0..255 from default_rng(5)
+    input                              9x7, integers in 0..255 from default_rng(5)
     {bilinear,bicubic}_{16x16,4x5}     the input resized to that height x width
 
 Run with:

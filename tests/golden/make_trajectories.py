@@ -7,11 +7,11 @@ Writes, next to this file:
     resnet_momentum_final_stats.json   bn1's running statistics after resnet/momentum
 
 Step t (from 0) draws from numpy.random.default_rng([7, t]): first 16 images of 12x12 RGB (standard
-normal, NHWC), then 16 labels. A loss is the one being minimised (so the smoothed one in
-`adam_smooth`), averaged over the batch and taken before the update of its step.
+normal, NHWC), then 16 labels. A loss is the minimized one (with label smoothing in
+`adam_smooth`), averaged over the batch before the update of its step.
 
-In float32 rounding can tip a ReLU or a max-pool to its other side, after which two correct
-implementations may part by up to 1e-2 in the loss. The float64 file allows a close comparison.
+In float32 rounding can switch a ReLU or a max-pool, after which the losses of two correct
+implementations may differ by up to 1e-2. The float64 file allows a close comparison.
 
 Run with:
     pip install torch keras numpy safetensors
@@ -96,7 +96,7 @@ def batch_norms(net):
 
 
 def build(make):
-    """The network at its start: PyTorch's default init, with no BatchNorm left trivial."""
+    """Return a network with PyTorch's default initialization and random BatchNorm scales, biases and statistics."""
     torch.manual_seed(0)
     net = make()
     with torch.no_grad():
@@ -136,7 +136,7 @@ def adam(params):
 
 
 def adamw(params):
-    """Decay on tensors of more than one dimension only: not on biases or BatchNorms."""
+    """Return AdamW with decay only of tensors with more than one dimension: not of biases or BatchNorms."""
     groups = [
         {"params": [p for p in params if p.ndim > 1], "weight_decay": DECAY},
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
@@ -145,7 +145,7 @@ def adamw(params):
 
 
 class KerasRMSprop(torch.optim.Optimizer):
-    """Keras' own RMSprop (rho 0.9, epsilon 1e-7 under the root) on torch's parameters and gradients."""
+    """RMSprop of Keras (rho 0.9, epsilon 1e-7 inside the root) on torch's parameters and gradients."""
 
     def __init__(self, params):
         super().__init__(params, {"lr": 1e-3})
@@ -183,9 +183,9 @@ RECIPES = {
 def train(net, optimiser, *, clip=None, decay=0.0, smoothing=0.0, head_only=False):
     """Train in place and return the loss before each step.
 
-    clip       limit on the global norm of the learning parameters' gradients
+    clip       limit of the global norm of the gradients of the trainable parameters
     decay      decoupled: p <- p - lr * decay * p - (momentum update), on tensors of ndim > 1
-    head_only  only `fc` learns, and every BatchNorm is in eval mode
+    head_only  only `fc` trains, and every BatchNorm is in eval mode
     """
     net.train()
     if head_only:
@@ -215,7 +215,7 @@ def train(net, optimiser, *, clip=None, decay=0.0, smoothing=0.0, head_only=Fals
 
 
 def short(values):
-    """Round to nine significant digits, which is every bit of a float32."""
+    """Round to nine significant digits, which represent a float32 exactly."""
     return [float(f"{v:.9g}") for v in values]
 
 

@@ -1,15 +1,15 @@
 """Store feature maps of the ImageNet VGG16 on a photograph, as golden values.
 
 Writes vgg16_features.npz next to this file:
-    block3         features.15 (the last ReLU before the third pool), NHWC without the N, every
+    block3         features.15 (the last ReLU before the third pool), HWC, every
                    4th row and column and 8th channel: (6, 6, 32) of (24, 24, 256)
-    pool5          features.30 (after the last pool), in full: (3, 3, 512)
-    image_sha256   of the (96, 96, 3) uint8 RGB crop's bytes, as JPEG decoders may differ
+    pool5          features.30 (after the last pool), complete: (3, 3, 512)
+    image_sha256   of the bytes of the (96, 96, 3) uint8 RGB crop, because JPEG decoders differ
 
-Both maps are computed in float64 and stored in float32. The image is scikit-learn's china.jpg, rows
-100-195, columns 200-295, in BGR less the Caffe means. The weights are
-vgg16_imagenet_notop.safetensors (the first convolution takes BGR), looked for in the folder that
-the environment variable TLJAX_WEIGHTS_DIR names.
+Both feature maps are computed in float64 and stored in float32. The image is scikit-learn's china.jpg, rows
+100-195, columns 200-295, in BGR minus the Caffe means. The weights are
+vgg16_imagenet_notop.safetensors (the first convolution takes BGR) in the folder of the
+environment variable TLJAX_WEIGHTS_DIR.
 
 Run with:
     pip install torch numpy safetensors scikit-learn pillow

@@ -1,13 +1,13 @@
-"""Store small files of weights as torch and Keras write them, and what is in them.
+"""Store small weight files written by torch and Keras, and their contents, as golden values.
 
 Writes next to this file:
     torch_zip.pth, torch_legacy.pth    one state dict in torch's two formats
     torch_nested.pth                   {"state_dict": ..., "epoch", ...} of a DataParallel model
-    torch_files.npz                    the state dict's values; bfloat16 as float32, which holds it exactly
-    keras_old.h5, keras_legacy.h5      one model laid out as by keras-applications, spelt as by Keras 1 and 2
-    keras3_legacy.h5                   the same layout by Keras 3's own writer
-    keras3.weights.h5                  Keras 3's layout
-    keras_files.npz                    the model's values, "layer/variable"
+    torch_files.npz                    the values of the state dict; bfloat16 as float32, without loss
+    keras_old.h5, keras_legacy.h5      a model in the layout of keras-applications, with names of Keras 1 and 2
+    keras3_legacy.h5                   the same layout, written by Keras 3
+    keras3.weights.h5                  the layout of Keras 3
+    keras_files.npz                    the values of the model, "layer/variable"
 
 Run with:
     pip install torch keras h5py numpy

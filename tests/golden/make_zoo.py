@@ -1,29 +1,29 @@
-"""Run the reference implementations of the model zoo and store what they answer as golden values.
+"""Run the reference implementations of the model zoo and store their outputs as golden values.
 
 Writes zoo_{torchvision,timm,keras,unet,segmentation}.npz next to this file. No weights are stored: every tensor is
-`zoo_rule.draw` of its name and shape, the input is `zoo_rule.photos`, and arrays are thinned by `zoo_rule.sample`. All
-is computed in float64 and stored in float32. Images and maps are NHWC; gradients are in the reference's own layout.
-Names of Keras' tensors are "layer/variable", where InceptionV3's layers are numbered from one in the order of their
-creation, as in its published file.
+`zoo_rule.draw` of its name and shape, the input is `zoo_rule.photos`, and arrays are subsampled by `zoo_rule.sample`.
+Everything is computed in float64 and stored in float32. Images and features are NHWC; gradients have the layout of the
+reference. Names of Keras' tensors are "layer/variable"; the layers of InceptionV3 are numbered from one in the order of
+their creation, as in its published file.
 
 Keys are "{variant}:{what}":
     tensors             JSON [[name, shape], ...] in the order of the reference's state dict
-    parameters          how many numbers learn
+    parameters          number of trainable parameters
     size                rows and columns of the images
-    shapes              JSON {what: shape} of every array below before it was thinned
-    map:STAGE           inner maps in evaluation mode. STAGE is ours, but encoder0... of segmentation_models_pytorch
+    shapes              JSON {what: shape} of every array below before subsampling
+    map:STAGE           features in evaluation mode; STAGE as in tljax, or encoder0... for segmentation_models_pytorch
     logits              in evaluation mode
-    train_logits        in training mode with nothing dropped, from the same weights
-    aux1, aux2          the auxiliary heads' logits in training mode; those of FCN in evaluation mode
-    loss                mean cross-entropy against zoo_rule.LABELS in training mode, auxiliary heads included
-    grad:NAME           the loss's gradient, for the first convolution and the classifier
+    train_logits        in training mode without dropout, from the same weights
+    aux1, aux2          logits of the auxiliary heads in training mode; those of FCN in evaluation mode
+    loss                mean cross-entropy against zoo_rule.LABELS in training mode, including auxiliary heads
+    grad:NAME           gradient of the loss, for the first convolution and the classifier
     stats               JSON [[name, values], ...]: running statistics after one step in training mode, up to 4 of each
-    norm:WHAT           the 2-norm of the whole array; gradnorm:NAME for gradients
-    float32:WHAT        max |float32 - float64| / max |float64|, both by the reference: what single precision costs
+    norm:WHAT           2-norm of the whole array; gradnorm:NAME for gradients
+    float32:WHAT        max |float32 - float64| / max |float64|, both by the reference: the error of float32
 
-Which of these a case has depends on the reference: see CASES.
+The keys of a variant depend on the reference: see CASES.
 
-Run with (torchvision's compiled operators are not needed, so that any of its builds will do):
+Run with (any build of torchvision; its compiled operators are not needed):
     pip install torch timm keras tensorflow numpy scikit-learn pillow
     pip install --no-deps torchvision segmentation_models_pytorch
     python tests/golden/make_zoo.py [torchvision timm keras unet segmentation]
@@ -46,7 +46,7 @@ import zoo_rule
 from torch import nn
 from torch.nn import functional as F
 
-# Registers shapes of compiled operators, and fails where these were built for another PyTorch.
+# This module registers compiled operators, and fails if they were built for another version of PyTorch.
 sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
 # With its other backends, Keras computes means and dense layers in float32 whatever the type of the layers.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -63,7 +63,7 @@ AUXILIARY = (("aux1", "aux_logits1"), ("aux2", "aux_logits2"), ("aux1", "aux_log
 
 
 class Answer(NamedTuple):
-    """What one run of a reference gives. `arrays` are whole, and `stats` maps names to whole arrays."""
+    """Results of one run of a reference: `arrays` and `stats`, not subsampled."""
 
     tensors: list
     parameters: int
@@ -72,7 +72,7 @@ class Answer(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One network. `run(make, maps, size, dtype, train)` gives its Answer; `maps` leads from our stages to modules."""
+    """A network. `run(make, maps, size, dtype, train)` returns its Answer; `maps` gives the module of each stage."""
 
     run: Callable
     make: Callable
@@ -91,7 +91,7 @@ def pictures(size, dtype):
 
 
 def loss_and_gradients(main, others, weight, wanted):
-    """The loss and its gradients with respect to `wanted`, a dict of tensors, as arrays."""
+    """Return the loss and its gradients with respect to `wanted`, a dict of tensors, as arrays."""
     labels = torch.tensor(zoo_rule.LABELS)
     loss = F.cross_entropy(main, labels) + sum(weight * F.cross_entropy(x, labels) for x in others)
     gradients = torch.autograd.grad(loss, list(wanted.values()))
@@ -100,7 +100,7 @@ def loss_and_gradients(main, others, weight, wanted):
 
 
 def ends(parameters):
-    """The first convolution's weight, and the classifier's weight and bias, of an ordered dict."""
+    """Return the weight of the first convolution, and weight and bias of the classifier, of an ordered dict."""
     names = list(parameters)
     return {name: parameters[name] for name in (names[0], *names[-2:])}
 
@@ -109,7 +109,7 @@ def ends(parameters):
 
 
 def vgg_maps(net):
-    """Before the second pool and after the last, wherever the norms have moved them."""
+    """Return the modules before the second pool and after the last, whose indices depend on the norms."""
     pool = [i for i, layer in enumerate(net.features) if isinstance(layer, nn.MaxPool2d)]
     return {"stage2": f"features.{pool[1] - 1}", "pool": f"features.{pool[-1]}"}
 
@@ -127,7 +127,7 @@ RELU_FOLLOWS = {"features.norm5"}
 
 
 def load_torch(make, dtype):
-    """The network with drawn weights. It is made without memory, as its own initial values would be thrown away."""
+    """Return the network with drawn weights, created without memory because its initial values are not used."""
     with torch.device("meta"):
         net = make()
     tensors = [[name, list(value.shape)] for name, value in net.state_dict().items()]
@@ -138,7 +138,7 @@ def load_torch(make, dtype):
 
 
 def evaluate_torch(net, maps, x):
-    """Outputs and inner maps in evaluation mode."""
+    """Return outputs and features in evaluation mode."""
     arrays, hooks = {}, []
     for stage, path in (maps(net) if callable(maps) else maps).items():
 
@@ -222,7 +222,7 @@ class Up(nn.Module):
 
 
 class UpBilinear(Up):
-    """`inputs` counts the skip's channels as well."""
+    """Upsampling by interpolation; `inputs` includes the channels of the skip connection."""
 
     def __init__(self, inputs, width):
         nn.Module.__init__(self)
@@ -231,7 +231,7 @@ class UpBilinear(Up):
 
 
 class UNet(nn.Module):
-    """The state dict of milesial's Pytorch-UNet."""
+    """A U-Net with the state dict of milesial's Pytorch-UNet."""
 
     def __init__(self, bilinear=False, widths=(64, 128, 256, 512, 1024), classes=2):
         super().__init__()
@@ -255,7 +255,7 @@ class UNet(nn.Module):
 
 
 def run_fcn(make, maps, size, dtype, train):
-    """Torchvision's FCN with its outputs in evaluation mode."""
+    """Run torchvision's FCN in evaluation mode."""
     net, tensors = load_torch(make, dtype)
     output, arrays = evaluate_torch(net, maps, pictures(size, dtype).permute(0, 3, 1, 2).contiguous())
     arrays |= {"logits": nhwc(output["out"]), "aux1": nhwc(output["aux"])}
@@ -266,13 +266,13 @@ def run_fcn(make, maps, size, dtype, train):
 
 
 def keras_name(variable):
-    """A variable's path. InceptionV3's layers are numbered as they are made, here from one: conv2d becomes conv2d_1."""
+    """Return the path of a variable. Layers of InceptionV3 are numbered from one: conv2d becomes conv2d_1."""
     match = re.fullmatch(r"(conv2d|batch_normalization)(?:_(\d+))?/(\w+)", variable.path)
     return f"{match[1]}_{int(match[2] or 0) + 1}/{match[3]}" if match else variable.path
 
 
 def run_keras(make, maps, size, dtype, train):
-    keras.backend.clear_session()  # starts the numbering of layers anew
+    keras.backend.clear_session()  # restarts the numbering of layers
     keras.config.set_floatx(str(dtype).removeprefix("torch."))
     net = make(weights=None, include_top=True, classifier_activation=None, input_shape=(size, size, 3))
     variables = {keras_name(v): v for v in net.variables}
@@ -340,7 +340,7 @@ CASES = {
     | by_timm(["densenet121"], DENSENET)
     | by_timm(["inception_v3"], INCEPTION)
     | by_timm(CONVNEXTS, CONVNEXT_TIMM),
-    # Keras flattens VGG's last map, so the published shapes need 224.
+    # Keras flattens the last features of VGG, so that the published shapes need 224 pixels.
     "keras": by_keras({"VGG16": KERAS_VGG, "VGG19": KERAS_VGG}, 224)
     | by_keras({f"ResNet{depth}": keras_resnet(blocks) for depth, blocks in ((50, 6), (101, 23), (152, 36))})
     | by_keras({f"DenseNet{depth}": KERAS_DENSENET for depth in (121, 169, 201)})
@@ -350,7 +350,7 @@ CASES = {
         f"smp_{n}": Case(run_torch, partial(smp.Unet, n, encoder_weights=None), {})
         for n in ("resnet18", "resnet50", "vgg11", "vgg16_bn")
     },
-    # Of an odd size, so that maps are padded on their way up.
+    # An odd size, so that features are padded when upsampled.
     "segmentation": {
         "milesial_bilinear": Case(run_torch, partial(UNet, bilinear=True), {"stem": "inc"}, 61),
         "fcn_resnet50": Case(
@@ -368,7 +368,7 @@ def gap(single, double):
 
 
 def entries(case):
-    """What is stored of a case, without the variant's name."""
+    """Return the stored arrays of a case, with keys without the name of the variant."""
     double, single = (case.run(case.make, case.maps, case.size, x, case.train) for x in (torch.float64, torch.float32))
     arrays = double.arrays
     out = {
@@ -392,12 +392,12 @@ def entries(case):
 
 
 def as_json(content):
-    """Bytes, as NumPy's strings take four for each letter."""
+    """Return JSON as bytes, because NumPy strings need four bytes per letter."""
     return np.bytes_(json.dumps(content, separators=(",", ":")))
 
 
 def show(out, arrays):
-    """One line a value: its largest magnitude, how much of it tells the two pictures apart, and float32's error."""
+    """Print a line per array: maximum magnitude, difference between the two images, and error of float32."""
     for what, x in arrays.items():
         apart = np.abs(x[0] - x[-1]).max() / np.abs(x).max() if what.endswith("logits") or what[:3] == "map" else np.nan
         print(f"    {what:45s} max {np.abs(x).max():9.3g}  apart {apart:7.2g}  float32 {out[f'float32:{what}']:8.1e}")

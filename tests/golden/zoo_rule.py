@@ -1,7 +1,7 @@
-"""What the zoo's golden files and the tests that read them must agree upon: weights, pictures, labels and thinning.
+"""Weights, images, labels and subsampling shared by the golden files of the model zoo and the tests that read them.
 
-The files hold no weights. Every tensor is drawn by `draw` from its name in the reference and its shape, so a test can
-make the checkpoint that the reference saw. Needs NumPy and scikit-learn (with Pillow) alone.
+The files contain no weights. Every tensor is drawn by `draw` from its name in the reference and its shape, so that a
+test can create the checkpoint of the reference. Needs only NumPy and scikit-learn (with Pillow).
 """
 
 import functools
@@ -18,13 +18,15 @@ CORNER = (100, 200)
 LARGEST = 299
 PHOTO_SHA256 = "66211a66acd61c4443b925a87ee2e30020a532443a4b6a29e91f5471f3c58fce"
 
-# Branches end in these norms. Were their scales near one, each block of a ResNet would double the power of its map.
+# Norms at the end of residual branches. With scales near 1 each block would double the variance of its features.
 RESIDUAL = re.compile(r"\.bn3\.weight$|_3_bn/gamma$")
 
-# The first pattern found in a name gives the range of a uniform distribution.
+# The first pattern that a name contains gives the range of a uniform distribution.
 UNIFORM = (
     (re.compile(r"running_var$|moving_variance$"), (0.5, 1.5)),
     (re.compile(r"layer_scale$|\.gamma$"), (0.1, 0.5)),
+    # EfficientNet-Lite: most blocks that end in `bn3` have no shortcut.
+    (re.compile(r"^blocks\..*\.bn3\.weight$"), (0.7, 1.1)),
     (RESIDUAL, (0.1, 0.4)),
     (re.compile(r"weight$|/gamma$"), (0.7, 1.1)),
 )
@@ -32,21 +34,21 @@ UNIFORM = (
 
 @functools.cache
 def pools():
-    """Normal and uniform numbers. Their count is a prime, so that a large tensor's rows do not repeat."""
+    """Return normal and uniform numbers. Their count is prime, so that rows of a large tensor do not repeat."""
     rng = np.random.default_rng(0)
     return rng.standard_normal(1_000_003).astype(np.float32), rng.random(1_000_003).astype(np.float32)
 
 
 def draw(name: str, shape: tuple) -> np.ndarray:
-    """The tensor of this name and shape, the same on every machine.
+    """Return the tensor of a name and shape, equal on all machines.
 
     Args:
-        name: As in the reference's state dict; for Keras "layer/variable".
-        shape: In the reference's layout. The inputs come first where the name ends in "kernel", as in Keras, and else
-            last, as in PyTorch.
+        name: Name in the state dict of the reference; for Keras "layer/variable".
+        shape: Shape in the layout of the reference. Input channels are before output channels if the name ends in
+            "kernel", as in Keras, and after them otherwise, as in PyTorch.
 
     Returns:
-        float32, but int64 for PyTorch's count of batches.
+        A float32 array; int64 for PyTorch's number of batches.
     """
     seed = zlib.crc32(name.encode())
     if name.endswith("num_batches_tracked"):
@@ -70,10 +72,10 @@ def draw(name: str, shape: tuple) -> np.ndarray:
 
 
 def photos(size: int) -> np.ndarray:
-    """Two square pieces of scikit-learn's photographs: [2, size, size, 3] float32 in -1..1, RGB.
+    """Return square crops of two photographs of scikit-learn, [2, size, size, 3] float32 in -1..1, RGB.
 
     Raises:
-        RuntimeError: This machine decodes the JPEG files to other pixels than the golden files were made from.
+        RuntimeError: The JPEG decoder of this machine gives other pixels than those of the golden files.
     """
     row, column = CORNER
     whole = np.stack(
@@ -92,10 +94,10 @@ def photos(size: int) -> np.ndarray:
 
 
 def sample(array, most: int = 256) -> np.ndarray:
-    """At most `most` values: the first, the last, and evenly spaced ones between, in C order.
+    """Return at most `most` values in C order: the first, the last, and evenly spaced ones in between.
 
-    The spacing is (size - 1) / (most - 1), as size / most would be a multiple of the channels in most maps, and would
-    look at one channel alone.
+    The spacing is (size - 1) / (most - 1), because size / most is often a multiple of the number of channels and would
+    sample a single channel.
     """
     flat = np.asarray(array).reshape(-1)
     if flat.size <= most:

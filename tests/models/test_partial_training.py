@@ -40,13 +40,13 @@ def test_train_channels_value_and_gradients(kind):
     cls, sizes, options, shape = LAYERS[kind]
     graphdef, params, _ = params_lib.flatten_model(nnx.eval_shape(lambda: cls(*sizes, **options, rngs=nnx.Rngs(0))))
     params = {path: normal(i, v.shape) for i, (path, v) in enumerate(params.items())}
-    slices = neurons.gather(params, INDEX)
+    slices = neurons.gather_channels(params, INDEX)
 
     def run_whole(params, x):
         return params_lib.merge(graphdef, params)(x)
 
     def run_channels(slices, params, x):
-        model = params_lib.merge(graphdef, neurons.scatter(params, slices, INDEX))
+        model = params_lib.merge(graphdef, neurons.scatter_channels(params, slices, INDEX))
         neurons.attach_channels(model, slices, INDEX)
         return model(x)
 
@@ -81,7 +81,7 @@ def make_loss_fn(model, index):
     graphdef = params_lib.flatten_model(model).graphdef
 
     def loss_fn(slices, variables, images):
-        model = params_lib.merge(graphdef, neurons.scatter(variables, slices, index))
+        model = params_lib.merge(graphdef, neurons.scatter_channels(variables, slices, index))
         neurons.attach_channels(model, slices, index)
         logits = model(images, train=True)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(len(images))).mean()
@@ -104,7 +104,7 @@ def test_kernel_gradient_flops_scale_with_channels():
         channels = {layer: np.arange(round(fraction * width), dtype=np.int32) for layer in layer_params}
         index = neurons.channel_index(channels, layer_params)
         grad_fn = jax.jit(jax.grad(make_loss_fn(model, index), has_aux=True))
-        flops[fraction] = grad_fn.lower(neurons.gather(params, index), params, images).cost_analysis()["flops"]
+        flops[fraction] = grad_fn.lower(neurons.gather_channels(params, index), params, images).cost_analysis()["flops"]
     # The taps of a padded 3×3 kernel read 3 · side - 2 pixels along each axis in total.
     first_layer, other_layer = (2 * batch * (3 * side - 2) ** 2 * inputs * width for inputs in (3, width))
     forward = first_layer + 3 * other_layer
@@ -132,7 +132,7 @@ def test_train_channels_in_network_with_batch_norm(remat):
         loss_fn = make_loss_fn(model, {})
         return channels, jax.grad(lambda p: loss_fn({}, variables | p, images), has_aux=True)(params)
 
-    channels, whole = jax.device_get(run_both(neurons.gather(params, index), params, variables, images))
+    channels, whole = jax.device_get(run_both(neurons.gather_channels(params, index), params, variables, images))
     dslices, new_stats = channels
     dparams, expected_stats = whole
     assert new_stats.keys() == stats.keys()

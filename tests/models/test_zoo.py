@@ -1,4 +1,5 @@
-"""Comparison of every network with its reference implementation (tests/golden/make_zoo.py).
+"""Comparison of every network with its reference implementation (tests/golden/make_zoo.py and
+make_efficientnet.py).
 
 By default the outputs of the smallest network of each kind of block, norm and layout are compared, and only parameter
 names and shapes of the others. `pytest -m deep` compares the outputs of all networks, and the gradients of most.
@@ -12,12 +13,14 @@ CASES = zoo.cases()
 COMPUTED = {
     "torchvision-vgg11_bn", "torchvision-resnet18", "torchvision-resnet50", "torchvision-resnext50_32x4d",
     "torchvision-densenet121", "torchvision-googlenet", "torchvision-inception_v3", "torchvision-convnext_tiny",
+    "efficientnet-small", "efficientnet-small_odd", "efficientnet-small_torch",
     "keras-VGG16", "keras-ResNet50", "keras-DenseNet121", "keras-InceptionV3",
     "unet-milesial", "unet-smp_resnet18", "unet-smp_vgg11", "segmentation-milesial_bilinear",
     "segmentation-fcn_resnet50",
 }  # fmt: skip
 TRAINED = {
     "torchvision-vgg11_bn", "torchvision-resnet18", "torchvision-googlenet", "keras-ResNet50", "unet-milesial",
+    "efficientnet-small", "efficientnet-small_odd", "efficientnet-small_torch",
 }  # fmt: skip
 # Only deep tests build these: a smaller network covers each of their parameter name patterns, and `fcn_resnet50` runs
 # by default at another size as `segmentation-fcn_resnet50`.
@@ -29,7 +32,7 @@ SIBLINGS = {
     "keras-DenseNet201",
 }  # fmt: skip
 # Networks whose gradients are compared by default, in float64, so that rounding changes no ReLU's sign.
-DIFFERENTIATED = {"torchvision-resnet18"}
+DIFFERENTIATED = {"torchvision-resnet18", "efficientnet-small_odd"}
 # The slowest gradients (up to 15 minutes), of blocks that a smaller network has too; only docs/make_models.py compares
 # them.
 SLOW = {

@@ -1,6 +1,7 @@
 """Comparison of networks with golden values of reference implementations.
 
-tests/golden/make_zoo.py writes the golden files and documents their contents.
+tests/golden/make_zoo.py writes the golden files and documents their contents; make_efficientnet.py writes the one of
+EfficientNet-Lite.
 """
 
 from __future__ import annotations
@@ -20,19 +21,26 @@ from tests.golden import zoo_rule
 from tljax import models
 from tljax.models import Model
 from tljax.models import params as params_lib
-from tljax.models.layers import Dropout
+from tljax.models.backbones import efficientnet
+from tljax.models.layers import TORCH_BN, Dropout
 from tljax.weights.assign import assign_weights, export_weights, match_tensors
 from tljax.weights.detect import head_options
 from tljax.weights.layouts import Layout, detect_layout, layouts
 from tljax.weights.layouts.table import TRANSFORMS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-REFERENCES = ("torchvision", "timm", "keras", "unet", "segmentation")
+REFERENCES = ("torchvision", "timm", "efficientnet", "keras", "unet", "segmentation")
 KERAS = {
     "VGG": "vgg{}",
     "ResNet": "resnet{}_v1",
     "DenseNet": "densenet{}_keras",
     "InceptionV": "inception_v{}_keras",
+}
+# The narrow networks of make_efficientnet.py.
+SMALL = {
+    "small": efficientnet.Variant(0.1, 0.5),
+    "small_odd": efficientnet.Variant(0.1, 0.5),
+    "small_torch": efficientnet.Variant(0.1, 0.5, same_padding=False, norm=TORCH_BN),
 }
 VGG_STAGES = [*(f"stage{k}" for k in range(1, 6)), "pool"]
 AUX_WEIGHT = {"googlenet": 0.3, "inception_v3": 0.4}
@@ -61,8 +69,12 @@ class Case(NamedTuple):
     variant: str
 
     @property
-    def backbone(self) -> str:
-        """Name of the backbone in tljax."""
+    def backbone(self) -> str | efficientnet.Variant:
+        """Name of the backbone in tljax, or its variant."""
+        if self.reference == "efficientnet":
+            # timm's `efficientnet_lite0` pads as PyTorch.
+            name = self.variant.removeprefix("tf_")
+            return SMALL.get(name) or (name if self.variant.startswith("tf_") else f"{name}_torch")
         if self.reference == "keras":
             family = self.variant.rstrip("0123456789")
             return KERAS[family].format(self.variant.removeprefix(family))

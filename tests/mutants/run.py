@@ -1,7 +1,7 @@
-"""Puts the faults of `table.py` into copies of the project, one at a time, and says which test notices each.
+"""Apply the mutants of `table.py` to copies of the project and report which test detects each.
 
-python -m tests.mutants.run                all of them, two at a time
-python -m tests.mutants.run 'cache_*'      those whose name matches
+python -m tests.mutants.run                all mutants, two at a time
+python -m tests.mutants.run 'cache_*'      mutants whose name matches a pattern
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ import tests.conftest  # noqa: F401 - sets the environment in which JAX is impor
 from tests.mutants.table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parent.parent.parent
-COPIED = ("tljax", "tests", "configs", "docs", "experiments", "run.py", "pyproject.toml", "README.md")
-# Imported once; each copy is tested in a fork of the process that has them.
+COPIED = ("tljax", "tests", "configs", "docs", "examples", "experiments", "run.py", "pyproject.toml", "README.md")
+# Modules imported once, in the process of which each test process is a fork.
 PRELOADED = (
     *("pytest", "hypothesis", "numpy", "jax", "jax.numpy", "flax.nnx", "optax", "orbax.checkpoint", "grain.python"),
     *("sklearn.metrics", "PIL.Image", "rich.console", "ml_collections", "safetensors.numpy", "h5py"),
 )
-SECONDS = 240
+# Time limit of the tests of a mutant.
+TIMEOUT_SECONDS = 240
 
 
 class Outcome(NamedTuple):
-    """What became of a fault.
+    """Result of testing a mutant.
 
     Attributes:
-      caught_by: name of the first test that failed; None where all passed.
-      error: why the tests could not be run, or an empty string.
-      seconds: that it took.
+      caught_by: name of the first failed test, or None if all passed.
+      error: why the tests could not run, or an empty string.
+      seconds: run time.
     """
 
     caught_by: str | None
@@ -48,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 def run(mutant: Mutant) -> Outcome:
-    """Runs a fault's tests on a copy of the project that has it, until the first one fails."""
+    """Run the tests of a mutant on a mutated copy of the project, until one fails."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tljax-mutant-") as folder:
         copy = copy_project(Path(folder))
@@ -58,7 +59,7 @@ def run(mutant: Mutant) -> Outcome:
 
 
 def copy_project(folder: Path) -> Path:
-    """Copies what tests need, with the byte code of unchanged modules."""
+    """Copy the files that tests need, including byte code, into a folder and return it."""
     for name in COPIED:
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, folder / name)
@@ -66,23 +67,23 @@ def copy_project(folder: Path) -> Path:
 
 
 def apply(mutant: Mutant, root: Path) -> None:
-    """Writes the fault into a copy of the project.
+    """Apply a mutant to a copy of the project.
 
     Raises:
-      ValueError: the text is not there exactly once.
+      ValueError: the file does not contain the text exactly once.
     """
     path = root / mutant.file
     text = path.read_text()
     if text.count(mutant.line) != 1:
-        raise ValueError(f"{mutant.name}: {mutant.file} has {text.count(mutant.line)} times {mutant.line!r}")
+        raise ValueError(f"{mutant.name}: {mutant.file} contains {mutant.line!r} {text.count(mutant.line)} times")
     path.write_text(text.replace(mutant.line, mutant.wrong))
 
 
 def run_tests(root: Path, tests: Sequence[str], stop_at_first: bool = True) -> tuple[list[str], str]:
-    """Runs tests of a copy of the project in a process of their own.
+    """Run tests of a copy of the project in a subprocess.
 
     Returns:
-      Names of those that failed, and why they could not be run, or an empty string.
+      Names of the failed tests, and why the tests could not run, or an empty string.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
@@ -91,22 +92,24 @@ def run_tests(root: Path, tests: Sequence[str], stop_at_first: bool = True) -> t
     process.start()
     sender.close()
     try:
-        code, failed, broken = receiver.recv() if receiver.poll(SECONDS) else (None, [], "")
+        code, failed, error = receiver.recv() if receiver.poll(TIMEOUT_SECONDS) else (None, [], "")
     except EOFError:  # the process died
-        code, failed, broken = -1, [], "the process died"
+        code, failed, error = -1, [], "the process died"
     process.kill()
     process.join()
     if code is None:
-        return [], f"no result in {SECONDS} s"
-    return failed, broken if code in (0, 1) and not broken else broken or f"pytest ended with {code}"
+        return [], f"no result in {TIMEOUT_SECONDS} s"
+    if code not in (0, 1) and not error:
+        error = f"pytest exited with code {code}"
+    return failed, error
 
 
 def _run_pytest(root: str, tests: tuple[str, ...], stop_at_first: bool, sender) -> None:
     import pytest
 
     class Recorder:
-        failed: list[str] = []  # noqa: RUF012 - one instance
-        broken = ""
+        failed: list[str] = []  # noqa: RUF012 - there is one instance
+        error = ""
 
         def pytest_runtest_logreport(self, report):
             if report.failed and report.nodeid not in self.failed:
@@ -114,9 +117,9 @@ def _run_pytest(root: str, tests: tuple[str, ...], stop_at_first: bool, sender) 
 
         def pytest_collectreport(self, report):
             if report.failed:
-                self.broken = str(report.longrepr)[-500:]
+                self.error = str(report.longrepr)[-500:]
 
-    # Modules of this checkout must not stand in for those of the copy.
+    # Import the modules of the copy, not those of this checkout.
     for name in [n for n in sys.modules if n.partition(".")[0] in ("tests", "tljax")]:
         del sys.modules[name]
     sys.path[:] = [root, *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
@@ -128,34 +131,35 @@ def _run_pytest(root: str, tests: tuple[str, ...], stop_at_first: bool, sender) 
     recorder = Recorder()
     options = ["-o", "addopts=", "-m", "not deep", "-q", "-p", "no:cacheprovider", "--tb=no"]
     code = pytest.main([*options, *(["-x"] if stop_at_first else []), *tests], plugins=[recorder])
-    sender.send((int(code), recorder.failed, recorder.broken))
+    sender.send((int(code), recorder.failed, recorder.error))
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the chosen faults; returns 0 if a test notices every one of them."""
+    """Test the selected mutants; return 0 if all are detected."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants.run", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", default=["*"], help="patterns of names, as in 'cache_*'")
-    parser.add_argument("-j", "--jobs", type=int, default=2, help="at a time; default: %(default)s")
+    parser.add_argument("names", nargs="*", default=["*"], help="patterns of names, such as 'cache_*'")
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="number of mutants at a time; default: %(default)s")
     args = parser.parse_args(argv)
-    chosen = [m for m in MUTANTS if any(fnmatch.fnmatchcase(m.name, pattern) for pattern in args.names)]
-    if not chosen:
-        parser.error(f"there is no fault {' '.join(args.names)}")
-    start, outcomes = time.monotonic(), {}
+    selected = [m for m in MUTANTS if any(fnmatch.fnmatchcase(m.name, pattern) for pattern in args.names)]
+    if not selected:
+        parser.error(f"there is no mutant {' '.join(args.names)}")
+    start = time.monotonic()
+    outcomes = {}
     with multiprocessing.pool.ThreadPool(args.jobs) as pool:
-        for mutant, outcome in pool.imap_unordered(lambda m: (m, run(m)), chosen):
+        for mutant, outcome in pool.imap_unordered(lambda m: (m, run(m)), selected):
             outcomes[mutant.name] = outcome
             result = outcome.error or outcome.caught_by or f"SURVIVED: {mutant.promise}"
-            print(f"[{len(outcomes)}/{len(chosen)}] {mutant.name}  {outcome.seconds:.1f} s  {result}", flush=True)
+            print(f"[{len(outcomes)}/{len(selected)}] {mutant.name}  {outcome.seconds:.1f} s  {result}", flush=True)
     caught = [o.caught_by for o in outcomes.values() if o.caught_by]
     with tempfile.TemporaryDirectory(prefix="tljax-mutant-") as folder:
         failed, error = run_tests(copy_project(Path(folder)), sorted(set(caught)), stop_at_first=False)
     for name in failed:
-        print(f"{name} fails without a fault, too.")
-    print("\nfaults caught, by test file:")
+        print(f"{name} also fails without a mutant.")
+    print("\nmutants caught, by test file:")
     for file, count in collections.Counter(name.partition("::")[0] for name in caught).most_common():
         print(f"{count:4} {file}")
-    print(f"{len(caught)} of {len(chosen)} caught, {time.monotonic() - start:.0f} s")
-    return int(len(caught) < len(chosen) or bool(failed or error))
+    print(f"{len(caught)} of {len(selected)} caught, {time.monotonic() - start:.0f} s")
+    return int(len(caught) < len(selected) or bool(failed or error))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Small faults, each of which breaks a promise of the package; the tests named beside it must notice.
+"""Mutants: small faults, each of which breaks a guarantee of the package and must be detected by the given tests.
 
-A fault is a piece of one file, which stands there once, and what it is replaced by. `tests` are pytest's names of files
-or of tests in them, the quickest first.
+A mutant replaces a piece of text that occurs exactly once in a file. `tests` are pytest arguments, the fastest first.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """One fault.
+    """A fault in one file.
 
     Attributes:
-      name: of the fault.
-      promise: what no longer holds with it.
-      file: below the root of the project.
-      line: the text that is replaced, which occurs once.
-      wrong: what replaces it.
-      tests: arguments of pytest.
+      name: name of the mutant.
+      promise: guarantee that it breaks.
+      file: path from the root of the project.
+      line: text to replace, which occurs exactly once in the file.
+      wrong: replacement.
+      tests: pytest arguments of the tests that must fail.
     """
 
     name: str
@@ -32,73 +31,73 @@ class Mutant(NamedTuple):
 FREEZING = "tests/train/test_freezing.py"
 GROUPS = "tests/strategies/test_param_groups.py"
 STEP = "tests/train/test_step.py"
-MEMBER = "tests/train/test_run_state.py"
+RUN_STATE = "tests/train/test_run_state.py"
 RESUME = "tests/run/test_resume.py"
 TRAIN = "tests/run/test_train.py"
-TOGETHER = "tests/run/test_replicas.py"
-KEEP = "tests/train/test_feature_cache.py"
+REPLICAS = "tests/run/test_replicas.py"
+FEATURE_CACHE = "tests/features/test_feature_cache.py"
 
 MUTANTS = (
     # Freezing.
     Mutant(
         "frozen_batch_norm_normalizes_by_batch",
-        "A frozen BatchNorm uses its running statistics, and these do not move.",
+        "A frozen BatchNorm uses its running statistics and does not update them.",
         "tljax/models/layers.py",
         "        if self.frozen or not train:\n",
         "        if not train:\n",
-        (f"{FREEZING}::test_a_frozen_batch_norm_uses_its_running_statistics",),
+        (f"{FREEZING}::test_frozen_batch_norm_uses_running_statistics",),
     ),
     Mutant(
         "frozen_statistics_move",
-        "Running statistics of frozen layers keep their bits.",
+        "Running statistics of frozen layers do not change.",
         "tljax/train/plan.py",
         "        batch_stats=tuple(path for path in flat.batch_stats if groups[path].trainable),\n",
         "        batch_stats=tuple(flat.batch_stats),\n",
-        (f"{FREEZING}::test_what_learns_moves_and_what_is_frozen_keeps_its_bits[resnet]",),
+        (f"{FREEZING}::test_only_trainable_variables_change[resnet]",),
     ),
     Mutant(
         "dropout_in_frozen_stage",
-        "Dropout is off in frozen parts of the network.",
+        "Dropout is inactive in frozen parts of the network.",
         "tljax/models/layers.py",
         "        if not train or self.frozen or self.rate == 0:\n",
         "        if not train or self.rate == 0:\n",
-        (f"{STEP}::test_frozen_stages_draw_nothing",),
+        (f"{STEP}::test_frozen_stage_has_no_dropout",),
     ),
     Mutant(
         "dropout_follows_the_whole_network",
-        "A dropout is off where nothing of the module around it is trainable.",
+        "A Dropout is inactive if its parent module has no trainable variable.",
         "tljax/strategies/param_groups.py",
-        "inside = [group for p, group in groups.items() if p.startswith(around)]",
-        "inside = list(groups.values())",
-        (f"{GROUPS}::test_batch_norm_follows_its_mean_and_dropout_its_surroundings",),
+        "siblings = [group for p, group in groups.items() if p.startswith(parent)]",
+        "siblings = list(groups.values())",
+        (f"{GROUPS}::test_frozen_modules_by_mean_and_by_parent",),
     ),
     Mutant(
         "decay_of_frozen_parameters",
-        "Weight decay does not apply to frozen parameters.",
+        "Weight decay is not applied to frozen parameters.",
         "tljax/strategies/param_groups.py",
-        "        decays = multiplier > 0 and path in params and len(leaf.shape) > 1\n",
-        "        decays = path in params and len(leaf.shape) > 1\n",
-        (f"{GROUPS}::test_first_match_decides_and_decay_spares_biases_and_norms", GROUPS),
+        "        decay = multiplier > 0 and path in params and len(value.shape) > 1\n",
+        "        decay = path in params and len(value.shape) > 1\n",
+        (f"{GROUPS}::test_first_match_decides_and_kernels_decay", GROUPS),
     ),
     Mutant(
         "decay_of_biases_and_norms",
-        "Weight decay spares biases and norms.",
+        "Weight decay is not applied to biases and norms.",
         "tljax/strategies/param_groups.py",
-        "        decays = multiplier > 0 and path in params and len(leaf.shape) > 1\n",
-        "        decays = multiplier > 0 and path in params\n",
-        (f"{GROUPS}::test_first_match_decides_and_decay_spares_biases_and_norms",),
+        "        decay = multiplier > 0 and path in params and len(value.shape) > 1\n",
+        "        decay = multiplier > 0 and path in params\n",
+        (f"{GROUPS}::test_first_match_decides_and_kernels_decay",),
     ),
     Mutant(
         "decay_without_mask",
-        "The optimizer decays only the parameters whose group says so.",
+        "The optimizer applies weight decay only to parameters whose group has it.",
         "tljax/train/optimizer.py",
-        'optax.add_decayed_weights(hparams["weight_decay"], lambda p: {k: masks.decay[k] for k in p})',
+        'optax.add_decayed_weights(hparams["weight_decay"], decays)',
         'optax.add_decayed_weights(hparams["weight_decay"])',
-        ("tests/train/test_optimizer.py::test_decay_is_decoupled_and_spares_what_its_group_spares",),
+        ("tests/train/test_optimizer.py::test_weight_decay_is_decoupled_and_masked",),
     ),
     Mutant(
         "clipping_by_all_gradients",
-        "Gradients are clipped by the norm of the trainable parameters' gradients alone, and no others are computed.",
+        "Clipping uses the norm of the trainable parameters' gradients, and no other gradients are computed.",
         "tljax/train/step.py",
         "        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)\n",
         "        whole = state._replace(params={**inputs.frozen, **state.params})\n"
@@ -106,15 +105,15 @@ MUTANTS = (
         "        share = jnp.minimum(1, hparams['clip_norm'] / optax.tree.norm(all_grads))\n"
         "        grads = {path: share * grad for path, grad in grads.items()}\n"
         "        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)\n",
-        (f"{FREEZING}::test_clipping_sees_the_learning_leaves_alone",),
+        (f"{FREEZING}::test_clipping_uses_only_trainable_gradients",),
     ),
     Mutant(
         "optimizer_state_of_statistics",
-        "Optimizer state exists for the trainable parameters alone.",
+        "Optimizer state exists only for trainable parameters.",
         "tljax/train/state.py",
         "optimizer.init(params)",
         "optimizer.init(params | batch_stats)",
-        (f"{FREEZING}::test_optimizer_state_is_what_the_learning_leaves_need_to_the_byte",),
+        (f"{FREEZING}::test_optimizer_state_covers_only_trainable_params",),
     ),
     Mutant(
         "rule_without_match_passes",
@@ -122,7 +121,7 @@ MUTANTS = (
         "tljax/strategies/param_groups.py",
         "        if rule not in deciding:\n",
         "        if rule not in phase.rules:\n",
-        (f"{GROUPS}::test_errors_name_what_was_looked_for",),
+        (f"{GROUPS}::test_invalid_rules_fail",),
     ),
     Mutant(
         "last_rule_wins",
@@ -130,7 +129,7 @@ MUTANTS = (
         "tljax/strategies/param_groups.py",
         "        pattern, multiplier = hits[0]\n        deciding.add(hits[0])\n",
         "        pattern, multiplier = hits[-1]\n        deciding.add(hits[-1])\n",
-        (f"{GROUPS}::test_first_match_decides_and_decay_spares_biases_and_norms",),
+        (f"{GROUPS}::test_first_match_decides_and_kernels_decay",),
     ),
     Mutant(
         "uncovered_path_is_frozen",
@@ -138,51 +137,51 @@ MUTANTS = (
         "tljax/strategies/param_groups.py",
         "        matching.update(hits)\n",
         "        hits = hits or [phase.rules[-1]]\n        matching.update(hits)\n",
-        (f"{GROUPS}::test_errors_name_what_was_looked_for",),
+        (f"{GROUPS}::test_invalid_rules_fail",),
     ),
     Mutant(
         "phase_without_trainable_parameters",
-        "A phase in which nothing is trainable is an error.",
+        "A phase without trainable parameters is an error.",
         "tljax/strategies/param_groups.py",
         "    if not any(groups[path].trainable for path in params):\n",
         "    if not groups:\n",
-        (f"{GROUPS}::test_errors_name_what_was_looked_for",),
+        (f"{GROUPS}::test_invalid_rules_fail",),
     ),
     Mutant(
         "layer_decay_from_the_stem",
-        "Layer-wise decay shrinks the rate of the first stages most.",
+        "Layer-wise decay reduces the learning rate of the first stages most.",
         "tljax/strategies/param_groups.py",
         "    depth = {stage: len(stages) - i for i, stage in enumerate(stages)}\n",
         "    depth = {stage: i + 1 for i, stage in enumerate(stages)}\n",
-        (f"{GROUPS}::test_layer_decay_counts_stages_from_the_head",),
+        (f"{GROUPS}::test_layer_decay_counts_stages_from_head",),
     ),
     Mutant(
         "multiplier_ignored",
-        "A rule's multiplier scales the learning rate of its parameters.",
+        "The multiplier of a rule scales the learning rate of its parameters.",
         "tljax/train/optimizer.py",
         "optax.scale(-lr * m)",
         "optax.scale(-lr)",
-        (f"{FREEZING}::test_multipliers_scale_the_update_of_their_leaves",),
+        (f"{FREEZING}::test_lr_multipliers_scale_updates",),
     ),
     Mutant(
         "changed_frozen_parameters_pass",
-        "Frozen parameters are compared bit for bit after every phase.",
+        "Frozen variables are compared bit for bit after every phase.",
         "tljax/train/run_state.py",
         "if changed := [path for path, digest in hashes.items() if digest != progress.frozen[path]]:",
         "if changed := [path for path in hashes if path not in progress.frozen]:",
-        (f"{MEMBER}::test_a_phase_that_changed_a_frozen_parameter_stops_the_run",),
+        (f"{RUN_STATE}::test_changed_frozen_variable_stops_the_run",),
     ),
     Mutant(
         "neighbouring_channels_train",
-        "Where single channels are trained, all others keep their bits.",
+        "If single channels train, all other channels do not change.",
         "tljax/strategies/neurons.py",
-        "[..., index[path]].set(part, **put)",
-        "[..., index[path]].add(part, **put)",
-        ("tests/strategies/test_neurons.py::test_what_is_gathered_and_scattered_back_keeps_every_bit_of_the_others",),
+        "[..., index[path]].set(values, **hints)",
+        "[..., index[path]].add(values, **hints)",
+        ("tests/strategies/test_neurons.py::test_scatter_of_gathered_slices_keeps_other_bits",),
     ),
     Mutant(
         "gradient_of_all_channels",
-        "The gradient of a partly trainable kernel is computed for its trainable channels.",
+        "The gradient of a partly trainable kernel is computed only for its trainable channels.",
         "tljax/models/partial_training.py",
         "(dy[..., channels.index])",
         "(dy[..., : len(channels.index)])",
@@ -190,11 +189,11 @@ MUTANTS = (
     ),
     Mutant(
         "moving_prefix_is_frozen",
-        "Stages whose dropout is on are not cached as frozen.",
+        "Stages with active dropout are not cached as frozen stages.",
         "tljax/strategies/param_groups.py",
         "        if stage in random or any(",
         "        if any(",
-        (GROUPS, KEEP, "tests/run/test_model_options.py"),
+        (GROUPS, FEATURE_CACHE, "tests/run/test_model_options.py"),
     ),
     # The step.
     Mutant(
@@ -203,23 +202,23 @@ MUTANTS = (
         "tljax/train/step.py",
         "decay * ema[path] + (1 - decay) * new[path]",
         "(1 - decay) * ema[path] + decay * new[path]",
-        (f"{STEP}::test_averaged_weights_follow_slowly_and_forget_the_start",),
+        (f"{STEP}::test_ema_decay_grows_over_first_steps",),
     ),
     Mutant(
         "accumulated_gradients_add_up",
-        "Gradients accumulated over parts of a batch are those of the whole batch.",
+        "Gradients accumulated over parts of a batch equal those of the whole batch.",
         "tljax/train/step.py",
         "jax.tree.map(lambda x: x.mean(0), (grads, metrics))",
         "jax.tree.map(lambda x: x.sum(0), (grads, metrics))",
-        (f"{STEP}::test_accumulated_gradients_are_those_of_the_whole_batch",),
+        (f"{STEP}::test_accumulated_gradients_equal_whole_batch",),
     ),
     Mutant(
         "only_the_loss_must_be_finite",
-        "Training stops when an update is not finite, even if the loss is.",
+        "Training stops if an update is not finite, even if the loss is.",
         "tljax/train/step.py",
         'jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(updates))',
         'jnp.isfinite(metrics["loss"])',
-        (f"{STEP}::test_an_update_that_is_not_finite_is_noticed_though_the_loss_is",),
+        (f"{STEP}::test_finite_checks_the_update",),
     ),
     Mutant(
         "same_key_in_every_step",
@@ -227,7 +226,7 @@ MUTANTS = (
         "tljax/train/step.py",
         "        key = jax.random.fold_in(key, state.step)\n",
         "        key = jax.random.fold_in(key, 0)\n",
-        (f"{STEP}::test_steps_draw_anew_and_repeat_by_their_number",),
+        (f"{STEP}::test_random_key_depends_on_step_number",),
     ),
     Mutant(
         "nan_goes_on",
@@ -235,7 +234,7 @@ MUTANTS = (
         "tljax/train/run_state.py",
         '        if not metrics["finite"].all():\n',
         '        if not len(metrics["finite"]):\n',
-        (f"{TRAIN}::test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_last_good",),
+        (f"{TRAIN}::test_train_stops_at_loss_that_is_not_finite",),
     ),
     Mutant(
         "gradient_into_teachers",
@@ -248,19 +247,19 @@ MUTANTS = (
     # Optimizers and schedules.
     Mutant(
         "rmsprop_epsilon_outside_the_root",
-        "RMSprop is Keras'.",
+        "RMSprop equals that of Keras.",
         "tljax/train/optimizer.py",
         "eps_in_sqrt=True",
         "eps_in_sqrt=False",
-        ("tests/train/test_optimizer.py::test_five_steps_equal_keras",),
+        ("tests/train/test_optimizer.py::test_five_steps_match_keras",),
     ),
     Mutant(
         "nesterov_is_momentum",
-        "Nesterov's momentum is PyTorch's and Keras'.",
+        "Nesterov momentum equals that of PyTorch and Keras.",
         "tljax/train/optimizer.py",
         'nesterov=spec.name == "nesterov"',
         "nesterov=False",
-        ("tests/train/test_optimizer.py::test_five_steps_equal_keras",),
+        ("tests/train/test_optimizer.py::test_five_steps_match_keras",),
     ),
     Mutant(
         "cosine_over_all_steps",
@@ -268,28 +267,28 @@ MUTANTS = (
         "tljax/train/optimizer.py",
         "(1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))",
         "(1 + math.cos(math.pi * step / steps))",
-        ("tests/train/test_optimizer.py::test_schedules",),
+        ("tests/train/test_optimizer.py::test_learning_rate_schedules",),
     ),
     Mutant(
         "warmup_from_zero",
-        "The first step of a warm-up has a rate above zero.",
+        "The first step of a warm-up has a learning rate above zero.",
         "tljax/train/optimizer.py",
         "optim.lr * (step + 1) / warmup",
         "optim.lr * step / warmup",
-        ("tests/train/test_optimizer.py::test_schedules",),
+        ("tests/train/test_optimizer.py::test_learning_rate_schedules",),
     ),
     # Selection.
     Mutant(
         "test_split_opened_before_selection",
-        "The test split is opened after selection.",
+        "The test split is opened only after model selection.",
         "tljax/run/train.py",
         "    predictor = first.predictor\n",
         "    predictor = first.predictor\n    first.data.test.fresh().open()\n",
-        (f"{TRAIN}::test_the_test_split_opens_once_and_last",),
+        (f"{TRAIN}::test_train_opens_test_split_once_and_last",),
     ),
     Mutant(
         "test_split_opens_twice",
-        "The test split of a run can be opened once.",
+        "The test split of a run can be opened only once.",
         "tljax/data/dataset.py",
         "        split, self._split = self._split, None\n        return split\n",
         "        return self._split\n",
@@ -297,19 +296,27 @@ MUTANTS = (
     ),
     Mutant(
         "tuned_runs_open_the_test_split",
-        "Only the configuration that validation chose opens the test split.",
+        "Only the configuration selected by validation opens the test split.",
         "tljax/run/sweep.py",
-        "    results = _run_cells(made, console, open_test=not tuning)\n",
-        "    results = _run_cells(made, console, open_test=True)\n",
-        (f"{TRAIN}::test_what_a_sweep_tunes_is_chosen_by_the_mean_over_seeds",),
+        "    results = _run_trials(trials, console, open_test=not tuned)\n",
+        "    results = _run_trials(trials, console, open_test=True)\n",
+        (f"{TRAIN}::test_sweep_chooses_by_mean_over_seeds",),
     ),
     Mutant(
         "tuned_by_the_first_seed",
-        "Tuned values are chosen by the mean validation score over seeds.",
+        "Tuned values are selected by the mean validation score over seeds.",
         "tljax/run/sweep.py",
-        'tables.selection_score(results[i], "valid") for i in indices]',
-        'tables.score(results[i], "valid") for i in indices[:1]]',
-        (f"{TRAIN}::test_what_a_sweep_tunes_is_chosen_by_the_mean_over_seeds", TOGETHER),
+        'tables.selection_score(result, "valid") for result in finished]',
+        'tables.selection_score(result, "valid") for result in finished[:1]]',
+        (f"{TRAIN}::test_sweep_chooses_by_mean_over_seeds", REPLICAS),
+    ),
+    Mutant(
+        "older_sweep_trains_again",
+        "A sweep of an older version resumes without training its trials again.",
+        "tljax/run/sweep.py",
+        "        workdir.rename_old_trials()\n",
+        "        pass\n",
+        (f"{TRAIN}::test_sweep_of_older_version_is_read_and_resumed",),
     ),
     Mutant(
         "best_by_training_accuracy",
@@ -317,7 +324,7 @@ MUTANTS = (
         "tljax/train/run_state.py",
         "            ranked_by: valid[ranked_by] or 0.0,  # None: there was nothing to find\n",
         '            ranked_by: sums["correct"] / (sums["steps"] * self.config.train.batch_size),\n',
-        (f"{TRAIN}::test_a_run_leaves_everything_that_it_promises", TRAIN),
+        (f"{TRAIN}::test_train_writes_result_metrics_and_report", TRAIN),
     ),
     Mutant(
         "best_by_the_later_epoch",
@@ -329,7 +336,7 @@ MUTANTS = (
     ),
     Mutant(
         "best_by_the_loss_alone",
-        "The validation score decides before the loss.",
+        "The validation score takes precedence over the loss.",
         "tljax/storage/checkpoints.py",
         '    return score, -metrics["loss"], -metrics["epoch"]\n',
         '    return -metrics["loss"], score, -metrics["epoch"]\n',
@@ -337,7 +344,7 @@ MUTANTS = (
     ),
     Mutant(
         "best_checkpoint_is_deleted",
-        "The best checkpoint is kept beside the latest.",
+        "The best checkpoint is kept in addition to the latest.",
         "tljax/storage/checkpoints.py",
         "policies.AnyPreservationPolicy([policies.LatestN(1), best])",
         "policies.AnyPreservationPolicy([policies.LatestN(1)])",
@@ -345,68 +352,68 @@ MUTANTS = (
     ),
     Mutant(
         "patience_over_all_phases",
-        "Early stopping counts within the phase.",
+        "Early stopping counts from the best validation of the phase.",
         "tljax/train/run_state.py",
         "patience, best = self.config.train.patience_epochs, self.progress.phase_best",
         "patience, best = self.config.train.patience_epochs, self.progress.best",
-        (f"{MEMBER}::test_patience_counts_from_the_best_validation_of_the_phase",),
+        (f"{RUN_STATE}::test_patience_counts_from_best_validation_of_phase",),
     ),
     # Resuming.
     Mutant(
         "resume_without_data_position",
-        "A resumed run goes on from the position of its data iterator.",
+        "A resumed run continues at the position of its data iterator.",
         "tljax/train/loop.py",
         "        if progress.data is not None:\n",
         "        if progress.data is not None and progress.step == 0:\n",
-        (f"{RESUME}::test_death_at_any_step_leads_to_the_same_bits",),
+        (f"{RESUME}::test_train_resumes_bit_for_bit",),
     ),
     Mutant(
         "resume_without_optimizer_state",
-        "A resumed run has the optimizer's state.",
+        "A resumed run continues with its optimizer state.",
         "tljax/train/replicas.py",
         'opt_state=saved["opt_state"], step=saved["step"]',
         'opt_state=state.opt_state, step=saved["step"]',
-        (f"{RESUME}::test_death_at_any_step_leads_to_the_same_bits",),
+        (f"{RESUME}::test_train_resumes_bit_for_bit",),
     ),
     Mutant(
         "resume_without_step",
-        "A resumed run has the step, from which the random keys follow.",
+        "A resumed run continues with its step, which determines the random keys.",
         "tljax/train/replicas.py",
         'opt_state=saved["opt_state"], step=saved["step"]',
         'opt_state=saved["opt_state"], step=state.step',
-        (f"{RESUME}::test_death_at_any_step_leads_to_the_same_bits",),
+        (f"{RESUME}::test_train_resumes_bit_for_bit",),
     ),
     Mutant(
         "resume_with_another_key",
-        "A resumed run has the random key that it began with.",
+        "A resumed run uses the random key that it started with.",
         "tljax/train/loop.py",
         "jax.random.fold_in(jax.random.key(run.config.seed), index)",
         "jax.random.fold_in(jax.random.key(run.progress.total), index)",
-        (f"{RESUME}::test_death_at_any_step_leads_to_the_same_bits",),
+        (f"{RESUME}::test_train_resumes_bit_for_bit",),
     ),
     Mutant(
         "resume_repeats_rows",
-        "metrics.jsonl has every validation once, however often a run was resumed.",
+        "metrics.jsonl contains every validation once, however often a run is resumed.",
         "tljax/train/run_state.py",
         "        self.log.truncate(self.progress.rows)\n",
-        "        self.log.rewind(10**6)\n",
-        (f"{RESUME}::test_a_row_whose_checkpoint_was_not_written_is_written_again",),
+        "        self.log.truncate(10**6)\n",
+        (f"{RESUME}::test_resume_rewrites_row_without_checkpoint",),
     ),
     Mutant(
         "resume_without_average",
-        "A resumed run has both the trained and the averaged weights.",
+        "A resumed run continues with both the trained and the averaged weights.",
         "tljax/train/replicas.py",
         'restored._replace(params=saved["raw_params"], batch_stats=saved["raw_batch_stats"], ema=average)',
         "restored._replace(ema=average)",
-        ("tests/run/test_strategies.py::test_a_death_in_the_middle_of_a_phase_leads_to_the_same_bits",),
+        ("tests/run/test_strategies.py::test_interrupted_phase_resumes_bit_for_bit",),
     ),
     Mutant(
         "another_config_in_the_work_directory",
-        "A work directory of another config is refused.",
+        "A work directory of another config is rejected.",
         "tljax/run/workdir.py",
         "        if differences:",
         "        if not differences:",
-        (f"{RESUME}::test_another_config_on_the_same_workdir_is_refused_with_what_differs",),
+        (f"{RESUME}::test_workdir_rejects_another_config",),
     ),
     Mutant(
         "lock_ignored",
@@ -414,16 +421,16 @@ MUTANTS = (
         "tljax/run/workdir.py",
         "                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
-        (f"{RESUME}::test_two_processes_cannot_share_a_workdir",),
+        (f"{RESUME}::test_workdir_rejects_second_process",),
     ),
     # Caching.
     Mutant(
         "cache_ignores_parameters",
-        "Cached features are not used after a parameter of the frozen stages changed.",
+        "Cached features are not used after a parameter of the frozen stages has changed.",
         "tljax/features/feature_cache.py",
         '            "variables": params_hash(variables),\n',
         '            "variables": len(variables),\n',
-        (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
+        (f"{FEATURE_CACHE}::test_cache_is_reused_only_for_equal_inputs",),
     ),
     Mutant(
         "cache_ignores_images",
@@ -431,15 +438,31 @@ MUTANTS = (
         "tljax/features/feature_cache.py",
         '            "images": split.fingerprint,\n',
         '            "images": len(split),\n',
-        (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
+        (f"{FEATURE_CACHE}::test_cache_is_reused_only_for_equal_inputs",),
     ),
     Mutant(
         "cache_ignores_preprocessing",
-        "Cached features are not used under another preprocessing.",
+        "Cached features are not used with other preprocessing.",
         "tljax/features/feature_cache.py",
         "_without_addresses(repr(network))",
-        "_without_addresses(repr(dataclasses.replace(network, preprocess=None)))",
-        (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
+        "_without_addresses(repr(network).replace(repr(network.preprocess), ''))",
+        (f"{FEATURE_CACHE}::test_cache_is_reused_only_for_equal_inputs",),
+    ),
+    Mutant(
+        "cache_ignores_custom_ops",
+        "Cached views are computed again when the file of a custom augmentation changes.",
+        "tljax/features/feature_cache.py",
+        '            views["files"] = op_files(self.config.augment)\n',
+        "",
+        ("tests/test_extensions.py::test_cached_views_depend_on_custom_files",),
+    ),
+    Mutant(
+        "custom_ops_are_dropped",
+        "Operations of augment.ops are applied in order, each to the result of the one before.",
+        "tljax/augment/ops.py",
+        "        batch = dict(result)\n",
+        "",
+        ("tests/test_extensions.py::test_ops_are_applied_last_and_in_order",),
     ),
     Mutant(
         "cache_ignores_the_seed_of_views",
@@ -447,23 +470,23 @@ MUTANTS = (
         "tljax/features/feature_cache.py",
         '{"count": num_views, "seed": self.config.seed,',
         '{"count": num_views,',
-        (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
+        (f"{FEATURE_CACHE}::test_cache_is_reused_only_for_equal_inputs",),
     ),
     Mutant(
         "cache_ignores_the_code",
-        "Cached features of another version of the code are not used.",
+        "Cached features of other source code are not used.",
         "tljax/features/feature_cache.py",
         '"versions": [tljax.__version__, jax.__version__, source_digest(CODE)]',
         '"versions": [tljax.__version__, jax.__version__]',
-        (f"{KEEP}::test_only_the_same_of_everything_is_taken_again",),
+        (f"{FEATURE_CACHE}::test_cache_is_reused_only_for_equal_inputs",),
     ),
     Mutant(
         "cache_rows_shuffled",
-        "Cached features stand in the order of the images.",
+        "Cached features are in the order of the images.",
         "tljax/features/extract.py",
         "            out[name][start : start + real] = rows[:real]\n",
         "            out[name][start : start + real] = rows[:real][::-1]\n",
-        (f"{KEEP}::test_rows_are_those_of_the_pictures_in_their_order",),
+        (f"{FEATURE_CACHE}::test_features_are_in_order_of_images",),
     ),
     # Sweeps that train as one program.
     Mutant(
@@ -472,7 +495,7 @@ MUTANTS = (
         "tljax/train/replicas.py",
         "        lr[i, : len(steps)] = ",
         "        lr[i - 1, : len(steps)] = ",
-        (f"{TOGETHER}::test_each_is_the_run_alone[vmap]",),
+        (f"{REPLICAS}::test_replicas_match_single_runs[vmap]",),
     ),
     Mutant(
         "neighbours_hyperparameters",
@@ -480,15 +503,15 @@ MUTANTS = (
         "tljax/train/replicas.py",
         "*(run.plans[index].hparams for run in self.runs))",
         "*(plan.hparams for _ in self.runs))",
-        (f"{TOGETHER}::test_each_is_the_run_alone[vmap]",),
+        (f"{REPLICAS}::test_replicas_match_single_runs[vmap]",),
     ),
     Mutant(
         "divergence_stops_the_others",
-        "A run of a batched sweep that diverges stops alone.",
+        "If one run of a batched sweep diverges, the others continue.",
         "tljax/train/replicas.py",
         "                if len(self) == 1:\n",
         "                if len(self) >= 1:\n",
-        (f"{TOGETHER}::test_one_that_diverges_leaves_the_others_alone",),
+        (f"{REPLICAS}::test_diverged_replica_does_not_affect_others",),
     ),
     Mutant(
         "seeds_share_their_images",
@@ -496,16 +519,16 @@ MUTANTS = (
         "tljax/run/replica_groups.py",
         '    del tree["optim"]\n',
         '    del tree["optim"], tree["seed"]\n',
-        (f"{TOGETHER}::test_what_shapes_a_program_or_the_pictures_keeps_runs_apart",),
+        (f"{REPLICAS}::test_groups_separate_programs_and_seeds",),
     ),
     # Metrics.
     Mutant(
         "padded_rows_counted",
-        "Padding of the last batch is in no metric.",
+        "Metrics do not include the padding of the last batch.",
         "tljax/features/extract.py",
         "            out[name][start : start + real] = rows[:real]\n",
         "            out[name][start : start + real] = rows[len(rows) - real :]\n",
-        ("tests/run/test_features.py", KEEP),
+        ("tests/run/test_features.py", FEATURE_CACHE),
     ),
     Mutant(
         "mask_of_padding",
@@ -517,7 +540,7 @@ MUTANTS = (
     ),
     Mutant(
         "weighted_for_macro",
-        "Macro averages weigh all classes equally.",
+        "Macro averages give all classes equal weight.",
         "tljax/tasks/classification.py",
         'labels=classes, average="macro"',
         'labels=classes, average="weighted"',
@@ -525,7 +548,7 @@ MUTANTS = (
     ),
     Mutant(
         "ignored_pixels_in_the_confusion",
-        "Pixels of 255 count in no metric.",
+        "Metrics do not include pixels with the label 255.",
         "tljax/tasks/segmentation.py",
         "    pair = labels.astype(jnp.int32) * num_classes + classes\n    return _count_values(labels != IGNORED, pair",
         "    pair = jnp.minimum(labels, num_classes - 1).astype(jnp.int32) * num_classes + classes\n"
@@ -534,7 +557,7 @@ MUTANTS = (
     ),
     Mutant(
         "absent_class_in_the_mean",
-        "The mean IoU is over the classes that occur.",
+        "The mean IoU includes only classes that occur.",
         "tljax/tasks/segmentation.py",
         '        "iou": _ratio(correct, true + predicted - correct),\n',
         '        "iou": _ratio(correct, true + predicted - correct, empty=0.0),\n',
@@ -559,7 +582,7 @@ MUTANTS = (
     ),
     Mutant(
         "delta_on_the_next_stage",
-        "DELTA compares each stage's feature map with the source's of the same stage.",
+        "DELTA compares the features of a stage with those of the same stage of the source network.",
         "tljax/run/teachers.py",
         "            same = [(stage, stage) for stage in student.stage_names]\n",
         "            same = [*zip(student.stage_names, student.stage_names[1:]), (student.stage_names[-1],) * 2]\n",
@@ -567,7 +590,7 @@ MUTANTS = (
     ),
     Mutant(
         "delta_sums_over_the_batch",
-        "DELTA's loss is a mean over images.",
+        "The DELTA loss is a mean over images.",
         "tljax/losses/distillation.py",
         "half_sq_norm(at_least_f32(student[stage]) - at_least_f32(features)) / len(features)",
         "half_sq_norm(at_least_f32(student[stage]) - at_least_f32(features))",
@@ -583,7 +606,7 @@ MUTANTS = (
     ),
     Mutant(
         "ignored_pixels_in_the_loss",
-        "Pixels of 255 have no loss.",
+        "The loss does not include pixels with the label 255.",
         "tljax/losses/pixelwise.py",
         "    valid = labels != IGNORED if labels.ndim > 1 else jnp.ones(labels.shape, bool)\n",
         "    valid = jnp.ones(labels.shape, bool)\n",
@@ -591,7 +614,7 @@ MUTANTS = (
     ),
     Mutant(
         "label_smoothing_ignored",
-        "Label smoothing is in the loss.",
+        "The loss applies label smoothing.",
         "tljax/losses/pixelwise.py",
         "optax.smooth_labels(targets, smoothing) * weights",
         "targets * weights",
@@ -599,7 +622,7 @@ MUTANTS = (
     ),
     Mutant(
         "l2_sp_towards_zero",
-        "L2-SP penalizes the distance from the source's values.",
+        "L2-SP penalizes the distance from the pretrained values.",
         "tljax/losses/regularization.py",
         "half_sq_norm(at_least_f32(param) - at_least_f32(pretrained[path]))",
         "half_sq_norm(at_least_f32(param))",
@@ -615,7 +638,7 @@ MUTANTS = (
     ),
     Mutant(
         "kl_the_other_way_round",
-        "Distillation is the divergence from the teacher to the student.",
+        "Distillation is the KL divergence of the student from the teacher.",
         "tljax/losses/distillation.py",
         "(jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()",
         "(jnp.exp(log_q) * (log_q - log_p)).sum(-1).mean()",
@@ -623,7 +646,7 @@ MUTANTS = (
     ),
     Mutant(
         "centre_and_focal_swapped_weights",
-        "The focal loss weighs objects by alpha.",
+        "The focal loss weights positives by alpha.",
         "tljax/losses/detection.py",
         "jnp.where(targets, ALPHA, 1 - ALPHA)",
         "jnp.where(targets, 1 - ALPHA, ALPHA)",
@@ -640,7 +663,7 @@ MUTANTS = (
     ),
     Mutant(
         "voc_boxes_from_zero",
-        "VOC's pixels count from one.",
+        "Pixel coordinates of VOC start at one.",
         "tljax/data/sources/voc.py",
         "boxes.append([y0 - 1, x0 - 1, y1, x1])",
         "boxes.append([y0, x0, y1, x1])",
@@ -656,7 +679,7 @@ MUTANTS = (
     ),
     Mutant(
         "coco_results_swapped",
-        "Predicted boxes are written as COCO's [x, y, width, height].",
+        "Predicted boxes are written as [x, y, width, height], as COCO specifies.",
         "tljax/tasks/detection.py",
         "    return np.stack([x0, y0, x1 - x0, y1 - y0], -1)\n",
         "    return np.stack([y0, x0, y1 - y0, x1 - x0], -1)\n",
@@ -672,7 +695,7 @@ MUTANTS = (
     ),
     Mutant(
         "box_without_area_kept",
-        "A box that is cut to no area at the edge is left out.",
+        "A box without area after clipping to the image is dropped.",
         "tljax/data/sources/records.py",
         "    has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)\n",
         "    has_area = (boxes[:, 2:] >= boxes[:, :2]).all(1)\n",
@@ -680,7 +703,7 @@ MUTANTS = (
     ),
     Mutant(
         "warped_box_without_area_kept",
-        "A box that augmentation moves off the image is dropped.",
+        "A box that augmentation moves out of the image is dropped.",
         "tljax/augment/affine.py",
         "    return clipped, (visible_area > 0) & (visible_area >= min_visible * whole_area)\n",
         "    return clipped, visible_area >= min_visible * visible_area\n",
@@ -688,7 +711,7 @@ MUTANTS = (
     ),
     Mutant(
         "mask_beyond_the_edge_is_background",
-        "Beyond the edge of an augmented image the mask is 255.",
+        "The mask of an augmented image is 255 outside of the original image.",
         "tljax/augment/affine.py",
         "    return jnp.where(inside, warped, IGNORED).astype(labels.dtype)\n",
         "    return jnp.where(inside, warped, 0).astype(labels.dtype)\n",
@@ -696,7 +719,7 @@ MUTANTS = (
     ),
     Mutant(
         "boxes_stay_while_images_move",
-        "Boxes move with their augmented images.",
+        "Boxes are transformed with their augmented images.",
         "tljax/augment/pipeline.py",
         'changed |= {"boxes": boxes * scale, ',
         "changed |= {",
@@ -713,7 +736,7 @@ MUTANTS = (
     ),
     Mutant(
         "fingerprint_of_images_alone",
-        "A split's fingerprint depends on images, labels and order.",
+        "The fingerprint of a split depends on images, labels and order.",
         "tljax/data/dataset.py",
         "_fingerprint(*(x for x in self._arrays if x is not None))",
         "_fingerprint(self.images)",
@@ -729,15 +752,15 @@ MUTANTS = (
     ),
     Mutant(
         "order_tells_the_labels",
-        "The order of unlabelled images tells nothing of their labels.",
+        "The order of unlabelled images contains no information about their labels.",
         "tljax/data/splits.py",
-        'UnlabelledImages(images[_generator(f"unlabelled {seed}").permutation(rest)[:wanted]])',
-        'UnlabelledImages(images[np.sort(_generator(f"unlabelled {seed}").permutation(rest)[:wanted])])',
+        'select_images(images, _generator(f"unlabelled {seed}").permutation(rest)[:wanted])',
+        'select_images(images, np.sort(_generator(f"unlabelled {seed}").permutation(rest)[:wanted]))',
         ("tests/data/test_splits.py",),
     ),
     Mutant(
         "one_order_for_all_epochs",
-        "Every epoch has an order of its own.",
+        "Every epoch has a different order.",
         "tljax/data/loader.py",
         "np.random.default_rng([*self.seed, epoch, *self.stream])",
         "np.random.default_rng([*self.seed, 0, *self.stream])",
@@ -745,7 +768,7 @@ MUTANTS = (
     ),
     Mutant(
         "sixteen_bits_clipped",
-        "Images of 16 bits are scaled to 8.",
+        "Images of 16 bits are scaled to 8 bits.",
         "tljax/data/sources/images.py",
         "np.round(pixels / 257).astype(np.uint8)",
         "np.clip(pixels, 0, 255).astype(np.uint8)",
@@ -754,7 +777,7 @@ MUTANTS = (
     # Preprocessing and weights.
     Mutant(
         "rgb_for_bgr",
-        "Weights from Caffe get images in the order BGR.",
+        "Weights from Caffe receive images in BGR order.",
         "tljax/weights/preprocess.py",
         '        x = x[..., ::-1] if spec.order == "bgr" and spec.channels == 3 else x\n',
         "",
@@ -762,7 +785,7 @@ MUTANTS = (
     ),
     Mutant(
         "resize_without_antialiasing",
-        "Images are resized with antialiasing, as torch's transforms do.",
+        "Images are resized with antialiasing, as in torchvision's transforms.",
         "tljax/weights/preprocess.py",
         "method, antialias=True)",
         "method, antialias=False)",
@@ -770,15 +793,15 @@ MUTANTS = (
     ),
     Mutant(
         "tensorflow_padding",
-        "Convolutions with a stride pad as PyTorch does.",
+        "Convolutions with a stride are padded as in PyTorch.",
         "tljax/models/layers.py",
-        "padding=tuple((p, p) for p in padding),",
-        "padding=tuple((p - (stride > 1 and p > 0), p) for p in padding),",
+        "padded = tuple((p, p) for p in pads)",
+        "padded = tuple((p - (stride > 1 and p > 0), p) for p in pads)",
         ("tests/models/test_zoo.py::test_inference_matches_reference[torchvision-resnet18]",),
     ),
     Mutant(
         "tensorflow_pool_padding",
-        "Max pooling pads as PyTorch does.",
+        "Max pooling is padded as in PyTorch.",
         "tljax/models/backbones/resnet.py",
         "max_pool(x, 3, 2, padding=1) if self.pool else x",
         "max_pool(x, 3, 2, ceil=True) if self.pool else x",
@@ -786,7 +809,7 @@ MUTANTS = (
     ),
     Mutant(
         "batch_norm_epsilon",
-        "BatchNorm has the epsilon of the weights' framework.",
+        "BatchNorm has the epsilon of the framework that the weights are from.",
         "tljax/models/layers.py",
         "    epsilon: float = 1e-5\n",
         "    epsilon: float = 1e-3\n",
@@ -794,7 +817,7 @@ MUTANTS = (
     ),
     Mutant(
         "keras_batch_norm_epsilon",
-        "Keras' networks have Keras' epsilon.",
+        "Networks from Keras have the BatchNorm epsilon of Keras.",
         "tljax/models/layers.py",
         "KERAS_BN = BatchNormConfig(epsilon=1.001e-5,",
         "KERAS_BN = BatchNormConfig(epsilon=1e-3,",
@@ -802,15 +825,15 @@ MUTANTS = (
     ),
     Mutant(
         "batch_norm_momentum",
-        "BatchNorm's momentum 0.1 of PyTorch is 0.9 here.",
+        "The BatchNorm momentum 0.1 of PyTorch is 0.9 here.",
         "tljax/models/layers.py",
         "    momentum: float = 0.9\n",
         "    momentum: float = 0.1\n",
-        ("tests/train/test_trajectories.py::test_running_statistics_follow_torchs",),
+        ("tests/train/test_trajectories.py::test_running_statistics_match_pytorch",),
     ),
     Mutant(
         "keras_batch_norm_momentum",
-        "Keras' networks have Keras' momentum.",
+        "Networks from Keras have the BatchNorm momentum of Keras.",
         "tljax/models/layers.py",
         "KERAS_BN = BatchNormConfig(epsilon=1.001e-5, momentum=0.99, unbiased=False)",
         "KERAS_BN = BatchNormConfig(epsilon=1.001e-5, momentum=0.9, unbiased=False)",
@@ -822,11 +845,11 @@ MUTANTS = (
         "tljax/models/layers.py",
         "            var *= n / max(1, n - 1)\n",
         "            var *= n / max(1, n)\n",
-        ("tests/train/test_trajectories.py::test_running_statistics_follow_torchs",),
+        ("tests/train/test_trajectories.py::test_running_statistics_match_pytorch",),
     ),
     Mutant(
         "partial_port_passes",
-        "Weights that fill only a part of the model are refused.",
+        "Weights that fill only part of the model are rejected.",
         "tljax/weights/assign.py",
         "    missing = [p for p in target if p not in plan and not _matches(p, (*keep, *optional))]\n",
         "    missing = []\n",
@@ -834,7 +857,7 @@ MUTANTS = (
     ),
     Mutant(
         "unused_tensors_pass",
-        "Tensors without a place are refused.",
+        "Weights with tensors that the model does not use are rejected.",
         "tljax/weights/assign.py",
         "            unused.append(name)\n",
         "            pass\n",
@@ -842,10 +865,10 @@ MUTANTS = (
     ),
     Mutant(
         "wrong_shapes_pass",
-        "Tensors of a wrong shape are refused.",
+        "Tensors with a wrong shape are rejected.",
         "tljax/weights/assign.py",
         "        return not (self.unexpected or self.missing or self.shape_mismatches)\n",
-        "        return not (self.unused or self.missing)\n",
+        "        return not (self.unexpected or self.missing)\n",
         ("tests/weights/test_assign.py::test_assign_weights_mismatch_leaves_model_unchanged",),
     ),
     Mutant(
@@ -858,7 +881,7 @@ MUTANTS = (
     ),
     Mutant(
         "another_file_under_a_known_name",
-        "A file whose digest is not the catalogue's is refused.",
+        "A file whose digest differs from the catalogue is rejected.",
         "tljax/weights/load.py",
         "    if entry is not None and sha256 != entry.digest:\n",
         "    if entry is not None and not sha256:\n",
@@ -866,7 +889,7 @@ MUTANTS = (
     ),
     Mutant(
         "preprocessing_contradicted",
-        "Known weights refuse another preprocessing.",
+        "Weights with given preprocessing reject a different one.",
         "tljax/weights/load.py",
         "    if resolved.preprocess is not None and not resolved.preprocess.same_values(requested):\n",
         "    if resolved.preprocess is None and not requested:\n",
@@ -874,7 +897,7 @@ MUTANTS = (
     ),
     Mutant(
         "first_kernel_not_scaled",
-        "An RGB kernel adapted to more channels keeps the size of its outputs.",
+        "An RGB kernel adapted to more channels keeps the scale of its outputs.",
         "tljax/weights/assign.py",
         "kernel[:, :, np.arange(channels) % 3] * np.float32(3 / channels)",
         "kernel[:, :, np.arange(channels) % 3] * np.float32(1)",
@@ -883,19 +906,19 @@ MUTANTS = (
     # The command line.
     Mutant(
         "errors_exit_with_zero",
-        "Bad input ends with exit code 2.",
+        "Invalid input ends with exit code 2.",
         "tljax/run/cli.py",
         "        return error.exit_code\n",
         "        return 0\n",
-        ("tests/run/test_cli.py::test_bad_input_is_one_sentence_exit_code_2_and_nothing_written",),
+        ("tests/run/test_cli.py::test_main_bad_input",),
     ),
     Mutant(
         "written_before_checked",
-        "Another run's folder is refused before anything in it is written.",
+        "The folder of another run is rejected before anything is written to it.",
         "tljax/run/workdir.py",
         "            workdir.check(config, inputs)\n            if workdir.read",
         '            workdir.write("config.json", schema.to_dict(config))\n'
         "            workdir.check(config, inputs)\n            if workdir.read",
-        (f"{RESUME}::test_another_config_on_the_same_workdir_is_refused_with_what_differs",),
+        (f"{RESUME}::test_workdir_rejects_another_config",),
     ),
 )

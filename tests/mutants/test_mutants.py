@@ -1,4 +1,4 @@
-"""Every fault of the table is noticed by the tests that stand beside it."""
+"""Every mutant of the table is detected by its tests."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.mutants.run import ROOT, run
 from tests.mutants.table import MUTANTS
 
 
-def test_table_has_each_fault_once():
+def test_mutant_table_is_valid():
     names = [mutant.name for mutant in MUTANTS]
     assert len(set(names)) == len(names) >= 60
     for mutant in MUTANTS:
@@ -17,7 +17,7 @@ def test_table_has_each_fault_once():
 
 @pytest.mark.deep
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
-def test_fault_is_caught(mutant):
+def test_mutant_is_caught(mutant):
     outcome = run(mutant)
     assert not outcome.error
-    assert outcome.caught_by, f"no test notices {mutant.name}: {mutant.promise}"
+    assert outcome.caught_by, f"no test detects {mutant.name}: {mutant.promise}"

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tljax.losses.pixelwise import IGNORED
 from tljax.report import image_grids, overlays, style
+from tljax.report.image_grids import Boxes, Ranking
 
 CLASSES = ["background", "tree", "a dog of some very long name", "car $5"]
 
@@ -69,7 +70,7 @@ def test_mask_grid_shows_pixels_in_class_colors(tmp_path, saved_figures, make_ma
     order = [2, 0, 1]
     ious = [0.5, math.nan, 0.1]
     path = tmp_path / "new" / "m.png"
-    assert image_grids.mask_grid(images, truth, predicted, CLASSES, path, order, ious) == path
+    assert image_grids.mask_grid(images, truth, predicted, CLASSES, path, Ranking(order, ious, "IoU")) == path
     panels = image_panels(saved_figures[0])
     assert [axes.get_title() for axes in panels[:5]] == ["input", "truth", "prediction", "wrong pixels", ""]
     colors = overlays.palette(3)
@@ -96,7 +97,9 @@ def test_mask_grid_limits_rows_and_legend(tmp_path, saved_figures):
     truth[:, 6:] = np.arange(30, 60).repeat(2).repeat(4)[: 3 * 72].reshape(3, 6, 12)
     images = np.zeros((3, 12, 12, 3), np.uint8)
     names = [f"class {i} of many" for i in range(60)]
-    path = image_grids.mask_grid(images, truth, truth, names, tmp_path / "m.png", [1, 2, 0], [0, 0, 0], count=2)
+    path = image_grids.mask_grid(
+        images, truth, truth, names, tmp_path / "m.png", Ranking([1, 2, 0], [0, 0, 0], "IoU", 2)
+    )
     (figure,) = saved_figures
     assert len(image_panels(figure)) == 2 * 4
     listed = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -114,17 +117,24 @@ def test_mask_grid_limits_rows_and_legend(tmp_path, saved_figures):
 
 def test_grids_reject_unfit_shapes(tmp_path, make_masks):
     images, truth, predicted = make_masks()
-    path = image_grids.mask_grid(images, truth, predicted, CLASSES, tmp_path / "m.png", [], [0, 0, 0])
+    path = image_grids.mask_grid(images, truth, predicted, CLASSES, tmp_path / "m.png", Ranking([], [0, 0, 0], "IoU"))
     assert imread(path).shape[0] < 300
     with pytest.raises(ValueError, match="not masks of images"):
-        image_grids.mask_grid(images, truth[:2], predicted, CLASSES, path, [0], [0, 0, 0])
+        image_grids.mask_grid(images, truth[:2], predicted, CLASSES, path, Ranking([0], [0, 0, 0], "IoU"))
     with pytest.raises(ValueError, match="2 values do not fit 3 images"):
-        image_grids.mask_grid(images, truth, predicted, CLASSES, path, [0], [0, 0])
+        image_grids.mask_grid(images, truth, predicted, CLASSES, path, Ranking([0], [0, 0], "IoU"))
     with pytest.raises(ValueError, match="not uint8"):
-        image_grids.mask_grid(images / 255.0, truth, predicted, CLASSES, path, [0], [0, 0, 0])
+        image_grids.mask_grid(images / 255.0, truth, predicted, CLASSES, path, Ranking([0], [0, 0, 0], "IoU"))
     boxes, labels = np.zeros((3, 2, 4)), np.zeros((3, 2), int)
     with pytest.raises(ValueError, match="do not fit"):
-        image_grids.box_grid(images, boxes, labels, boxes, labels[:, :1], labels, CLASSES, path, [0], [0, 0, 0])
+        image_grids.box_grid(
+            images,
+            Boxes(boxes, labels),
+            Boxes(boxes, labels, labels[:, :1]),
+            CLASSES,
+            path,
+            Ranking([0], [0, 0, 0], "IoU"),
+        )
 
 
 def test_box_grid_shows_truth_beside_confident_predictions(tmp_path, saved_figures):
@@ -134,9 +144,10 @@ def test_box_grid_shows_truth_beside_confident_predictions(tmp_path, saved_figur
     boxes = np.tile(np.array([[2, 3, 10, 12], [1, 1, 9, 9], [5, 5, 9, 9]], np.float32), (3, 1, 1))
     scores = np.tile([0.91, 0.1, 0.8], (3, 1))
     labels = np.tile([3, 2, -1], (3, 1))
-    truth = (truth_boxes, truth_labels)
-    predicted = (boxes, scores, labels)
-    path = image_grids.box_grid(images, *truth, *predicted, CLASSES, tmp_path / "b.png", [1, 0, 2], [0.4, 0.2, 0.6])
+    truth = Boxes(truth_boxes, truth_labels)
+    predicted = Boxes(boxes, labels, scores)
+    ranking = Ranking([1, 0, 2], [0.4, 0.2, 0.6], "AP")
+    path = image_grids.box_grid(images, truth, predicted, CLASSES, tmp_path / "b.png", ranking)
     (figure,) = saved_figures
     panels = image_panels(figure)
     assert len(panels) == 6

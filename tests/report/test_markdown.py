@@ -15,7 +15,7 @@ def render(tmp_path, result, config, history):
 
     def render_changed(**changes):
         arguments = {"result": result, "config": config, "history": rows, "figures": {}} | changes
-        return markdown.render(tmp_path, task=TASKS["classification"], **arguments)
+        return markdown.render(tmp_path, metrics=TASKS["classification"].metrics, **arguments)
 
     return render_changed
 

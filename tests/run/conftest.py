@@ -1,4 +1,4 @@
-"""Fixtures of tests of whole runs."""
+"""Fixtures for tests of whole runs."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from tests.run import small
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A config that trains in a second: two phases of a network of two convolutions."""
+    """Return a config that trains in a second: two phases, a network of two convolutions."""
     return small.config(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A run of the smallest network that has BatchNorm and a stage that can stay frozen: its programs compile quickly."""
+"""The smallest network that has BatchNorm and a stage to freeze, so that its programs compile quickly."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ VGG = {"blocks": ((4,), (8,))}
 
 
 def config(workdir):
-    """A config of two phases on three digits, with BatchNorm, dropout and augmentation."""
+    """Return a config of two phases on three digits, with BatchNorm, dropout and augmentation."""
     c = schema.default()
     c.workdir = str(workdir)
     c.data.classes, c.data.labels_per_class = (1, 2, 3), 12
@@ -25,19 +25,20 @@ def config(workdir):
     c.augment.crop_padding = 1
     c.optim.lr, c.train.batch_size, c.train.epochs = 0.01, 8, 4
     c.report.figures = c.report.tensorboard = False
-    c.cache.storage = "none"  # fewer programs to compile; tests/train/test_feature_cache.py is about the others
+    c.cache.storage = "none"  # fewer programs to compile; the cache has its own tests
     return c
 
 
 @contextlib.contextmanager
-def watched_programs():
-    """Yields a set that grows by what shapes a program whenever training asks for another one."""
-    asked, compile_replicas = set(), replicas.compile_replicas
+def record_programs():
+    """Yield a set of the arguments of `compile_replicas`: each element is one program that training has requested."""
+    programs = set()
+    compile_replicas = replicas.compile_replicas
 
-    def make(*shape):
-        asked.add(shape)
-        return compile_replicas(*shape)
+    def record(*arguments):
+        programs.add(arguments)
+        return compile_replicas(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replicas, "compile_replicas", make)
-        yield asked
+        patch.setattr(replicas, "compile_replicas", record)
+        yield programs

@@ -1,4 +1,4 @@
-"""Fields of `model` that change the network, from config to result."""
+"""Config fields of `model` that change the network, from config to result."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ SMALL = inception.Variant(
 )
 
 
-def test_one_channel_drop_path_and_remat_train_resume_and_evaluate(tiny, console):
+def test_train_one_channel_drop_path_and_remat(tiny, console):
     tiny.model.backbone, tiny.model.in_channels = "resnet8", 1
     tiny.model.options = {"drop_path": 0.2, "depths": (2,), "widths": (8,)}
     tiny.model.remat = True
@@ -49,7 +49,7 @@ def test_one_channel_drop_path_and_remat_train_resume_and_evaluate(tiny, console
     assert [getattr(model, f"stage{k}").block0.drop.rate for k in (1, 2, 3)] == pytest.approx([0, 0.1, 0.2])
 
 
-def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predictions(tiny, console, monkeypatch):
+def test_train_auxiliary_classifiers(tiny, console, monkeypatch):
     monkeypatch.setitem(inception.VARIANTS, "small", SMALL)
     tiny.model.backbone, tiny.model.options = "small", {}
     tiny.model.aux_weight = 0.3
@@ -57,8 +57,7 @@ def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predict
     tiny.strategy.name = "scratch"
     tiny.train.epochs = 1
     config = parse(tiny)
-    prepared = prepare(config)
-    (plan,) = prepared.plans
+    (plan,) = prepare(config).plans
     assert plan.phase.losses == (("cross_entropy", 1.0), ("aux_cross_entropy", 0.3))
     assert {"head/aux1/dense/kernel", "head/aux1/chain/unit1/conv/kernel"} <= set(plan.trainable)
     assert train(config, console)["phases"]
@@ -66,8 +65,8 @@ def test_auxiliary_classifiers_learn_with_the_head_and_are_not_asked_for_predict
     assert not any("aux" in path for path in prepare(without).predictor.flat.variables)
 
 
-def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
-    def run(remat):
+def test_remat_changes_no_gradient_or_statistic():
+    def value_and_grad(remat):
         options = {"options": {"drop_path": 0.5, "depths": (1, 1), "widths": (4, 6)}, "image_size": 16}
         model = models.create_model("resnet8", num_classes=3, remat=remat, rngs=nnx.Rngs(0), **options)
         graphdef, params, stats = params_lib.flatten_model(model)
@@ -80,15 +79,16 @@ def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
-    ((loss, moved), grads), ((loss2, moved2), grads2) = run(False), run(True)
-    np.testing.assert_allclose(loss, loss2, rtol=1e-6)
-    for a, b in ((moved, moved2), (grads, grads2)):
-        for path in a:
-            np.testing.assert_allclose(a[path], b[path], rtol=1e-4, atol=1e-5, err_msg=path)
+    (loss, batch_stats), grads = value_and_grad(remat=False)
+    (remat_loss, remat_batch_stats), remat_grads = value_and_grad(remat=True)
+    np.testing.assert_allclose(loss, remat_loss, rtol=1e-6)
+    for expected, actual in ((batch_stats, remat_batch_stats), (grads, remat_grads)):
+        for path in expected:
+            np.testing.assert_allclose(expected[path], actual[path], rtol=1e-4, atol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"model.options": {"drop_pth": 0.1}}, 'resnet has no "drop_pth"; did you mean "drop_path"'),
         ({"model.options": {"drop_path": "much"}}, "model.options.drop_path must be of type float"),
@@ -97,13 +97,13 @@ def test_rematerialised_stages_give_the_same_gradients_statistics_and_drops():
         ({"data.image_size": 1, "model.backbone": "vgg11"}, "too small for vgg11"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_anything_is_written(tiny, settings, words):
+def test_prepare_checks_options_before_writing(tiny, settings, message):
     resnet = {"model.backbone": "resnet8", "model.options": {}, "strategy.name": "scratch", "strategy.phases": ()}
     config = override(parse(tiny), resnet | settings)
-    if words is None:
+    if message is None:
         assert prepare(config).predictor.flat.variables["stem/unit/conv/kernel"].shape[2] == 5
         return
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         prepare(config)
     assert not Path(config.workdir).exists()
 
@@ -112,28 +112,28 @@ TRANSFER = ("resnet50", "convnext_tiny", "densenet121", "inception_v3")
 
 
 @pytest.mark.parametrize("name", TRANSFER)
-def test_transfer_recipes_name_weights_of_their_network(name):
+def test_transfer_configs_name_matching_weights(name):
     config = load_config_file(ROOT / "configs" / f"{name}_transfer.py")
     entry = weights.CATALOG[config.model.weights]
     assert entry.backbone == config.model.backbone == name
-    # A published auxiliary classifier is for the classes of the source, and trains anew.
+    # Where the published network has an auxiliary classifier, the config trains a new one for its own classes.
     assert (config.model.aux_weight > 0) == bool(getattr(models.get_variant(name)[1], "auxiliary", ()))
 
 
 @pytest.mark.parametrize(
     "name", [*TRANSFER[:2], *(pytest.param(name, marks=pytest.mark.deep) for name in TRANSFER[2:])]
 )
-def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
+def test_transfer_configs_load_published_weights(name, tmp_path):
     config = load_config_file(ROOT / "configs" / f"{name}_transfer.py")
     entry = weights.CATALOG[config.model.weights]
     assert entry.backbone == config.model.backbone
-    # The published file stands for itself by its names and shapes: those of the reference implementation.
+    # Zeros with the names and shapes of the reference implementation replace the published file.
     auxiliary = config.model.aux_weight > 0
     published = models.create_model(name, num_classes=entry.num_classes, image_size=299, auxiliary=auxiliary, rngs=None)
     family, variant = models.get_variant(name)
     tensors = {
-        rule.name: np.zeros(_their_shape(rule, leaf.shape), np.float32)
-        for path, leaf in {
+        rule.name: np.zeros(_foreign_shape(rule, value.shape), np.float32)
+        for path, value in {
             **params_lib.flatten_model(published).params,
             **params_lib.flatten_model(published).batch_stats,
         }.items()
@@ -145,20 +145,20 @@ def test_transfer_recipes_name_weights_that_fit(name, tmp_path):
         "model.weights": str(tmp_path / "published.safetensors"), "model.preprocess": "torch", "data.name": "digits",
         "workdir": str(tmp_path / "run"),
     }  # fmt: skip
-    prepared = prepare(override(config, settings))
-    leaves = prepared.load_variables()
-    learned = {path for plan in prepared.plans for path in plan.trainable}
-    assert set(params_lib.flatten_model(prepared.predictor.model).params) == learned
-    assert not leaves["stem/conv/kernel" if name == "convnext_tiny" else _first(leaves)].any()  # from the file
-    assert leaves["head/dense/kernel"].any()  # drawn: the classes are others
-    assert leaves["head/dense/kernel"].shape[-1] == 10
+    experiment = prepare(override(config, settings))
+    variables = experiment.load_variables()
+    trainable = {path for plan in experiment.plans for path in plan.trainable}
+    assert set(params_lib.flatten_model(experiment.predictor.model).params) == trainable
+    assert not variables["stem/conv/kernel" if name == "convnext_tiny" else _first_kernel(variables)].any()  # loaded
+    assert variables["head/dense/kernel"].any()  # initialized: the data have other classes
+    assert variables["head/dense/kernel"].shape[-1] == 10
 
 
-def _first(leaves):
-    return min(path for path in leaves if path.startswith("stem/") and path.endswith("/kernel"))
+def _first_kernel(variables):
+    return min(path for path in variables if path.startswith("stem/") and path.endswith("/kernel"))
 
 
-def _their_shape(rule, shape):
+def _foreign_shape(rule, shape):
     from tljax.weights.layouts.table import TRANSFORMS
 
     return TRANSFORMS[rule.transform].to_foreign(np.broadcast_to(np.float32(0), shape)).shape

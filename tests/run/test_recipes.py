@@ -1,4 +1,4 @@
-"""Recipes as sources of weights, alone and in a sweep."""
+"""Recipes as sources of weights, of single runs and of sweeps."""
 
 from pathlib import Path
 
@@ -35,38 +35,38 @@ def recipe(tmp_path):
     return path
 
 
-def test_a_sweep_makes_its_weights_once_and_compares_strategies(tiny, recipe, tmp_path, console, capsys):
+def test_sweep_trains_recipe_and_compares_strategies(tiny, recipe, tmp_path, console, capsys):
     tiny.model.weights = f"recipe:{recipe}"
     tiny.strategy.phases = ()
     tiny.strategy.name = "full"
-    # As many classes and as few drawings as the recipe: the same programs.
+    # As many classes as the recipe and no randomness: the same programs.
     tiny.data.classes, tiny.model.dropout, tiny.augment.crop_padding = (2, 3), 0.0, 0
     tiny.train.epochs = 1
     tiny.sweep = {"strategy.name": ["scratch", "feature_extraction"]}
     tiny.workdir = str(tmp_path / "runs" / "compare")
     config = schema.parse(tiny)
-    plan.show(config, console)
+    plan.print_plan(config, console)
     assert not (tmp_path / "runs").exists()
     assert "strategy.name=feature_extraction" in console.export_text()
 
     summary = sweep.run(config, console)
     source = WorkDir(tmp_path / "runs" / "source").read("result.json")
     results = {
-        cell["settings"]["strategy.name"]: WorkDir(Path(tiny.workdir) / cell["workdir"]).read("result.json")
-        for cell in summary["cells"]
+        trial["settings"]["strategy.name"]: WorkDir(Path(tiny.workdir) / trial["workdir"]).read("result.json")
+        for trial in summary["trials"]
     }
     assert results["scratch"]["weights"] is None
     assert results["feature_extraction"]["weights"]["sha256"] == source["parameters_digest"]
-    # The preprocessing comes with the weights, and the run from scratch sees the same pictures.
+    # The preprocessing is that of the weights, also in the run from scratch: both read the same images.
     assert {r["preprocess"]["name"] for r in results.values()} == {"unit"}
     assert results["feature_extraction"]["phases"][0]["trainable_parameters"] == 8 * 2 + 2
     again = sweep.run(config, console)
     assert again["rows"] == summary["rows"]
     assert cli.main(["run.py", "--mode=evaluate", f"--workdir={tiny.workdir}"]) == 2
-    assert "holds a sweep: take one of its runs" in capsys.readouterr().err
+    assert "holds a sweep: choose one of its runs, such as" in capsys.readouterr().err
 
 
-def test_a_config_without_a_recipe_is_left_alone_and_a_missing_one_is_named(tiny, tmp_path, console):
+def test_run_recipes_without_and_with_missing_recipe(tiny, tmp_path, console):
     config = schema.parse(tiny)
     assert run_recipes([config], tmp_path, console) == [config]
     tiny.model.weights = "recipe:nowhere.py"
@@ -74,14 +74,14 @@ def test_a_config_without_a_recipe_is_left_alone_and_a_missing_one_is_named(tiny
         run_recipes([schema.parse(tiny)], tmp_path, console)
 
 
-def test_errors_of_a_config_file_are_one_sentence(tmp_path):
+def test_load_config_file_error(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("def get_config():\n    return undefined\n")
     with pytest.raises(UserError, match="name 'undefined' is not defined"):
         load_config_file(path)
 
 
-def test_what_is_wrong_behind_a_recipe_is_said_before_it_runs(recipe, tmp_path, capsys):
+def test_config_is_checked_before_recipe_runs(recipe, tmp_path, capsys):
     path = tmp_path / "target.py"
     path.write_text(
         "from tljax import config\n"

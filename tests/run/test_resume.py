@@ -1,4 +1,4 @@
-"""A run can die at any instant and goes on to the same bits."""
+"""A run that is interrupted at any time resumes bit for bit."""
 
 import dataclasses
 import json
@@ -25,87 +25,92 @@ from tljax.run.workdir import WorkDir
 from tljax.storage.checkpoints import CheckpointManager
 
 
-class Death(BaseException):
-    """Not an Exception: nothing may catch it and tidy up."""
+class Killed(BaseException):
+    """Stands for a killed process: not an Exception, so that no handler cleans up."""
 
 
-def rows_of(workdir):
+def metric_rows(workdir):
+    """Return the rows of metrics.jsonl without `seconds`."""
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(workdir / "metrics.jsonl")]
 
 
-def outcome(result):
+def reproducible_entries(result):
+    """Return the entries of a result that must not depend on interruptions."""
     keys = ("parameters_digest", "best", "valid", "test", "gap", "config_digest")
     phases = [{k: v for k, v in p.items() if k != "seconds"} for p in result["phases"]]
     return {k: result[k] for k in keys} | {"phases": phases}
 
 
-def train_dying(config, console, monkeypatch, at):
-    """Trains until the metrics of step `at` of this sitting arrive; returns the result where it is through before."""
-    alive, arrived = ProgressBar.advance_steps, []
+def train_killed(config, console, monkeypatch, at):
+    """Train until the metrics of the `at`-th step of this call are logged; return the result if it ends before."""
+    advance_steps = ProgressBar.advance_steps
+    steps = 0
 
-    def dying(self, count, *args):
-        alive(self, count, *args)
-        before = len(arrived)
-        arrived.extend([1] * count)
-        if before < at <= len(arrived):
-            raise Death
+    def advance_and_kill(self, count, *args):
+        nonlocal steps
+        advance_steps(self, count, *args)
+        steps += count
+        if steps - count < at <= steps:
+            raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProgressBar, "steps", dying)
+        patch.setattr(ProgressBar, "advance_steps", advance_and_kill)
         try:
             return train(config, console)
-        except Death:
+        except Killed:
             return None
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The config, result and rows of a run that nothing interrupts, with checkpoints between validations."""
-    c = small.config(tmp_path_factory.mktemp("whole") / "run")
+def uninterrupted(tmp_path_factory):
+    """Return config, result and rows of an uninterrupted run with checkpoints between validations."""
+    c = small.config(tmp_path_factory.mktemp("uninterrupted") / "run")
     c.train.checkpoint_epochs = 0.4
     config = schema.parse(c)
-    return config, train(config, Console(quiet=True)), rows_of(Path(config.workdir))
+    return config, train(config, Console(quiet=True)), metric_rows(Path(config.workdir))
 
 
 @pytest.mark.parametrize(
-    ("deaths", "places"),
+    ("kills", "positions"),
     [
-        ((1, 6, 4, 3), [None, (0, 5), (0, 7), (1, 0)]),  # before there is a checkpoint, and to the end of the phase
-        ((12, 2, 5), [(1, 2), (1, 2), (1, 5)]),  # between two checkpoints, so that nothing was gained
+        ((1, 6, 4, 3), [None, (0, 5), (0, 7), (1, 0)]),  # before the first checkpoint, and up to the end of the phase
+        ((12, 2, 5), [(1, 2), (1, 2), (1, 5)]),  # the second one before a new checkpoint
     ],
 )
-def test_death_at_any_step_leads_to_the_same_bits(whole, deaths, places, tmp_path, console, monkeypatch):
-    config, expected, expected_rows = whole
-    config, stood = schema.override(config, {"workdir": str(tmp_path / "dying")}), []
-    for at in deaths:
-        assert train_dying(config, console, monkeypatch, at) is None
-        with CheckpointManager(tmp_path / "dying") as checkpoints:
+def test_train_resumes_bit_for_bit(uninterrupted, kills, positions, tmp_path, console, monkeypatch):
+    config, expected, expected_rows = uninterrupted
+    config = schema.override(config, {"workdir": str(tmp_path / "run")})
+    reached = []
+    for at in kills:
+        assert train_killed(config, console, monkeypatch, at) is None
+        with CheckpointManager(tmp_path / "run") as checkpoints:
             progress = checkpoints.latest and checkpoints.progress(checkpoints.latest)
-        stood.append(progress and (progress["phase"], progress["step"]))
-    assert stood == places
-    assert outcome(train(config, console)) == outcome(expected)
-    assert rows_of(tmp_path / "dying") == expected_rows
+        reached.append(progress and (progress["phase"], progress["step"]))
+    assert reached == positions
+    assert reproducible_entries(train(config, console)) == reproducible_entries(expected)
+    assert metric_rows(tmp_path / "run") == expected_rows
 
 
-def test_a_row_whose_checkpoint_was_not_written_is_written_again(whole, tmp_path, console, monkeypatch):
-    config, expected, expected_rows = whole
-    config, save = schema.override(config, {"workdir": str(tmp_path / "dying")}), CheckpointManager.save
+def test_resume_rewrites_row_without_checkpoint(uninterrupted, tmp_path, console, monkeypatch):
+    config, expected, expected_rows = uninterrupted
+    config = schema.override(config, {"workdir": str(tmp_path / "run")})
+    save = CheckpointManager.save
 
-    def dying(self, step, state, progress, metrics):
+    def save_or_kill(self, step, state, progress, metrics):
         if metrics is not None and progress["rows"] == 2:
-            raise Death
+            raise Killed
         save(self, step, state, progress, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointManager, "save", dying)
-        with pytest.raises(Death):
+        patch.setattr(CheckpointManager, "save", save_or_kill)
+        with pytest.raises(Killed):
             train(config, console)
-    assert len(rows_of(tmp_path / "dying")) == 2
-    assert outcome(train(config, console)) == outcome(expected)
-    assert rows_of(tmp_path / "dying") == expected_rows
+    assert len(metric_rows(tmp_path / "run")) == 2
+    assert reproducible_entries(train(config, console)) == reproducible_entries(expected)
+    assert metric_rows(tmp_path / "run") == expected_rows
 
 
-LONG = """
+LONG_CONFIG = """
 from tests.run import small
 
 def get_config():
@@ -116,11 +121,12 @@ def get_config():
 """
 
 
-def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
-    """A process is killed, the command is interrupted when it goes on, and ends as a run that nothing interrupts."""
-    (tmp_path / "long.py").write_text(LONG)
+def test_command_resumes_after_sigkill_and_sigint(tmp_path, monkeypatch, capsys):
+    """The command is killed, resumed and interrupted, resumed again, and compared with an uninterrupted run."""
+    (tmp_path / "long.py").write_text(LONG_CONFIG)
     monkeypatch.chdir(ROOT)
-    command, workdir = ["run.py", f"--config={tmp_path}/long.py"], tmp_path / "killed"
+    command = ["run.py", f"--config={tmp_path}/long.py"]
+    workdir = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, *command, f"--workdir={workdir}"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -134,44 +140,49 @@ def test_kill_9_and_ctrl_c_of_the_command(tmp_path, monkeypatch, capsys):
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
 
-    alive, seen, asked = ProgressBar.advance_steps, [], []
+    advance_steps = ProgressBar.advance_steps
+    steps = 0
+    interrupted = False
 
-    def interrupted(self, count, *args):
-        alive(self, count, *args)
-        seen.extend([1] * count)
-        if len(seen) > 5 and not asked:  # the second Ctrl-C would end this process
-            asked.append(signal.raise_signal(signal.SIGINT))
+    def advance_and_interrupt(self, count, *args):
+        nonlocal steps, interrupted
+        advance_steps(self, count, *args)
+        steps += count
+        if steps > 5 and not interrupted:  # a second SIGINT would end this process
+            interrupted = True
+            signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ProgressBar, "steps", interrupted)
+        patch.setattr(ProgressBar, "advance_steps", advance_and_interrupt)
         assert cli.main([*command, f"--workdir={workdir}"]) == 130
     assert "the same command resumes from it" in capsys.readouterr().err
     assert not (workdir / "result.json").exists()
 
-    for folder in (workdir, tmp_path / "whole"):
+    for folder in (workdir, tmp_path / "uninterrupted"):
         assert cli.main([*command, f"--workdir={folder}"]) == 0
-    results = [json.loads((w / "result.json").read_text()) for w in (tmp_path / "whole", workdir)]
-    assert outcome(results[0]) == outcome(results[1])
-    assert rows_of(tmp_path / "whole") == rows_of(workdir)
-    assert results[1]["seconds"] > 0
+    expected = json.loads((tmp_path / "uninterrupted" / "result.json").read_text())
+    result = json.loads((workdir / "result.json").read_text())
+    assert reproducible_entries(result) == reproducible_entries(expected)
+    assert metric_rows(workdir) == metric_rows(tmp_path / "uninterrupted")
+    assert result["seconds"] > 0
 
 
-def test_another_config_on_the_same_workdir_is_refused_with_what_differs(whole, console):
-    config, *_ = whole
-    with pytest.raises(UserError) as caught:
+def test_workdir_rejects_another_config(uninterrupted, console):
+    config, *_ = uninterrupted
+    with pytest.raises(UserError) as error:
         train(schema.override(config, {"optim.lr": 0.02, "seed": 5}), console)
-    assert "optim.lr: 0.01 → 0.02" in str(caught.value)
-    assert "seed: 0 → 5" in str(caught.value)
+    assert "optim.lr: 0.01 → 0.02" in str(error.value)
+    assert "seed: 0 → 5" in str(error.value)
 
 
-def test_a_finished_run_is_not_run_again(whole, console):
-    config, result, _ = whole
+def test_train_returns_result_of_finished_run(uninterrupted, console):
+    config, result, _ = uninterrupted
     assert train(config, console) == json.loads(json.dumps(result))
     assert "is finished" in console.export_text()
 
 
-def test_a_run_killed_before_its_report_gets_one(whole, console, tmp_path):
-    config, result, _ = whole
+def test_train_writes_missing_report(uninterrupted, console, tmp_path):
+    config, result, _ = uninterrupted
     shutil.copytree(config.workdir, tmp_path / "copy")
     config = dataclasses.replace(config, workdir=str(tmp_path / "copy"))
     (tmp_path / "copy" / "report.md").unlink()
@@ -179,7 +190,7 @@ def test_a_run_killed_before_its_report_gets_one(whole, console, tmp_path):
     assert (tmp_path / "copy" / "report.md").is_file()
 
 
-def test_two_processes_cannot_share_a_workdir(tiny):
+def test_workdir_rejects_second_process(tiny):
     config = schema.parse(tiny)
     with (
         WorkDir.create(config, {}),
@@ -189,13 +200,13 @@ def test_two_processes_cannot_share_a_workdir(tiny):
         pass
 
 
-def test_checkpoints_of_an_earlier_version_are_named_as_such(tmp_path):
+def test_checkpoints_of_older_version_are_rejected(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with CheckpointManager(tmp_path) as checkpoints:
         checkpoints.save(1, {"params": {"a": np.ones(2)}}, {"phase": 1}, None)
         checkpoints.wait()
         assert checkpoints.progress(1) == {"phase": 1}
-    written = next(p for p in (tmp_path / "checkpoints" / "1" / "progress").iterdir() if "held" in p.read_text())
-    written.write_text(json.dumps({"phase": 1}))
+    metadata = next(p for p in (tmp_path / "checkpoints" / "1" / "progress").iterdir() if "held" in p.read_text())
+    metadata.write_text(json.dumps({"phase": 1}))
     with CheckpointManager(tmp_path) as checkpoints, pytest.raises(UserError, match="was written by an earlier tljax"):
         checkpoints.progress(1)

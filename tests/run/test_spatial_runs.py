@@ -1,4 +1,4 @@
-"""Masks and boxes from config to report: what a run writes, what it goes on from, and how several are compared."""
+"""Segmentation and detection from config to report: outputs, resuming and sweeps."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ HEADS = {"unet": {"channels": (8,)}, "detector": {"channels": 8, "neck": "deconv
 
 
 def config_of(head, workdir):
-    """A config that trains in seconds on scenes of 16 pixels."""
+    """Return a config that trains in seconds on scenes of 16 pixels."""
     c = small.config(workdir)
     c.data.name, c.data.options, c.data.image_size = "scenes", SCENES, 16
     c.data.classes, c.data.labels_per_class = (), None
@@ -38,16 +38,16 @@ def config_of(head, workdir):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_rows_at_once():
-    """As many rows are evaluated at once as a split has, not hundreds of which most are padding."""
+def small_inference_batches():
+    """Evaluate batches of eight images, the size of a split, instead of hundreds that are mostly padding."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract, "MAX_BATCH_BYTES", 0)  # which makes it eight
+        patch.setattr(extract, "MAX_BATCH_BYTES", 0)  # the minimum is eight images
         yield
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A function of a head: config and result of a finished run, with figures."""
+def finished(tmp_path_factory):
+    """Return a function from a head to config and result of a finished run, with figures."""
 
     @functools.cache
     def run(head):
@@ -60,8 +60,8 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("head", list(HEADS))
-def test_a_run_its_report_its_evaluation_and_its_predictions(whole, head, console, tmp_path):
-    config, result = whole(head)
+def test_train_report_evaluate_and_predict(finished, head, console, tmp_path):
+    config, result = finished(head)
     workdir = Path(config.workdir)
     assert result["metric"] == {"unet": "miou", "detector": "ap"}[head]
     report = (workdir / "report.md").read_text()
@@ -70,62 +70,63 @@ def test_a_run_its_report_its_evaluation_and_its_predictions(whole, head, consol
         assert (workdir / "figures" / f"{figure}.png").is_file()
     again = evaluate.evaluate(config, console)
     assert again["test"] == result["test"]
-    # A wide grey file and one of a colour, each answered at its own size.
-    folder = tmp_path / "pictures"
+    # A wide gray image and a red one: predictions have the size of each image.
+    folder = tmp_path / "images"
     folder.mkdir()
     Image.fromarray(prepare(config).data.valid.images[0]).resize((40, 24)).convert("L").save(folder / "wide.png")
     Image.new("RGB", (16, 16), "red").save(folder / "red.jpg")
     rows = predict.predict(config, folder, console)
     assert [json.loads(line) for line in (workdir / "predictions.jsonl").read_text().splitlines()] == rows
-    made = workdir / "predictions"
-    assert {p.name for p in made.glob("*.overlay.png")} == {"wide.overlay.png", "red.overlay.png"}
+    predictions = workdir / "predictions"
+    assert {p.name for p in predictions.glob("*.overlay.png")} == {"wide.overlay.png", "red.overlay.png"}
     if head == "unet":
         with Image.open(rows[1]["mask"]) as mask:
             assert mask.size == (40, 24)
             assert set(np.unique(mask)) <= set(range(11))
         assert sum(rows[1]["shares"].values()) == pytest.approx(1)
     else:
-        found = json.loads((made / "results.json").read_text())
-        assert len(found) == sum(len(row["boxes"]) for row in rows)
-        for one in found:
-            x, y, width, height = one["bbox"]
-            assert one["image_id"] in ("wide.png", "red.jpg")
+        detections = json.loads((predictions / "results.json").read_text())
+        assert len(detections) == sum(len(row["boxes"]) for row in rows)
+        for detection in detections:
+            x, y, width, height = detection["bbox"]
+            assert detection["image_id"] in ("wide.png", "red.jpg")
             assert -1e-3 <= x <= x + width <= 40 + 1e-3
             assert -1e-3 <= y <= y + height <= 24 + 1e-3
 
 
 @pytest.mark.parametrize("head", list(HEADS))
-def test_a_run_that_died_goes_on_to_the_same_bits(whole, head, console, tmp_path, monkeypatch):
-    config, expected = whole(head)
+def test_interrupted_run_resumes_bit_for_bit(finished, head, console, tmp_path, monkeypatch):
+    config, expected = finished(head)
     config = schema.override(config, {"workdir": str(tmp_path / "stopped"), "report.figures": False})
-    taken, take = [], BatchStream.next_block
+    blocks = []
+    next_block = BatchStream.next_block
 
-    def dying(self, steps):
-        taken.append(steps)
-        if len(taken) == 5:  # in the second epoch of three steps, after the first one's checkpoint
+    def next_block_or_interrupt(self, steps):
+        blocks.append(steps)
+        if len(blocks) == 5:  # in the second epoch of three steps, after the first one's checkpoint
             raise KeyboardInterrupt
-        return take(self, steps)
+        return next_block(self, steps)
 
-    monkeypatch.setattr(BatchStream, "next_block", dying)
+    monkeypatch.setattr(BatchStream, "next_block", next_block_or_interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(config, console)
     assert not (tmp_path / "stopped" / "result.json").exists()
-    gone_on = train(config, console)
-    assert len(taken) == 5 + 3
+    result = train(config, console)
+    assert len(blocks) == 5 + 3
     for key in ("parameters_digest", "valid", "test"):
-        assert gone_on[key] == expected[key]
+        assert result[key] == expected[key]
 
 
-def test_a_sweep_is_chosen_by_the_tasks_own_score(tmp_path, console):
+def test_sweep_chooses_by_metric_of_task(tmp_path, console):
     c = config_of("unet", tmp_path / "run")
     c.train.epochs = 1
     c.sweep = {"optim.lr": [1e-4, 3e-3], "seed": [0]}
     summary = sweep.run(schema.parse(c), console)
     assert len(summary["rows"]) == 1
-    assert sum(cell["test"] is not None for cell in summary["cells"]) == 1
+    assert sum(trial["test"] is not None for trial in summary["trials"]) == 1
 
 
-def test_views_that_are_kept_have_their_own_masks(tmp_path, console):
+def test_cached_views_transform_masks(tmp_path, console):
     c = config_of("unet", tmp_path / "run")
     c.train.epochs, c.model.aux_weight = 1, 0.0
     c.strategy.name, c.strategy.phases = "custom", (schema.Phase("head", (("head/.*", 1.0), (".*", 0.0))),)
@@ -135,7 +136,7 @@ def test_views_that_are_kept_have_their_own_masks(tmp_path, console):
 
 
 @pytest.mark.parametrize(
-    ("head", "changes", "words"),
+    ("head", "changes", "message"),
     [
         ("unet", {"data.name": "digits", "data.options": {}}, "has no labels for the task segmentation"),
         ("unet", {"strategy.losses": (("detection", 1.0),)}, "detection needs boxes, but model.head='unet'"),
@@ -147,9 +148,9 @@ def test_views_that_are_kept_have_their_own_masks(tmp_path, console):
         ("unet", {"data.labels_per_class": 3}, "set data.num_train"),
         ("unet", {"data.num_train": 25}, "only 24 training images"),
         ("unet", {"optim.class_weights": (1.0, 2.0)}, "has 2 numbers, but there are 11 classes"),
-        ("unet", {"augment.scale": (1.2, 0.8)}, "two factors above 0, the smaller one first"),
+        ("unet", {"augment.scale": (1.2, 0.8)}, "two factors above 0 in ascending order"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(tmp_path, head, changes, words):
-    with pytest.raises(UserError, match=words):
+def test_prepare_rejects_config(tmp_path, head, changes, message):
+    with pytest.raises(UserError, match=message):
         prepare(schema.override(schema.parse(config_of(head, tmp_path / "run")), changes))

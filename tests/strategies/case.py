@@ -1,6 +1,7 @@
-"""Every preset on small networks of three families, by a run's own preparation, ready for single steps.
+"""Prepared runs of presets on small networks of three families, for tests of single steps.
 
-`recipe:` networks stand in for the source and the teachers: all of them is known but the values, which are drawn here.
+The source network and the teachers are `recipe:` networks: everything is known about them except their weights, which
+are random here.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from tljax.train.plan import PhasePlan
 from tljax.train.state import StepInputs, TrainState, init_state
 from tljax.train.step import make_train_step
 
-# As many shapes alike as can be: operations are compiled by shape.
+# Shapes are repeated where possible, because operations are compiled once per shape.
 NETS = {
     "vgg": ("vgg11", {"blocks": ((4, 4), (4,))}),
     "resnet": ("resnet8", {"depths": (1, 1), "widths": (4, 4)}),
     "densenet": ("densenet121", {"depths": (1, 1), "growth": 4, "initial": 4, "bottleneck": 1}),
 }
 TEACHER = ("resnet8", {"depths": (1, 1, 1, 1), "widths": (4, 4, 4, 4)})
-# Every step sees so many pictures, views of unlabelled ones among them.
-PICTURES = 12
+# Images per step, including the views of unlabelled images.
+NUM_IMAGES = 12
 CLASSES = (1, 2, 3)
 RECIPE = """
 from tljax import config
@@ -43,14 +44,14 @@ def get_config():
     c.model.preprocess, c.strategy.name = "unit", "scratch"
     return c
 """
-# Heads that tell where something is, on pictures of 16 pixels with one or two digits.
-LOCATED = {
+# Heads for masks and boxes, on images of 16 pixels with one or two digits.
+SPATIAL_HEADS = {
     "unet": {"channels": (4,)},
     "fcn": {"variant": "16s", "channels": 4},
     "detector": {"channels": 4, "neck": "deconv"},
 }
 SCENES = {"train": 24, "valid": 4, "test": 4, "side": 16, "objects": (1, 2)}
-LOCATED_RECIPE = """
+SPATIAL_RECIPE = """
 from tljax import config
 
 def get_config():
@@ -63,23 +64,30 @@ def get_config():
 """
 
 
-def recipe(folder, net, classes=CLASSES, pool="flatten") -> str:
-    """Writes a config file of a network, given as (backbone, options), and returns it as `model.weights` takes it."""
-    path = folder / f"{net[0]}-{len(list(folder.iterdir()))}.py"
-    path.write_text(RECIPE.format(backbone=net[0], options=net[1], classes=classes, pool=pool))
+def write_recipe(folder, net, classes=CLASSES, pool="flatten") -> str:
+    """Write the config file of a network (backbone, options); return its name as a value of `model.weights`."""
+    backbone, options = net
+    path = folder / f"{backbone}-{len(list(folder.iterdir()))}.py"
+    path.write_text(RECIPE.format(backbone=backbone, options=options, classes=classes, pool=pool))
     return f"recipe:{path}"
 
 
-def config_of(folder, preset, net="vgg", **settings):
-    """The config of a preset on a small network, with all that any preset asks for."""
+def make_config(folder, preset, net="vgg", **settings):
+    """Return the config of a preset on a small network, with everything that any preset needs."""
     backbone, options = net if isinstance(net, tuple) else NETS[net]
     c = schema.default()
-    c.data.classes, c.data.labels_per_class, c.data.unlabelled = CLASSES, 12, -1
-    c.model.backbone, c.model.options, c.model.pool = backbone, options, "flatten"
-    c.model.weights = recipe(folder, (backbone, options), (4, 5, 6, 7))
-    c.strategy.unlabelled_ratio, c.strategy.threshold = 1, 0.34
-    c.strategy.teachers = (recipe(folder, TEACHER),)
-    c.strategy.neurons.criterion, c.strategy.neurons.fraction = "random", 0.4
+    c.data.classes = CLASSES
+    c.data.labels_per_class = 12
+    c.data.unlabelled = -1
+    c.model.backbone = backbone
+    c.model.options = options
+    c.model.pool = "flatten"
+    c.model.weights = write_recipe(folder, (backbone, options), (4, 5, 6, 7))
+    c.strategy.unlabelled_ratio = 1
+    c.strategy.threshold = 0.34
+    c.strategy.teachers = (write_recipe(folder, TEACHER),)
+    c.strategy.neurons.criterion = "random"
+    c.strategy.neurons.fraction = 0.4
     c.strategy.layers = ("stage2/.*",) if preset == "layers" else ()
     c.train.batch_size = 4
     c.augment.strong_magnitude = 0.0
@@ -87,129 +95,136 @@ def config_of(folder, preset, net="vgg", **settings):
     return schema.override(schema.parse(c), {"strategy.name": preset} | settings)
 
 
-def located_config_of(folder, preset, head, **settings):
-    """The config of a preset for masks or boxes; the source is a classifier, teachers have the student's own task."""
+def make_spatial_config(folder, preset, head, **settings):
+    """Return the config of a preset for masks or boxes; the source is a classifier, teachers have the same task."""
     backbone, options = NETS["resnet"]
     teacher = folder / f"{head}.py"
+    head_options = SPATIAL_HEADS[head]
     teacher.write_text(
-        LOCATED_RECIPE.format(scenes=SCENES, backbone=backbone, options=options, head=head, head_options=LOCATED[head])
+        SPATIAL_RECIPE.format(scenes=SCENES, backbone=backbone, options=options, head=head, head_options=head_options)
     )
-    c = config_of(folder, preset, "resnet")
-    located = {
+    c = make_config(folder, preset, "resnet")
+    spatial_settings = {
         "data.name": "scenes",
         "data.options": SCENES,
         "data.classes": (),
         "data.labels_per_class": None,
         "data.num_train": 12,
         "data.image_size": 16,
-        "model.weights": recipe(folder, NETS["resnet"], (4, 5, 6, 7), "avg"),
+        "model.weights": write_recipe(folder, NETS["resnet"], (4, 5, 6, 7), "avg"),
         "model.pool": "avg",
         "model.head": head,
-        "model.head_options": LOCATED[head],
+        "model.head_options": head_options,
         "strategy.teachers": (f"recipe:{teacher}",),
     }
-    return schema.override(c, located | settings)
+    return schema.override(c, spatial_settings | settings)
 
 
 @dataclasses.dataclass(eq=False)
 class Case:
-    """A prepared run with values: of its own leaves, of those of its source, and of the networks it looks at.
+    """A prepared run with values for all variables.
 
     Attributes:
-      prepared: as `tljax.run.experiment` made it.
-      leaves: of the model.
-      observed: of the other networks, by name.
+      experiment: the experiment from `tljax.run.experiment.prepare`.
+      variables: variables of the model.
+      networks: variables of teachers and source network, by name.
     """
 
-    prepared: Experiment
-    leaves: dict
-    observed: dict
+    experiment: Experiment
+    variables: dict
+    networks: dict
 
     @classmethod
     def make(cls, config) -> Case:
-        """Prepares a config and draws all values; biases are above zero, so that hardly a neuron is dead."""
-        prepared = prepare(config)
-        found = {name: _drawn(teacher.model, 7 + i) for i, (name, teacher) in enumerate(prepared.networks.items())}
-        return cls(prepared, _drawn(prepared.predictor.model, 1), found)
+        """Prepare a config and draw all values; biases are positive, so that hardly any ReLU is always zero."""
+        experiment = prepare(config)
+        networks = {
+            name: _random_variables(teacher.model, 7 + i)
+            for i, (name, teacher) in enumerate(experiment.networks.items())
+        }
+        return cls(experiment, _random_variables(experiment.predictor.model, 1), networks)
 
     @property
     def plans(self) -> list[PhasePlan]:
-        """The phases."""
-        return self.prepared.plans
+        """The plans of the phases."""
+        return self.experiment.plans
 
-    def index(self, plan: PhasePlan) -> dict[str, np.ndarray]:
-        """Which channels learn, by the path of a leaf."""
+    def channel_index(self, plan: PhasePlan) -> dict[str, np.ndarray]:
+        """Return the trainable channels, by parameter path, if single channels train."""
         if not plan.layers:
             return {}
-        asked = plan.phase.neurons
-        scores = neuron_scores.score_channels(plan.spec, self.leaves, plan.layers, (), asked, jax.random.key(3))
-        return neurons.channel_index(neurons.select_channels(scores, asked), plan.layers)
+        config = plan.phase.neurons
+        scores = neuron_scores.score_channels(plan.spec, self.variables, plan.layers, (), config, jax.random.key(3))
+        return neurons.channel_index(neurons.select_channels(scores, config), plan.layers)
 
-    def given(self, plan: PhasePlan) -> StepInputs:
-        """What the phase's steps are given; the source had other values than the model has now."""
-        index = self.index(plan)
-        learned, _, _ = plan.partition({path: 0.9 * leaf for path, leaf in self.leaves.items()}, index)
-        origin = self.prepared.source_params(learned) if "source_params" in plan.spec.requires else {}
-        _, _, frozen = plan.partition(self.leaves, index)
-        networks = tuple(n.variables(self.observed, self.leaves) for n in plan.spec.networks)
-        return StepInputs(frozen, index, origin, networks)
+    def step_inputs(self, plan: PhasePlan) -> StepInputs:
+        """Return the inputs of the steps of a phase; the source values differ from the current ones."""
+        index = self.channel_index(plan)
+        source_values, _, _ = plan.partition({path: 0.9 * x for path, x in self.variables.items()}, index)
+        needs_source = "source_params" in plan.spec.requires
+        source_params = self.experiment.source_params(source_values) if needs_source else {}
+        _, _, frozen = plan.partition(self.variables, index)
+        networks = tuple(n.variables(self.networks, self.variables) for n in plan.spec.networks)
+        return StepInputs(frozen, index, source_params, networks)
 
     def batch(self, plan: PhasePlan, seed: int = 0) -> dict:
-        """A batch of the data's pictures, with what other networks say of them where that is computed once."""
-        data, rng = self.prepared.data, np.random.default_rng(seed)
-        size = PICTURES // (1 + len(plan.spec.views))
+        """Return a batch of images and targets, with the outputs of frozen networks that the plan caches."""
+        data = self.experiment.data
+        rng = np.random.default_rng(seed)
+        size = NUM_IMAGES // (1 + len(plan.spec.views))
         rows = rng.choice(len(data.train), size, replace=False)
-        targets = data.train.targets(plan.spec.preprocess.size)
-        batch, images = {name: x[rows] for name, x in targets.items()}, data.train.images[rows]
+        batch = {name: x[rows] for name, x in data.train.targets(plan.spec.preprocess.size).items()}
+        images = data.train.images[rows]
         for network in plan.cache_plan.cached:
-            batch |= apply_frozen(network, network.variables(self.observed, self.leaves), images)
+            batch |= apply_frozen(network, network.variables(self.networks, self.variables), images)
         if plan.needs_images:
             batch["image"] = images
         if plan.spec.views:
             batch["unlabelled"] = data.unlabelled.images[rng.choice(len(data.unlabelled), size)]
         return batch
 
-    def start(self, plan: PhasePlan, given: StepInputs) -> TrainState:
-        """The state before the first step."""
-        params, batch_stats, _ = plan.partition(self.leaves, given.channel_index)
-        copies = jax.tree.map(jax.numpy.array, (params, batch_stats))
-        return init_state(plan.spec, *copies, plan.hparams)
+    def init_state(self, plan: PhasePlan, inputs: StepInputs) -> TrainState:
+        """Return the state before the first step."""
+        params, batch_stats, _ = plan.partition(self.variables, inputs.channel_index)
+        params, batch_stats = jax.tree.map(jax.numpy.array, (params, batch_stats))
+        return init_state(plan.spec, params, batch_stats, plan.hparams)
 
-    def traced(self, plan: PhasePlan):
-        """The phase's step as JAX has traced it."""
-        given = self.given(plan)
-        state = self.start(plan, given)
-        return make_train_step(plan.spec).trace(state, given, self.batch(plan), numbers(plan), jax.random.key(0))
+    def trace_step(self, plan: PhasePlan):
+        """Return the traced step of a phase."""
+        inputs = self.step_inputs(plan)
+        state = self.init_state(plan, inputs)
+        return make_train_step(plan.spec).trace(state, inputs, self.batch(plan), step_hparams(plan), jax.random.key(0))
 
-    def run(self, plan: PhasePlan, steps: int = 1, key: int = 0, compiled: bool = False, **changed):
-        """Takes steps and returns the state and each step's metrics; `changed` are numbers.
+    def run(self, plan: PhasePlan, steps: int = 1, key: int = 0, compiled: bool = False, **hparams):
+        """Take steps and return the final state and the metrics of each step; `hparams` are changed values.
 
-        Operation after operation, unless `compiled`: what many phases have in common is compiled once for all, and that
-        is what takes the time here. Runs compile the same program as a whole.
+        Unless `compiled`, operations run one by one: this compiles each operation once for all phases, and compilation
+        takes most of the time here. Other tests compile the same program as a whole.
         """
-        given, seen = self.given(plan), []
-        state = self.start(plan, given)
+        inputs = self.step_inputs(plan)
+        state = self.init_state(plan, inputs)
+        step_metrics = []
         for i in range(steps):
-            arguments = state, given, self.batch(plan, i), numbers(plan) | changed, jax.random.key(key)
+            args = state, inputs, self.batch(plan, i), step_hparams(plan) | hparams, jax.random.key(key)
             if compiled:
-                state, metrics = make_train_step(plan.spec)(*arguments)
+                state, metrics = make_train_step(plan.spec)(*args)
             else:
-                traced = make_train_step(plan.spec).trace(*arguments)
-                found = jaxpr_as_fun(traced.jaxpr)(*jax.tree.leaves(arguments))
-                state, metrics = jax.tree.unflatten(jax.tree.structure(traced.out_info), found)
-            seen.append(jax.device_get(metrics))
-        return state, seen
+                traced = make_train_step(plan.spec).trace(*args)
+                outputs = jaxpr_as_fun(traced.jaxpr)(*jax.tree.leaves(args))
+                state, metrics = jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
+            step_metrics.append(jax.device_get(metrics))
+        return state, step_metrics
 
 
-def numbers(plan: PhasePlan) -> dict:
-    """What a step takes as numbers."""
+def step_hparams(plan: PhasePlan) -> dict:
+    """Return the hyperparameters of a step."""
     return jax.tree.map(lambda x: jax.numpy.asarray(x, "float32"), plan.hparams | {"lr": 0.05, "progress": 0.5})
 
 
-def _drawn(model, seed):
+def _random_variables(model, seed):
     models.init_missing(model, nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
-    ends = {"bias": (0.5, 1.0), "scale": (0.5, 1.0), "mean": (-0.2, 0.2), "var": (0.5, 2)}
+    ranges = {"bias": (0.5, 1.0), "scale": (0.5, 1.0), "mean": (-0.2, 0.2), "var": (0.5, 2)}
     values = params_lib.variables(model)
-    new = {p: rng.uniform(*ends[p.split("/")[-1]], v.shape) for p, v in values.items() if p.split("/")[-1] in ends}
+    new = {p: rng.uniform(*ranges[p.split("/")[-1]], v.shape) for p, v in values.items() if p.split("/")[-1] in ranges}
     return {p: jax.numpy.asarray(new.get(p, v), v.dtype) for p, v in values.items()}

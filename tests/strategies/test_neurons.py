@@ -1,4 +1,4 @@
-"""Single neurons: which layers there are, how many learn, which are best, and their parts of the leaves."""
+"""Training of single neurons: layers of each network family, channel counts, selection, and slices of parameters."""
 
 import functools
 
@@ -16,7 +16,7 @@ from tljax.models import params as params_lib
 from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
 from tljax.strategies import neurons
 
-CONV, LEAVES = inception.Conv, ("kernel", "bias", "bn/scale", "bn/bias")
+CONV = inception.Conv
 INCEPTION = inception.Variant(3, ((CONV(4, 3, 2),), (inception.MaxPool(), ((CONV(3),), (CONV(2), CONV(4, 3))))))
 
 
@@ -26,38 +26,38 @@ def params_of(variant):
     return params_lib.flatten_model(model).params, model.norm_of_conv
 
 
-def found_in(variant, *patterns):
+def find_layers(variant, *patterns):
     params, norm_after = params_of(variant)
     return neurons.find_layers(params, patterns, norm_after)
 
 
-def unit(path, *leaves):
-    """A convolution inside a `ConvNorm`, and those leaves of it that there are."""
-    return {f"{path}/conv": tuple(f"{path}/{leaf}" for leaf in leaves)}
+def unit(path, *names):
+    """Return the layer of the convolution in a `ConvNorm`, with its parameters of the given names."""
+    return {f"{path}/conv": tuple(f"{path}/{name}" for name in names)}
 
 
 NORMED = ("conv/kernel", "bn/scale", "bn/bias")
 
 
-def test_vgg_has_biases_and_with_batch_norm_scales():
+def test_find_layers_of_vgg():
     plain = vgg.Variant(((4, 4), (6,)))
-    assert found_in(plain, "stem/.*", ".*/conv1", "head/dense") == {
+    assert find_layers(plain, "stem/.*", ".*/conv1", "head/dense") == {
         "stem/conv1": ("stem/conv1/kernel", "stem/conv1/bias"),
         "stage2/conv1": ("stage2/conv1/kernel", "stage2/conv1/bias"),
         "head/dense": ("head/dense/kernel", "head/dense/bias"),
     }
     normed = vgg.Variant(((4, 4), (6,)), norm=layers.TORCH_BN)
-    assert found_in(normed, "stage1/.*") == unit("stage1/conv2", "conv/kernel", "conv/bias", "bn/scale", "bn/bias")
+    assert find_layers(normed, "stage1/.*") == unit("stage1/conv2", "conv/kernel", "conv/bias", "bn/scale", "bn/bias")
 
 
-def test_resnet_has_units_and_shortcuts():
+def test_find_layers_of_resnet():
     variant = resnet.Variant((1, 1), (4, 6), bottleneck=False, small=True)
-    assert found_in(variant, "stage2/.*") == {
+    assert find_layers(variant, "stage2/.*") == {
         **unit("stage2/block0/shortcut", *NORMED),
         **unit("stage2/block0/unit1", *NORMED),
         **unit("stage2/block0/unit2", *NORMED),
     }
-    assert set(found_in(variant, "(?!head/).*")) == {
+    assert set(find_layers(variant, "(?!head/).*")) == {
         "stem/unit/conv",
         "stage1/block0/unit1/conv",
         "stage1/block0/unit2/conv",
@@ -67,9 +67,9 @@ def test_resnet_has_units_and_shortcuts():
     }
 
 
-def test_densenet_norms_follow_in_the_next_unit_or_not_at_all():
+def test_find_layers_of_densenet():
     variant = densenet.Variant((1, 1), growth=4, initial=4, bottleneck=2)
-    assert found_in(variant, "(?!head/).*") == {
+    assert find_layers(variant, "(?!head/).*") == {
         **unit("stem/unit", *NORMED),
         "stage1/layer1/unit1/conv": (
             "stage1/layer1/unit1/conv/kernel",
@@ -87,29 +87,30 @@ def test_densenet_norms_follow_in_the_next_unit_or_not_at_all():
     }
 
 
-def test_convnext_layer_norms_and_gammas_belong_to_no_neuron():
-    found = found_in(convnext.Variant((1, 1), (4, 6), size=3), "(?!head/).*")
-    assert set(found) == {
+def test_find_layers_of_convnext_without_norms():
+    by_layer = find_layers(convnext.Variant((1, 1), (4, 6), size=3), "(?!head/).*")
+    assert set(by_layer) == {
         "stem/conv",
         "stage2/conv",
         *(f"stage{k}/block0/{layer}" for k in (1, 2) for layer in ("conv", "dense1", "dense2")),
     }
-    assert all(paths == (f"{layer}/kernel", f"{layer}/bias") for layer, paths in found.items())
+    assert all(paths == (f"{layer}/kernel", f"{layer}/bias") for layer, paths in by_layer.items())
 
 
-def test_inception_units_and_norms_without_scale():
-    assert found_in(INCEPTION, "stage1/.*") == {
+def test_find_layers_of_inception():
+    assert find_layers(INCEPTION, "stage1/.*") == {
         **unit("stage1/block1/branch1/unit1", *NORMED),
         **unit("stage1/block1/branch2/unit1", *NORMED),
         **unit("stage1/block1/branch2/unit2", *NORMED),
     }
     keras = inception.Variant(3, INCEPTION.stages, inception.BatchNormConfig(scale=False))
-    assert found_in(keras, "stem/.*") == unit("stem/unit1", "conv/kernel", "bn/bias")
+    assert find_layers(keras, "stem/.*") == unit("stem/unit1", "conv/kernel", "bn/bias")
 
 
-def test_unet_units():
+def test_find_layers_of_unet():
     variant = unet.Variant((4, 6), bias=True)
-    assert found_in(variant, "stem/unit1/.*") == unit("stem/unit1", "conv/kernel", "conv/bias", "bn/scale", "bn/bias")
+    expected = unit("stem/unit1", "conv/kernel", "conv/bias", "bn/scale", "bn/bias")
+    assert find_layers(variant, "stem/unit1/.*") == expected
 
 
 @pytest.mark.parametrize(
@@ -122,25 +123,25 @@ def test_unet_units():
         INCEPTION,
     ],
 )
-def test_the_leaves_of_a_neuron_are_as_long_as_its_layer_has_outputs_and_no_leaf_has_two_layers(variant):
+def test_layer_params_share_channels_and_are_disjoint(variant):
     params, _ = params_of(variant)
-    found = found_in(variant, ".*")
-    for paths in found.values():
+    by_layer = find_layers(variant, ".*")
+    for paths in by_layer.values():
         assert len({params[path].shape[-1] for path in paths}) == 1
-    paths = [path for paths in found.values() for path in paths]
+    paths = [path for paths in by_layer.values() for path in paths]
     assert len(set(paths)) == len(paths)
     assert {path for path in params if path.endswith("/kernel")} <= set(paths)
 
 
-def test_patterns_are_of_layers_or_kernels_and_must_match():
+def test_find_layers_by_layer_or_kernel_pattern():
     variant = vgg.Variant(((4,), (6,)))
-    assert (
-        found_in(variant, "stage2/conv1/kernel") == found_in(variant, "stage2/conv1") == found_in(variant, "stage2/.*")
-    )
+    expected = find_layers(variant, "stage2/conv1/kernel")
+    assert find_layers(variant, "stage2/conv1") == expected
+    assert find_layers(variant, "stage2/.*") == expected
     with pytest.raises(UserError, match=r'neurons\.layers: "stage2/conv" matches .*; did you mean "stage2/conv1"'):
-        found_in(variant, "stem/.*", "stage2/conv")
+        find_layers(variant, "stem/.*", "stage2/conv")
     with pytest.raises(UserError, match=r"matches no convolution or dense layer"):
-        found_in(convnext.Variant((1, 1), (4, 6), size=3), "stem/norm")
+        find_layers(convnext.Variant((1, 1), (4, 6), size=3), "stem/norm")
 
 
 LAYERS = {"a": ("a/kernel",), "b": ("b/kernel",), "c": ("c/kernel",)}
@@ -157,35 +158,35 @@ PARAMS = {"a/kernel": np.zeros((3, 25)), "b/kernel": np.zeros((1, 1, 2, 4)), "c/
         (NeuronsConfig(count=99, scope="global"), {"a": 25, "b": 4, "c": 70}),
     ],
 )
-def test_how_many_learn(config, expected):
+def test_channel_counts(config, expected):
     assert neurons.channel_counts(LAYERS, PARAMS, config) == expected
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
         (NeuronsConfig(count=5), r"neurons\.count \(5\) is more than the 4 neurons of b"),
         (NeuronsConfig(count=100, scope="global"), r"more than the 99 neurons of all layers together"),
     ],
 )
-def test_more_than_there_are(config, words):
-    with pytest.raises(UserError, match=words):
+def test_count_above_number_of_channels_fails(config, message):
+    with pytest.raises(UserError, match=message):
         neurons.channel_counts(LAYERS, PARAMS, config)
-    with pytest.raises(UserError, match=words):
-        neurons.select_channels({path[0]: np.ones(leaf.shape[-1]) for path, leaf in PARAMS.items()}, config)
+    with pytest.raises(UserError, match=message):
+        neurons.select_channels({path[0]: np.ones(param.shape[-1]) for path, param in PARAMS.items()}, config)
 
 
-def test_the_best_are_chosen():
+def test_select_channels_with_best_scores():
     scores = {"a": np.array([3, 1, 3, 2.0]), "b": np.array([0, 0.02, 0.01, 0.01]), "c": np.zeros(2)}
     by_layer = neurons.select_channels(scores, NeuronsConfig(fraction=0.5))
     assert {layer: i.tolist() for layer, i in by_layer.items()} == {"a": [0, 2], "b": [1, 2], "c": [0]}
     assert all(i.dtype == np.int32 for i in by_layer.values())
-    # Divided by their root mean squares, b's second is best, then a's first and third, then a's last, just.
-    together = neurons.select_channels(scores, NeuronsConfig(count=4, scope="global"))
-    assert {layer: i.tolist() for layer, i in together.items()} == {"a": [0, 2, 3], "b": [1], "c": []}
-    # Layers of which none was chosen have no index.
-    assert set(neurons.channel_index(together, LAYERS)) == {"a/kernel", "b/kernel"}
-    # A checkpoint has lists.
+    # Divided by the root mean square of the layer, the best are b[1], then a[0] and a[2], then a[3].
+    over_layers = neurons.select_channels(scores, NeuronsConfig(count=4, scope="global"))
+    assert {layer: i.tolist() for layer, i in over_layers.items()} == {"a": [0, 2, 3], "b": [1], "c": []}
+    # Layers without selected channels have no index.
+    assert set(neurons.channel_index(over_layers, LAYERS)) == {"a/kernel", "b/kernel"}
+    # Checkpoints store lists.
     (index,) = neurons.channel_index({"b": [1, 3], "c": []}, {"b": ("b/kernel",), "c": ("c/kernel",)}).values()
     assert (index.tolist(), index.dtype) == ([1, 3], np.int32)
     with pytest.raises(UserError, match="criterion='fisher' is not finite for neurons of b"):
@@ -200,48 +201,49 @@ scores = st.dictionaries(
 
 
 @given(scores, st.floats(0.01, 1), st.sampled_from(["layer", "global"]))
-def test_as_many_as_planned_and_none_left_out_is_better(scores, fraction, scope):
+def test_random_selection_has_planned_counts_and_best(scores, fraction, scope):
     config = NeuronsConfig(fraction=fraction, scope=scope)
-    chosen = neurons.select_channels(scores, config)
-    leaves = {f"{layer}/kernel": np.zeros((2, len(score))) for layer, score in scores.items()}
-    planned = neurons.channel_counts({layer: (f"{layer}/kernel",) for layer in scores}, leaves, config)
-    sizes = {layer: len(index) for layer, index in chosen.items()}
+    selected = neurons.select_channels(scores, config)
+    params = {f"{layer}/kernel": np.zeros((2, len(score))) for layer, score in scores.items()}
+    planned = neurons.channel_counts({layer: (f"{layer}/kernel",) for layer in scores}, params, config)
+    sizes = {layer: len(index) for layer, index in selected.items()}
     assert sum(sizes.values()) == sum(planned.values())
     assert scope == "global" or sizes == planned
-    relative = {layer: score / (np.sqrt((score**2).mean()) or 1) for layer, score in scores.items()}
-    left = {layer: np.setdiff1d(np.arange(len(score)), chosen[layer]) for layer, score in scores.items()}
-    rivals = [[layer] for layer in scores] if scope == "layer" else [list(scores)]
-    for together in rivals:
-        inside = np.concatenate([relative[layer][chosen[layer]] for layer in together])
-        outside = np.concatenate([relative[layer][left[layer]] for layer in together])
+    normalized = {layer: score / (np.sqrt((score**2).mean()) or 1) for layer, score in scores.items()}
+    others = {layer: np.setdiff1d(np.arange(len(score)), selected[layer]) for layer, score in scores.items()}
+    compared = [[layer] for layer in scores] if scope == "layer" else [list(scores)]
+    for layers_together in compared:
+        inside = np.concatenate([normalized[layer][selected[layer]] for layer in layers_together])
+        outside = np.concatenate([normalized[layer][others[layer]] for layer in layers_together])
         assert inside.min() >= outside.max(initial=-np.inf)
-    assert all((np.diff(index) > 0).all() for index in chosen.values())
+    assert all((np.diff(index) > 0).all() for index in selected.values())
 
 
 @st.composite
-def sliced(draw):
+def params_and_indices(draw):
     out = draw(st.integers(1, 6))
     index = np.array(sorted(draw(st.sets(st.integers(0, out - 1), min_size=1))), np.int32)
-    # All of float32, signed zeros, infinities and NaN: only bits count.
+    # Any bits of float32, including signed zeros, infinities and NaN.
     bits = arrays.arrays(np.uint32, draw(st.sampled_from([(out,), (2, out), (2, 1, 3, out)])))
     return draw(bits).view(np.float32), index
 
 
-@given(sliced(), st.integers(0, 9))
+@given(params_and_indices(), st.integers(0, 9))
 @settings(max_examples=15, deadline=None)
-def test_what_is_gathered_and_scattered_back_keeps_every_bit_of_the_others(case, seed):
-    leaf, index = case
-    leaves, index = {"a/kernel": leaf, "b/kernel": np.ones((2, 2), np.float32)}, {"a/kernel": index}
-    slices = neurons.gather(leaves, index)
-    np.testing.assert_array_equal(bits(slices["a/kernel"]), bits(leaf[..., index["a/kernel"]]))
-    same = neurons.scatter(leaves, slices, index)
-    np.testing.assert_array_equal(bits(same["a/kernel"]), bits(leaf))
+def test_scatter_of_gathered_slices_keeps_other_bits(case, seed):
+    kernel, channels = case
+    params = {"a/kernel": kernel, "b/kernel": np.ones((2, 2), np.float32)}
+    index = {"a/kernel": channels}
+    slices = neurons.gather_channels(params, index)
+    np.testing.assert_array_equal(bits(slices["a/kernel"]), bits(kernel[..., channels]))
+    unchanged = neurons.scatter_channels(params, slices, index)
+    np.testing.assert_array_equal(bits(unchanged["a/kernel"]), bits(kernel))
     new = np.random.default_rng(seed).normal(size=slices["a/kernel"].shape).astype(np.float32)
-    changed = neurons.scatter(leaves, {"a/kernel": new}, index)
-    expected = leaf.copy()
-    expected[..., index["a/kernel"]] = new
+    changed = neurons.scatter_channels(params, {"a/kernel": new}, index)
+    expected = kernel.copy()
+    expected[..., channels] = new
     np.testing.assert_array_equal(bits(changed["a/kernel"]), bits(expected))
-    assert changed["b/kernel"] is leaves["b/kernel"]
+    assert changed["b/kernel"] is params["b/kernel"]
 
 
 def bits(x):

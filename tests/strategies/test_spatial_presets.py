@@ -1,22 +1,21 @@
-"""Every preset on masks and on boxes: what is kept changes nothing, what is frozen stays, what learns moves."""
+"""All presets on masks and boxes: caching does not change a step, and only trainable variables change."""
 
 import numpy as np
 import pytest
 
-from tests.strategies.case import Case, located_config_of
+from tests.strategies.case import Case, make_spatial_config
 from tljax.strategies import PRESETS
 
-# What the task of a head changes in a phase is the loss of labels, soft labels and unlabelled images. Every day, one
-# preset has each of these.
-EVERYDAY = {
+# The task changes the losses of labels, soft labels and unlabelled images. Tested daily: one preset with each of them.
+DAILY = {
     "unet": ("feature_extraction", "lwf"),
     "detector": ("fixmatch",),
 }
 
 
 def _cases():
-    """Heads and presets; what caching changes is proven with one head every day."""
-    for head, presets in EVERYDAY.items():
+    """Return parameters (head, presets, cached); caching is tested daily with one head."""
+    for head, presets in DAILY.items():
         yield pytest.param(head, presets, head == "unet", id=head)
         for preset in PRESETS:
             if preset not in presets or head != "unet":
@@ -24,32 +23,33 @@ def _cases():
 
 
 @pytest.mark.parametrize(("head", "presets", "cached"), list(_cases()))
-def test_every_preset_works_where_something_is_found(tmp_path, head, presets, cached):
-    # Equal specs are one program; the head alone, for instance, is the first phase of five presets.
-    proven = set()
+def test_preset_trains_spatial_task(tmp_path, head, presets, cached):
+    # Equal specs are one program: training the head alone, for instance, is the first phase of five presets.
+    checked_specs = set()
     for preset in presets:
-        prove(tmp_path, head, preset, cached, proven)
+        _check_preset(tmp_path, head, preset, cached, checked_specs)
 
 
-def prove(tmp_path, head, preset, cached, proven):
-    """Takes a step of each phase that is not proven yet, and the same step with cached features."""
+def _check_preset(tmp_path, head, preset, cached, checked_specs):
+    """Take a step of each phase whose spec is not checked yet, and the same step with cached features."""
     settings = {"optim.lr": 0.01, "strategy.threshold": 0.1}
-    kept = Case.make(located_config_of(tmp_path, preset, head, **settings, **{"cache.storage": "memory"}))
-    again = Case.make(located_config_of(tmp_path, preset, head, **settings))
-    for once, every in zip(kept.plans, again.plans, strict=True):
-        if every.spec in proven:
+    cached_case = Case.make(make_spatial_config(tmp_path, preset, head, **settings, **{"cache.storage": "memory"}))
+    case = Case.make(make_spatial_config(tmp_path, preset, head, **settings))
+    for cached_plan, plan in zip(cached_case.plans, case.plans, strict=True):
+        if plan.spec in checked_specs:
             continue
-        proven.add(every.spec)
-        state, seen = again.run(every, compiled=True)
-        assert all(m["finite"] for m in seen)
-        assert all(0 <= m["correct"] <= len(again.batch(every)["label"]) for m in seen)
-        assert all(term > 0 for m in seen for term in m["terms"]), (every.phase.losses, seen)
-        index = again.index(every)
-        after = every.combine(state.params | state.batch_stats, every.partition(again.leaves, index)[2], index)
-        moved = {path for path, x in after.items() if not np.array_equal(x, again.leaves[path])}
-        assert moved <= {*every.trainable, *every.batch_stats}
-        assert {path.split("/")[0] for path in moved} == {path.split("/")[0] for path in every.trainable}
-        if cached and once.cache_plan.cached:
-            _, same = kept.run(once, compiled=True)
+        checked_specs.add(plan.spec)
+        state, step_metrics = case.run(plan, compiled=True)
+        assert all(m["finite"] for m in step_metrics)
+        assert all(0 <= m["correct"] <= len(case.batch(plan)["label"]) for m in step_metrics)
+        assert all(term > 0 for m in step_metrics for term in m["terms"]), (plan.phase.losses, step_metrics)
+        index = case.channel_index(plan)
+        frozen = plan.partition(case.variables, index)[2]
+        after = plan.combine(state.params | state.batch_stats, frozen, index)
+        changed = {path for path, x in after.items() if not np.array_equal(x, case.variables[path])}
+        assert changed <= {*plan.trainable, *plan.batch_stats}
+        assert {path.split("/")[0] for path in changed} == {path.split("/")[0] for path in plan.trainable}
+        if cached and cached_plan.cache_plan.cached:
+            _, cached_metrics = cached_case.run(cached_plan, compiled=True)
             for name in ("loss", "terms"):
-                np.testing.assert_allclose(same[0][name], seen[0][name], rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(cached_metrics[0][name], step_metrics[0][name], rtol=1e-5, atol=1e-6)

@@ -99,7 +99,7 @@ def test_metrics_match_pycocotools(tmp_path, capsys):
         assert key is None or metrics[key] == pytest.approx(expected, abs=1e-12)
     assert 0.1 < metrics["ap"] < metrics["ap50"] < 0.95
     assert None not in metrics.values()
-    assert {key for key, _ in DETECTION.metrics} == set(metrics)
+    assert {metric.name for metric in DETECTION.metrics} == set(metrics)
 
     by_class = DETECTION.class_metrics(predictions, split, SIDE, ("a", "b", "c"))
     precision = evaluator.eval["precision"][:, :, :, 0, 2]

@@ -1,4 +1,4 @@
-"""Steps as one program: compiled once a phase, state given away, the same bits however pictures reach the device."""
+"""Programs of many steps: one compilation per phase, donated state, and equal results with and without blocks."""
 
 import jax
 import numpy as np
@@ -12,47 +12,50 @@ from tljax.train.batches import BatchStream, row_batches
 
 
 @pytest.fixture
-def watched(monkeypatch):
-    """The programs that a training compiles, and whether each call of one took the state that it was given."""
-    programs, taken, make = {}, [], replicas.compile_replicas
+def watched_programs(monkeypatch):
+    """Return the programs that training compiles, and whether each call donated its state."""
+    programs = {}
+    donated = []
+    compile_replicas = replicas.compile_replicas
 
-    def making(*args):
-        program = programs[args] = make(*args)
+    def compile_watched(*args):
+        program = programs[args] = compile_replicas(*args)
 
-        def steps(state, *others):
-            out = program(state, *others)
-            taken.append(all(x.is_deleted() for x in jax.tree.leaves(state) if x.size > 1))
-            return out
+        def run(state, *rest):
+            outputs = program(state, *rest)
+            donated.append(all(x.is_deleted() for x in jax.tree.leaves(state) if x.size > 1))
+            return outputs
 
-        return steps
+        return run
 
-    monkeypatch.setattr(replicas, "compile_replicas", making)
-    return programs, taken
+    monkeypatch.setattr(replicas, "compile_replicas", compile_watched)
+    return programs, donated
 
 
-def test_a_phase_is_one_program_and_blocks_lead_to_the_same_bits(tiny, tmp_path, console, watched, monkeypatch):
-    programs, taken = watched
+def test_phase_is_one_program_and_blocks_match(tiny, tmp_path, console, watched_programs, monkeypatch):
+    programs, donated = watched_programs
     tiny.cache.storage = "memory"
     tiny.model.options = {"depths": (1,), "widths": (4,)}
     tiny.strategy.phases = (tiny.strategy.phases[0], schema.Phase("all", optim={"name": "nesterov"}))
-    tiny.train.checkpoint_epochs, tiny.train.eval_epochs = 0.3, 0.7  # stretches of many lengths
-    whole = train(schema.parse(tiny), console)
+    tiny.train.checkpoint_epochs = 0.3
+    tiny.train.eval_epochs = 0.7  # the number of steps between events varies
+    on_device = train(schema.parse(tiny), console)
     assert [program._cache_size() for program in programs.values()] == [1, 1]
-    monkeypatch.setattr(batches, "SHARE", 0)
+    monkeypatch.setattr(batches, "MAX_MEMORY_FRACTION", 0)
     tiny.workdir = str(tmp_path / "blocks")
-    blocks = train(schema.parse(tiny), console)
-    # Batches in blocks instead of rows of arrays on the device: each of the two is compiled once more.
+    in_blocks = train(schema.parse(tiny), console)
+    # With batches instead of row indices, each of the two programs is compiled once more.
     assert [program._cache_size() for program in programs.values()] == [2, 2]
-    assert taken
-    assert all(taken)
+    assert donated
+    assert all(donated)
     for key in ("parameters_digest", "best", "valid", "test"):
-        assert blocks[key] == whole[key]
+        assert in_blocks[key] == on_device[key]
 
 
-@pytest.mark.parametrize("resident", [True, False])
-def test_a_feed_gives_each_picture_with_what_is_known_of_its_view(resident, monkeypatch):
-    if not resident:
-        monkeypatch.setattr(batches, "SHARE", 0)
+@pytest.mark.parametrize("on_device", [True, False])
+def test_batch_stream_matches_images_and_cached_views(on_device, monkeypatch):
+    if not on_device:
+        monkeypatch.setattr(batches, "MAX_MEMORY_FRACTION", 0)
     n, views, batch, steps = 10, 3, 4, 12
     images = np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
     arrays = {
@@ -61,28 +64,30 @@ def test_a_feed_gives_each_picture_with_what_is_known_of_its_view(resident, monk
         "frozen_stages/maps/a": np.arange(n * views, dtype=np.float32)[:, None] + 100,
     }
     rows = row_batches(n * views, batch, (0, 0), steps, (n, 2), views)
-    source = BatchStream(arrays | {"unlabelled": images + 50}, rows, DeviceMesh(batch), steps)
-    assert source.on_device == resident
-    seen, positions = [], []
+    stream = BatchStream(arrays | {"unlabelled": images + 50}, rows, DeviceMesh(batch), steps)
+    assert stream.on_device == on_device
+    seen_batches = []
+    positions = []
     for count in (1, 5, 2, 4):
-        positions.append(source.position)
-        block = jax.device_get(source.next_block(count))
+        positions.append(stream.position)
+        block = jax.device_get(stream.next_block(count))
         for i in range(count):
-            if resident:
+            if on_device:
                 rows = block["row"][i]
-                seen.append({name: x[rows % len(x)] for name, x in arrays.items()})
-                seen[-1]["unlabelled"] = (images + 50)[block["unlabelled"][i]]
+                seen_batches.append({name: x[rows % len(x)] for name, x in arrays.items()})
+                seen_batches[-1]["unlabelled"] = (images + 50)[block["unlabelled"][i]]
             else:
-                seen.append({name: x[i] for name, x in block.items()})
-    for step, found in enumerate(seen):
+                seen_batches.append({name: x[i] for name, x in block.items()})
+    for step, seen in enumerate(seen_batches):
         epochs = np.arange(step * batch, (step + 1) * batch) // n
-        np.testing.assert_array_equal(found["image"].ravel(), found["label"])
-        np.testing.assert_array_equal(found["frozen_stages/maps/a"].ravel(), 100 + found["label"] + epochs % views * n)
-        assert set(found["unlabelled"].ravel()) <= set(range(50, 60))
-    labels = np.concatenate([found["label"] for found in seen])
+        np.testing.assert_array_equal(seen["image"].ravel(), seen["label"])
+        cached = 100 + seen["label"] + epochs % views * n
+        np.testing.assert_array_equal(seen["frozen_stages/maps/a"].ravel(), cached)
+        assert set(seen["unlabelled"].ravel()) <= set(range(50, 60))
+    labels = np.concatenate([seen["label"] for seen in seen_batches])
     for epoch in range(len(labels) // n):
         assert sorted(labels[epoch * n : (epoch + 1) * n]) == list(range(n))
-    source.seek(positions[2])
-    again = jax.device_get(source.next_block(1))
-    key = "row" if resident else "label"
-    np.testing.assert_array_equal(again[key][0] % n, seen[6]["label"])
+    stream.seek(positions[2])
+    repeated = jax.device_get(stream.next_block(1))
+    key = "row" if on_device else "label"
+    np.testing.assert_array_equal(repeated[key][0] % n, seen_batches[6]["label"])

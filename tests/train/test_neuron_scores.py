@@ -1,4 +1,4 @@
-"""Every criterion beside a direct computation: picture by picture, in float64."""
+"""Selection criteria of neurons compared with a direct computation, image by image in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -23,105 +23,112 @@ UNIT = PREPROCESS["unit"]
 
 @pytest.fixture(scope="module")
 def case():
-    """A network with dropout and moved statistics, its layers, and pictures with labels."""
+    """Graph definition, variables and layers of a network with dropout and random statistics; images and labels."""
     model = models.create_model(
         VARIANT, num_classes=3, image_size=4, hidden=(5,), dropout=0.5, remat=True, rngs=nnx.Rngs(3)
     )
     graphdef, params, stats = params_lib.flatten_model(model)
     rng = np.random.default_rng(0)
-    draw = {"scale": (0.5, 1.5), "mean": (-0.2, 0.2), "var": (0.5, 2), "bias": (-0.3, 0.3), "kernel": (-0.5, 0.5)}
-    leaves = {p: rng.uniform(*draw[p.split("/")[-1]], v.shape).astype(np.float32) for p, v in (params | stats).items()}
+    ranges = {"scale": (0.5, 1.5), "mean": (-0.2, 0.2), "var": (0.5, 2), "bias": (-0.3, 0.3), "kernel": (-0.5, 0.5)}
+    variables = {
+        path: rng.uniform(*ranges[path.split("/")[-1]], x.shape).astype(np.float32)
+        for path, x in (params | stats).items()
+    }
     layers = neurons.find_layers(params, ("(?!head/).*", "head/hidden0"))
-    images, labels = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8), rng.integers(0, 3, 6).astype(np.int32)
-    return graphdef, leaves, layers, images, labels
+    images = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    labels = rng.integers(0, 3, 6).astype(np.int32)
+    return graphdef, variables, layers, images, labels
 
 
-def network(graphdef):
-    """What is measured."""
+def scored_model(graphdef):
     return ScoredModel(graphdef, TASKS["classification"], UNIT, "float32")
 
 
-def scores_of(case, criterion, key=0, cut=3):
-    """Scores by two batches, of which the first has `cut` pictures."""
-    graphdef, leaves, layers, images, labels = case
-    batches = [{"image": images[part], "label": labels[part]} for part in (slice(cut), slice(cut, None))]
+def compute_scores(case, criterion, key=0, first_size=3):
+    """Return the scores from two batches, the first with `first_size` images."""
+    graphdef, variables, layers, images, labels = case
+    parts = (slice(first_size), slice(first_size, None))
+    batches = [{"image": images[part], "label": labels[part]} for part in parts]
     config = NeuronsConfig(criterion=criterion)
-    return score_channels(network(graphdef), leaves, layers, batches, config, jax.random.key(key))
+    return score_channels(scored_model(graphdef), variables, layers, batches, config, jax.random.key(key))
 
 
-def per_picture_gradients(case):
-    """[pictures, ...] of every leaf, in float64, of `model(picture)` in inference mode."""
-    graphdef, leaves, layers, images, labels = case
+def per_image_gradients(case):
+    """Return the gradients [images, ...] of every parameter in float64, in inference mode."""
+    graphdef, variables, layers, images, labels = case
     inputs = np.asarray(make_preprocess(UNIT, None)(images), np.float64)
     with jax.enable_x64(True):
-        leaves = {p: jnp.asarray(v, jnp.float64) for p, v in leaves.items()}
+        variables = {p: jnp.asarray(v, jnp.float64) for p, v in variables.items()}
 
-        def loss(leaves, image, label):
-            logits = params_lib.merge(graphdef, leaves)(image[None])[0]
+        def loss(variables, image, label):
+            logits = params_lib.merge(graphdef, variables)(image[None])[0]
             return -jax.nn.log_softmax(logits)[label]
 
         grad = jax.jit(jax.grad(loss))
-        grads = [jax.device_get(grad(leaves, image, label)) for image, label in zip(inputs, labels, strict=True)]
+        grads = [jax.device_get(grad(variables, image, label)) for image, label in zip(inputs, labels, strict=True)]
     return {p: np.stack([g[p] for g in grads]) for paths in layers.values() for p in paths}
 
 
-def test_gradient_criteria_are_those_of_pictures_taken_one_by_one(case):
-    _, leaves, layers, *_ = case
-    grads = per_picture_gradients(case)
-    fisher, effect = scores_of(case, "fisher"), scores_of(case, "gradient_weight")
+def test_gradient_criteria_match_per_image_gradients(case):
+    _, variables, layers, *_ = case
+    grads = per_image_gradients(case)
+    fisher = compute_scores(case, "fisher")
+    effect = compute_scores(case, "gradient_weight")
     assert fisher.keys() == effect.keys() == layers.keys()
     for layer, paths in layers.items():
-        out = leaves[paths[0]].shape[-1]
-        information, change = np.zeros(out), np.zeros(out)
+        out = variables[paths[0]].shape[-1]
+        information = np.zeros(out)
+        change = np.zeros(out)
         for path in paths:
             for neuron in range(out):
-                each = grads[path][..., neuron].reshape(6, -1)
-                information[neuron] += (each**2).mean(0).sum()
-                change[neuron] += each.mean(0) @ leaves[path][..., neuron].ravel()
+                image_grads = grads[path][..., neuron].reshape(6, -1)
+                information[neuron] += (image_grads**2).mean(0).sum()
+                change[neuron] += image_grads.mean(0) @ variables[path][..., neuron].ravel()
         assert fisher[layer].dtype == np.float64
         np.testing.assert_allclose(fisher[layer], information, rtol=2e-4, atol=1e-5 * information.max())
         np.testing.assert_allclose(effect[layer], np.abs(change), rtol=2e-4, atol=1e-5 * np.abs(change).max())
 
 
-def test_activation_variance_is_over_all_pictures_and_places(case):
-    graphdef, leaves, layers, images, _ = case
+def test_activation_variance_over_images_and_locations(case):
+    graphdef, variables, layers, images, _ = case
 
     @jax.jit
-    def outputs(leaves, images):
-        model, x = params_lib.merge(graphdef, leaves), make_preprocess(UNIT, None)(images)
+    def outputs(variables, images):
+        model = params_lib.merge(graphdef, variables)
+        x = make_preprocess(UNIT, None)(images)
         pooled = model.features(x)["pool"].mean((1, 2))
         return model.stem.conv1.conv(x), model.head.hidden0(pooled)
 
-    stem, hidden = (np.asarray(y, np.float64) for y in outputs(leaves, images))
-    found = scores_of(case, "activation_variance", cut=4)
-    assert found.keys() == layers.keys()
-    np.testing.assert_allclose(found["stem/conv1/conv"], stem.var((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(found["head/hidden0"], hidden.var(0), rtol=1e-4)
+    stem, hidden = (np.asarray(y, np.float64) for y in outputs(variables, images))
+    scores = compute_scores(case, "activation_variance", first_size=4)
+    assert scores.keys() == layers.keys()
+    np.testing.assert_allclose(scores["stem/conv1/conv"], stem.var((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(scores["head/hidden0"], hidden.var(0), rtol=1e-4)
 
 
-def test_magnitude_is_the_norm_of_the_kernel(case):
-    leaves = case[1]
-    for layer, values in scores_of(case, "magnitude").items():
-        kernel = leaves[f"{layer}/kernel"].astype(np.float64)
+def test_magnitude_is_norm_of_kernel(case):
+    variables = case[1]
+    for layer, values in compute_scores(case, "magnitude").items():
+        kernel = variables[f"{layer}/kernel"].astype(np.float64)
         expected = [np.linalg.norm(kernel[..., i]) for i in range(kernel.shape[-1])]
         np.testing.assert_allclose(values, expected, rtol=1e-12)
 
 
-def test_chance_depends_on_the_key_and_the_layer_alone(case):
-    graphdef, leaves, layers, *_ = case
-    first, again, other = (scores_of(case, "random", key) for key in (0, 0, 1))
-    one = dict([list(layers.items())[1]])
+def test_random_scores_depend_only_on_key_and_layer(case):
+    graphdef, variables, layers, *_ = case
+    first, repeated, other_key = (compute_scores(case, "random", key) for key in (0, 0, 1))
+    one_layer = dict([list(layers.items())[1]])
     config = NeuronsConfig(criterion="random")
-    alone = score_channels(network(graphdef), leaves, one, (), config, jax.random.key(0))
+    alone = score_channels(scored_model(graphdef), variables, one_layer, (), config, jax.random.key(0))
     for layer, values in first.items():
         assert ((values >= 0) & (values < 1)).all()
-        np.testing.assert_array_equal(again[layer], values)
-        assert (other[layer] != values).all()
+        np.testing.assert_array_equal(repeated[layer], values)
+        assert (other_key[layer] != values).all()
         assert layer not in alone or (alone[layer] == values).all()
     assert len({values[0] for values in first.values()}) == len(first)
 
 
-def test_what_inference_does_not_pass_through_scores_nothing():
+def test_auxiliary_layers_score_zero():
     steps = (inception.Conv(2), inception.AverageTo(1))
     aux = (inception.Auxiliary("stage1", steps),)
     variant = inception.Variant(3, ((inception.Conv(2, 3, 2),), (inception.Conv(2),)), auxiliary=aux)
@@ -132,7 +139,7 @@ def test_what_inference_does_not_pass_through_scores_nothing():
     batch = {"image": images, "label": np.array([0, 1])}
     for criterion in ("gradient_weight", "activation_variance"):
         config = NeuronsConfig(criterion=criterion)
-        found = score_channels(network(graphdef), params | stats, layers, [batch], config, jax.random.key(0))
-        assert found.keys() == layers.keys()
-        for layer, values in found.items():
+        scores = score_channels(scored_model(graphdef), params | stats, layers, [batch], config, jax.random.key(0))
+        assert scores.keys() == layers.keys()
+        for layer, values in scores.items():
             assert (values > 0).any() == layer.startswith("stem/"), (criterion, layer)

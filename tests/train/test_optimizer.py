@@ -1,4 +1,4 @@
-"""Optimizers beside Keras' own numbers (tests/golden), and schedules at their corners."""
+"""Optimizers compared with Keras (tests/golden), and learning-rate schedules."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,11 @@ KERAS = json.loads((Path(__file__).parent.parent / "golden" / "keras.json").read
         ("adam", OptimConfig(name="adam", lr=1e-3, eps=1e-7), 1.0, 2e-6),
     ],
 )
-def test_five_steps_equal_keras(name, optim, scale, tolerance):
+def test_five_steps_match_keras(name, optim, scale, tolerance):
     params = {"w": np.array(KERAS["start"], np.float32)}
-    groups, hyper = {"w": ParamGroup(".*", 1.0, False)}, optimizer_hparams(optim) | {"lr": optim.lr}
-    optimizer = make_optimizer(optimizer_spec(optim), hyper, groups)
+    groups = {"w": ParamGroup(".*", 1.0, False)}
+    hparams = optimizer_hparams(optim) | {"lr": optim.lr}
+    optimizer = make_optimizer(optimizer_spec(optim), hparams, groups)
     state = optimizer.init(params)
     for t, expected in enumerate(KERAS["optimizers"][name]):
         grads = {"w": np.random.default_rng([11, t]).standard_normal(4).astype(np.float32) * np.float32(scale)}
@@ -35,7 +36,7 @@ def test_five_steps_equal_keras(name, optim, scale, tolerance):
         np.testing.assert_allclose(params["w"], expected, atol=tolerance)
 
 
-def test_decay_is_decoupled_and_spares_what_its_group_spares():
+def test_weight_decay_is_decoupled_and_masked():
     optim = OptimConfig(name="adam", lr=0.1, weight_decay=0.5)
     groups = {"kernel": ParamGroup(".*", 1.0, True), "bias": ParamGroup(".*", 1.0, False)}
     optimizer = make_optimizer(optimizer_spec(optim), optimizer_hparams(optim) | {"lr": 0.1}, groups)
@@ -46,7 +47,7 @@ def test_decay_is_decoupled_and_spares_what_its_group_spares():
     np.testing.assert_array_equal(updates["bias"], 0)
 
 
-def test_schedules():
+def test_learning_rate_schedules():
     def rate(optim, step):
         return learning_rate(optim, step, steps=100, steps_per_epoch=10.0)
 

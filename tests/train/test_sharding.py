@@ -1,4 +1,4 @@
-"""Eight devices give what one gives."""
+"""Training on eight virtual devices compared with one device."""
 
 import io
 import json
@@ -26,13 +26,15 @@ print(json.dumps(losses_and_shares(*sys.argv[1:])))
 
 
 def losses_and_shares(workdir, sharding):
-    """Trains a small network; returns its losses, and how much of parameters and optimizer state a device has."""
-    shares, save, least = [], Replicas.save, mesh.MIN_SHARDED
+    """Train a small network; return its losses and the fraction of parameters and optimizer state per device."""
+    shares = []
+    save = Replicas.save
+    min_sharded = mesh.MIN_SHARDED
 
-    def saving(self, state, *rest):
-        leaves = jax.tree.leaves((state.params, state.opt_state))
-        shares.append(sum(x.addressable_shards[0].data.size for x in leaves) / sum(x.size for x in leaves))
-        return save(self, state, *rest)
+    def measure_and_save(self, state, *args):
+        arrays = jax.tree.leaves((state.params, state.opt_state))
+        shares.append(sum(x.addressable_shards[0].data.size for x in arrays) / sum(x.size for x in arrays))
+        return save(self, state, *args)
 
     c = config.default()
     c.workdir = workdir
@@ -50,33 +52,36 @@ def losses_and_shares(workdir, sharding):
     c.cache.storage = "none"
     c.train.sharding = sharding
     c.report.figures = c.report.tensorboard = False
-    Replicas.save, mesh.MIN_SHARDED = saving, 64
+    Replicas.save = measure_and_save
+    mesh.MIN_SHARDED = 64
     try:
         result = train(config.parse(c), Console(file=io.StringIO()))
     finally:
-        Replicas.save, mesh.MIN_SHARDED = save, least
+        Replicas.save = save
+        mesh.MIN_SHARDED = min_sharded
     with open(f"{workdir}/metrics.jsonl") as file:
         rows = [json.loads(line) for line in file]
-    losses = [[row[split]["loss"] for row in rows] for split in ("train", "valid")]
+    train_losses = [row["train"]["loss"] for row in rows]
+    valid_losses = [row["valid"]["loss"] for row in rows]
     return {
         "devices": len(result["devices"]),
-        "losses": [*losses[0], *losses[1], result["test"]["loss"]],
+        "losses": [*train_losses, *valid_losses, result["test"]["loss"]],
         "share": max(shares),
     }
 
 
 @pytest.mark.skipif(jax.device_count() != 1, reason="compares one device with eight virtual ones")
-@pytest.mark.parametrize(("sharding", "most"), [pytest.param("none", 1, marks=pytest.mark.deep), ("fsdp", 0.2)])
-def test_eight_virtual_devices_give_what_one_gives_and_may_share_the_parameters(tmp_path, sharding, most):
+@pytest.mark.parametrize(("sharding", "max_share"), [pytest.param("none", 1, marks=pytest.mark.deep), ("fsdp", 0.2)])
+def test_eight_devices_match_one(tmp_path, sharding, max_share):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "eight"), sharding]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
     )
     one = losses_and_shares(str(tmp_path / "one"), "none")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-2000:]
-    eight = json.loads(out.splitlines()[-1])
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr[-2000:]
+    eight = json.loads(stdout.splitlines()[-1])
     assert (one["devices"], eight["devices"]) == (1, 8)
     assert one["share"] == 1
-    assert 1 / 8 <= eight["share"] <= most
+    assert 1 / 8 <= eight["share"] <= max_share
     assert eight["losses"] == pytest.approx(one["losses"], abs=1e-4)

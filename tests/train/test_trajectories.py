@@ -1,8 +1,8 @@
-"""Twenty steps of training beside PyTorch's, from the same weights on the same batches (tests/golden).
+"""Twenty training steps compared with PyTorch, from the same weights and on the same batches (tests/golden).
 
-In float64, so that rounding cannot tip a ReLU or a max-pool and part two correct implementations: what is left is
-arithmetic, and agrees to 1e-9, but for what is explained at THEIR_OWN. In float32, the recipes that are stable for all
-20 steps agree to 1e-4. RMSprop is Keras' own, the others are torch.optim's.
+In float64, where rounding cannot switch a ReLU or a max-pool, losses agree to 1e-9, with the exceptions in TOLERANCES.
+In float32, the recipes that are stable for all 20 steps agree to 1e-4. RMSprop is compared with Keras, the others with
+torch.optim.
 """
 
 import dataclasses
@@ -48,12 +48,12 @@ RECIPES = {
     "adam_smooth": {"name": "adam", "lr": 1e-3, "label_smoothing": 0.1},
     "head_only": MOMENTUM | {"clip_norm": 0.5},
 }
-# torch clips by limit / (norm + 1e-6); Keras keeps the learning rate and rho in float32.
-THEIR_OWN = {"momentum_clip": 1e-6, "head_only": 1e-6, "rmsprop": 1e-6}
+# torch clips by limit / (norm + 1e-6); Keras stores the learning rate and rho in float32.
+TOLERANCES = {"momentum_clip": 1e-6, "head_only": 1e-6, "rmsprop": 1e-6}
 STABLE = ["sgd", "momentum", "momentum_clip", "adam_smooth", "head_only"]
-# The optimizers do not depend on the network: every day, the VGG has them in float64, and the ResNet what its BatchNorm
-# could change. The rest is deep.
-EVERYDAY = {
+# Tested daily: the optimizers, which do not depend on the network, with the VGG in float64, and with the ResNet what
+# BatchNorm could change. All others are marked deep.
+DAILY = {
     ("vgg", "float64"): ("sgd", "nesterov", "adamw", "rmsprop", "momentum_clip"),
     ("vgg", "float32"): ("adam_smooth",),
     ("resnet", "float64"): ("head_only",),
@@ -62,9 +62,9 @@ EVERYDAY = {
 
 
 def cases(recipes, precision):
-    """Pairs of network and recipe, those marked that are not for every day."""
+    """Return pairs of network and recipe; those that are not tested daily are marked deep."""
     return [
-        pytest.param(net, r, marks=[] if r in EVERYDAY[net, precision] else pytest.mark.deep)
+        pytest.param(net, r, marks=[] if r in DAILY[net, precision] else pytest.mark.deep)
         for net in NETS
         for r in recipes
     ]
@@ -90,8 +90,10 @@ def train(net, recipe, dtype):
     plan = plan_phase(Phase("p", rules, epochs=20.0), predictor, SplitSizes(16, 16, (12, 12, 3)))
     spec = dataclasses.replace(plan.spec, dtype=dtype)
     _, params, stats = params_lib.flatten_model(model)
-    learned, moving, frozen = plan.partition({p: v.astype(dtype) for p, v in (params | stats).items()}, {})
-    state, step, losses = init_state(spec, learned, moving, plan.hparams), make_train_step(spec), []
+    trainable, batch_stats, frozen = plan.partition({p: v.astype(dtype) for p, v in (params | stats).items()}, {})
+    state = init_state(spec, trainable, batch_stats, plan.hparams)
+    step = make_train_step(spec)
+    losses = []
     inputs = StepInputs(frozen, {}, {}, ())
     for i in range(plan.steps):
         lr = learning_rate(plan.optim, i, plan.steps, 1.0)
@@ -102,20 +104,20 @@ def train(net, recipe, dtype):
 
 
 @pytest.mark.parametrize(("net", "recipe"), cases(RECIPES, "float64"))
-def test_losses_equal_pytorchs_in_float64(net, recipe):
+def test_losses_match_pytorch_in_float64(net, recipe):
     expected = json.loads((GOLDEN / "trajectories_float64.json").read_text())[net][recipe]
     with jax.enable_x64(True):
         losses, _ = train(net, recipe, "float64")
-    np.testing.assert_allclose(losses, expected, rtol=0, atol=THEIR_OWN.get(recipe, 1e-9))
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCES.get(recipe, 1e-9))
 
 
 @pytest.mark.parametrize(("net", "recipe"), cases(STABLE, "float32"))
-def test_losses_equal_pytorchs_in_float32(net, recipe):
+def test_losses_match_pytorch_in_float32(net, recipe):
     expected = json.loads((GOLDEN / "trajectories.json").read_text())[net][recipe]
     np.testing.assert_allclose(train(net, recipe, "float32")[0], expected, rtol=0, atol=1e-4)
 
 
-def test_running_statistics_follow_torchs():
+def test_running_statistics_match_pytorch():
     expected = json.loads((GOLDEN / "resnet_momentum_final_stats.json").read_text())
     _, state = train("resnet", "momentum", "float32")
     np.testing.assert_allclose(state.batch_stats["stem/unit/bn/mean"], expected["bn1.running_mean"], atol=1e-4)

@@ -240,7 +240,7 @@ def test_resolve_weights_suggests_hub_repo(hub):
 
 
 def test_resolve_weights_refuses_conflicting_preprocess(weights_dir, publish):
-    publish(TORCHVISION, "http://127.0.0.1/net.safetensors", SHA256[:8], size=176, interpolation="bicubic")
+    publish(TORCHVISION, "http://127.0.0.1/net.safetensors", SHA256[:8], image_size=176, interpolation="bicubic")
     (weights_dir / "net.safetensors").write_bytes(CONTENT)
     message = error_message(weights.resolve_weights, TORCHVISION, "caffe")
     assert message == (

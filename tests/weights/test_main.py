@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.weights.test_files import pickled_tensor, write_legacy
 
 from tests.conftest import ROOT
 from tests.models import zoo
+from tests.weights.test_formats import pickled_tensor, write_legacy
 from tljax import config as schema
 from tljax import models, weights
 from tljax.errors import UserError

@@ -6,7 +6,8 @@ However many changes are sampled, an image is interpolated once. Coordinates are
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,10 @@ from jax.scipy.ndimage import map_coordinates
 from tljax.config import AugmentConfig
 from tljax.losses.pixelwise import IGNORED
 from tljax.ops import boxes as box_ops
+from tljax.weights.preprocess import crop_length
 
+# Minimum and maximum width over height of a random resized crop.
+ASPECT_RATIOS = (3 / 4, 4 / 3)
 # Fill value outside of the image.
 GREY = 128
 
@@ -28,17 +32,26 @@ class AffineRanges(NamedTuple):
       scale: minimum and maximum scale factor, sampled log-uniformly.
       rotate: maximum angle in either direction, in degrees.
       translate: maximum shift in either direction along each axis, as a share of the side.
+      crop: minimum and maximum share of the image's area in a random resized crop; (1, 1): no crop.
+      crop_share: share of each side, in the center, that shows the crop.
     """
 
     flip: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
     rotate: float = 0.0
     translate: float = 0.0
+    crop: tuple[float, float] = (1.0, 1.0)
+    crop_share: float = 1.0
 
     @classmethod
     def from_config(cls, config: AugmentConfig) -> AffineRanges:
         """Return the ranges of a config."""
-        return cls(0.5 * config.flip, config.scale, config.rotate, config.translate)
+        return cls(0.5 * config.flip, config.scale, config.rotate, config.translate, config.crop_scale)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no transform changes an image."""
+        return self == AffineRanges(crop_share=self.crop_share)
 
 
 class Affine(NamedTuple):
@@ -54,7 +67,7 @@ class Affine(NamedTuple):
 
 
 def sample_affine(key: jax.Array, ranges: AffineRanges, height: int, width: int) -> Affine:
-    """Sample a flip, scale, rotation and translation about the center of an image of this size."""
+    """Sample a crop, then a flip, scale, rotation and translation about the center of an image of this size."""
     flip_key, scale_key, rotate_key, translate_key = jax.random.split(key, 4)
     mirror = jnp.where(jax.random.bernoulli(flip_key, ranges.flip), -1.0, 1.0)
     low, high = jnp.log(jnp.array(ranges.scale, jnp.float32))
@@ -66,7 +79,41 @@ def sample_affine(key: jax.Array, ranges: AffineRanges, height: int, width: int)
     # Images are flipped, scaled and rotated, then translated; `Affine` is the inverse.
     matrix = jnp.array([[cos, -sin], [mirror * sin, mirror * cos]]) / scale
     translation = shares * jnp.array([height, width], jnp.float32)
-    return Affine(matrix, -(matrix * translation).sum(-1))
+    transform = Affine(matrix, -(matrix * translation).sum(-1))
+    if ranges.crop == (1.0, 1.0):
+        return transform
+    size, center = sample_crop(jax.random.fold_in(key, 1), ranges.crop, height, width)
+    # The crop fills the center of the image that the network sees.
+    factor = size / jnp.array([crop_length(n, ranges.crop_share) for n in (height, width)], jnp.float32)
+    return Affine(factor[:, None] * transform.matrix, factor * transform.shift + center)
+
+
+def sample_crop(key: jax.Array, area: tuple[float, float], height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """Sample the box of a random resized crop (Szegedy et al. 2015, arXiv:1409.4842), as torchvision does.
+
+    Of ten boxes with a random area and an aspect ratio from 3/4 to 4/3, log-uniformly, the first that fits is taken. If
+    none does, it is the largest box in the center whose aspect ratio is in the range.
+
+    Args:
+      key: random key.
+      area: minimum and maximum share of the image's area.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+
+    Returns:
+      Height and width of the box [2], and its center relative to the image's center [2], in pixels.
+    """
+    low, high = ASPECT_RATIOS
+    area_key, ratio_key, offset_key = jax.random.split(key, 3)
+    areas = height * width * jax.random.uniform(area_key, (10,), minval=area[0], maxval=area[1])
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (10,), minval=math.log(low), maxval=math.log(high)))
+    sizes = jnp.stack([jnp.sqrt(areas / ratios), jnp.sqrt(areas * ratios)], -1)
+    image_size = jnp.array([height, width], jnp.float32)
+    fits = (sizes <= image_size).all(-1)
+    largest = jnp.array([min(height, width / low), min(width, height * high)], jnp.float32)
+    size = jnp.where(fits.any(), sizes[fits.argmax()], largest)
+    room = jnp.where(fits.any(), image_size - size, 0.0)
+    return size, (jax.random.uniform(offset_key, (2,)) - 0.5) * room
 
 
 def warp_image(image: jax.Array, transform: Affine, fill: int | None = GREY) -> jax.Array:
@@ -80,7 +127,7 @@ def warp_image(image: jax.Array, transform: Affine, fill: int | None = GREY) -> 
     coordinates = _input_coordinates(image.shape[:2], transform)
 
     def warp_channel(values: jax.Array) -> jax.Array:
-        mode = {"mode": "nearest"} if fill is None else {"mode": "constant", "cval": fill}
+        mode: dict[str, Any] = {"mode": "nearest"} if fill is None else {"mode": "constant", "cval": fill}
         return map_coordinates(values.astype(jnp.float32), coordinates, order=1, **mode)
 
     return jnp.round(jax.vmap(warp_channel, -1, -1)(image)).astype(jnp.uint8)
@@ -128,7 +175,7 @@ def warp_boxes(
     return clipped, (visible_area > 0) & (visible_area >= min_visible * whole_area)
 
 
-def _input_coordinates(shape: tuple[int, int], transform: Affine) -> list[jax.Array]:
+def _input_coordinates(shape: tuple[int, ...], transform: Affine) -> list[jax.Array]:
     """Return the input row and column, [H, W] each, that every output pixel is sampled from."""
     center = [(n - 1) / 2 for n in shape]
     y, x = (jnp.arange(n, dtype=jnp.float32) - c for n, c in zip(shape, center, strict=True))

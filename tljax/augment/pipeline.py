@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax.augment import affine
+from tljax.augment.ops import apply_ops, color
 from tljax.augment.randaugment import color_jitter, make_strong, make_weak
 from tljax.config import AugmentConfig
 
@@ -16,7 +17,9 @@ Arrays = Mapping[str, jax.Array]
 MIN_VISIBLE = 0.2
 
 
-def make_augment(config: AugmentConfig, side: int | None) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
+def make_augment(
+    config: AugmentConfig, side: int | None, crop_share: float = 1.0
+) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
     """Return the augmentations of a training batch.
 
     Args:
@@ -25,22 +28,36 @@ def make_augment(config: AugmentConfig, side: int | None) -> dict[str, Callable[
         in the image: each image is transformed together with its `label`, `boxes` and `weight`, and weak and strong
         views with the same key have the same geometry. None for classification: only the images change, and views with
         the same key may differ in geometry.
+      crop_share: share of each side of an image that the network sees, its center; random crops are put there.
 
     Returns:
-      {"weak", "strong"}: pure functions (key, batch) → batch.
+      {"weak", "strong"}: pure functions (key, batch) → batch. Both end with the operations of `config.ops`.
     """
-    if side is not None:
-        return _make_spatial_augment(config, side)
-    weak = make_weak(config)
-    strong = make_strong(config)
+    ranges = affine.AffineRanges.from_config(config)._replace(crop_share=crop_share)
+    augment = _make_image_augment(config, ranges) if side is None else _make_spatial_augment(config, ranges, side)
+    if not config.ops:
+        return augment
+
+    def add_ops(view: Callable[[jax.Array, Arrays], dict]) -> Callable[[jax.Array, Arrays], dict]:
+        return lambda key, batch: apply_ops(config.ops, key, view(key, batch))
+
+    return {name: add_ops(view) for name, view in augment.items()}
+
+
+def _make_image_augment(
+    config: AugmentConfig, ranges: affine.AffineRanges
+) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
+    weak = make_weak(config, ranges)
+    strong = make_strong(config, ranges)
     return {
         "weak": lambda key, batch: {**batch, "image": weak(key, batch["image"])},
         "strong": lambda key, batch: {**batch, "image": strong(key, batch["image"])},
     }
 
 
-def _make_spatial_augment(config: AugmentConfig, side: int) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
-    ranges = affine.AffineRanges.from_config(config)
+def _make_spatial_augment(
+    config: AugmentConfig, ranges: affine.AffineRanges, side: int
+) -> dict[str, Callable[[jax.Array, Arrays], dict]]:
     pad = config.crop_padding
 
     def weak(key: jax.Array, batch: Arrays) -> dict:
@@ -48,7 +65,7 @@ def _make_spatial_augment(config: AugmentConfig, side: int) -> dict[str, Callabl
         if config.mosaic:
             batch = mosaic(mosaic_key, batch, config.mosaic, side)
         count, height, width, _ = batch["image"].shape
-        if ranges != affine.AffineRanges() or pad:
+        if not ranges.is_identity or pad:
             keys = jax.random.split(affine_key, count)
             transforms = jax.vmap(lambda k: affine.sample_affine(k, ranges, height, width))(keys)
             if pad:
@@ -56,7 +73,7 @@ def _make_spatial_augment(config: AugmentConfig, side: int) -> dict[str, Callabl
                 offsets = jax.random.randint(crop_key, (count, 2), -pad, pad + 1)
                 transforms = transforms._replace(shift=transforms.shift + offsets)
             batch = warp_batch(batch, transforms, side)
-        return {**batch, "image": color_jitter(color_key, batch["image"], config.color)}
+        return color(color_key, batch, config.color)
 
     def strong(key: jax.Array, batch: Arrays) -> dict:
         batch = weak(key, batch)

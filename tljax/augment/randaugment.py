@@ -22,14 +22,18 @@ CUTOUT = 0.5  # share of the side
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def make_weak(config: AugmentConfig) -> Augment:
+def make_weak(config: AugmentConfig, ranges: affine.AffineRanges | None = None) -> Augment:
     """Return a weak augmentation: flip, crop, affine transform and color jitter, as the config has them.
+
+    Args:
+      config: which augmentations, and their ranges.
+      ranges: of the affine transform and the random resized crop; None: those of the config.
 
     Returns:
       A pure function (key, images) → images, uint8 [B, H, W, C].
     """
     # Flips and crops move by whole pixels and need no interpolation.
-    ranges = affine.AffineRanges.from_config(config)._replace(flip=0.0)
+    ranges = (ranges or affine.AffineRanges.from_config(config))._replace(flip=0.0)
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         flip_key, crop_key = jax.random.split(key)
@@ -39,7 +43,7 @@ def make_weak(config: AugmentConfig) -> Augment:
         if config.crop_padding:
             images = _random_crop(crop_key, images, config.crop_padding)
         affine_key, color_key = jax.random.split(jax.random.fold_in(key, 1))
-        if ranges != affine.AffineRanges():
+        if not ranges.is_identity:
             keys = jax.random.split(affine_key, len(images))
             transforms = jax.vmap(lambda k: affine.sample_affine(k, ranges, *images.shape[1:3]))(keys)
             images = jax.vmap(affine.warp_image)(images, transforms)
@@ -48,7 +52,7 @@ def make_weak(config: AugmentConfig) -> Augment:
     return augment
 
 
-def make_strong(config: AugmentConfig) -> Augment:
+def make_strong(config: AugmentConfig, ranges: affine.AffineRanges | None = None) -> Augment:
     """Return a strong augmentation in the spirit of FixMatch's RandAugment.
 
     First the weak augmentation. Then, with ranges times `config.strong_magnitude`, an affine transform, two photometric
@@ -56,10 +60,14 @@ def make_strong(config: AugmentConfig) -> Augment:
     image. RandAugment samples every operation from one table; here the geometry always changes, in a single
     interpolation, which blurs less than several. Magnitude 0 is the weak augmentation, bit for bit.
 
+    Args:
+      config: which augmentations, and their ranges.
+      ranges: as of `make_weak`.
+
     Returns:
       A pure function (key, images) → images, uint8 [B, H, W, C].
     """
-    weak = make_weak(config)
+    weak = make_weak(config, ranges)
     strength = config.strong_magnitude
     if strength == 0:
         return weak
@@ -67,7 +75,7 @@ def make_strong(config: AugmentConfig) -> Augment:
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         weak_key, strong_key = jax.random.split(key)
         uniforms = jax.random.uniform(strong_key, (len(images), 12))
-        return _map_images(lambda image, u: strong_view(image, u, strength), weak(weak_key, images), uniforms)
+        return map_images(lambda image, u: strong_view(image, u, strength), weak(weak_key, images), uniforms)
 
     return augment
 
@@ -96,7 +104,7 @@ def color_jitter(key: jax.Array, images: jax.Array, strength: float, cutout: boo
     if strength == 0:
         return images
     uniforms = jax.random.uniform(key, (len(images), 7))
-    return _map_images(lambda image, u: _jitter(image, u, strength, cutout), images, uniforms)
+    return map_images(lambda image, u: _jitter(image, u, strength, cutout), images, uniforms)
 
 
 def _random_crop(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
@@ -115,8 +123,8 @@ def _jitter(image: jax.Array, uniforms: jax.Array, strength: float, cutout: bool
     return random_cutout(image, cutout_uniforms, strength) if cutout else image
 
 
-def _map_images(function: Callable, images: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """Apply `function(image, uniforms)` to every image."""
+def map_images(function: Callable, images: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Apply `function(image, uniforms)` to every image [B, H, W, C], with its row of `uniforms` [B, ...]."""
     # One image at a time computes only the sampled operation of each. vmap computes every operation for every image:
     # more work, but without the sequential loop that would leave an accelerator idle.
     sequential = functools.partial(jax.lax.map, lambda pair: function(*pair))

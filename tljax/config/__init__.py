@@ -1,4 +1,4 @@
-"""A run's config: its fields, and the way from a file or a command line to a checked `Config`.
+"""The config of a run: its fields, and conversion of a file or command line to a checked `Config`.
 
 `python -m tljax.config` prints every field.
 """

@@ -1,4 +1,4 @@
-"""`python -m tljax.config`: every field with its type, unit, default and meaning."""
+"""`python -m tljax.config` prints every field with its type, unit, default and description."""
 
 from tljax.config import schema_table
 

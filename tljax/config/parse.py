@@ -1,8 +1,8 @@
-"""A run's config: from a file or a command line to a frozen, checked `Config`, and back.
+"""Conversion of a config file or command line to a frozen, checked `Config`, and back.
 
 `configs/*.py` start from `default()`, an `ml_collections.ConfigDict` made from the dataclasses of
-`tljax.config.schema`, so that `--config.optim.lr=0.01` works; `parse` turns it back into a frozen `Config` and checks
-it once, before anything is read or written. `python -m tljax.config` prints the table of fields.
+`tljax.config.schema`, so that `--config.optim.lr=0.01` works. `parse` converts it to a frozen `Config` and checks it
+once, before anything is read or written. `python -m tljax.config` prints the table of fields.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from tljax.errors import UserError, did_you_mean
 
 
 def default() -> ml_collections.ConfigDict:
-    """The schema's defaults as a locked ConfigDict, for `get_config` in configs/*.py."""
+    """Return the default config as a locked ConfigDict, for `get_config` in configs/*.py."""
     return to_config_dict(Config())
 
 
 def parse(source: Mapping | ml_collections.ConfigDict) -> Config:
-    """Turns a ConfigDict (or nested dict, e.g. from config.json) into a checked `Config`, or raises UserError."""
+    """Return the checked `Config` of a ConfigDict or nested dict, such as the content of config.json.
+
+    Raises:
+      UserError: a field is unknown, has a wrong type or value, or contradicts another field.
+    """
     if isinstance(source, ml_collections.ConfigDict):
         source = source.to_dict()
     config = from_dict(Config, source, "")
@@ -37,38 +41,39 @@ def parse(source: Mapping | ml_collections.ConfigDict) -> Config:
 
 
 def override(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Returns `config` with dotted fields replaced and everything checked again.
+    """Return the config with dotted fields replaced, checked again.
 
     >>> override(Config(), {"optim.lr": 0.1}).optim.lr
     0.1
     """
     tree = to_dict(config)
     for dotted, value in settings.items():
-        *parents, leaf = dotted.split(".")
+        *parents, last = dotted.split(".")
         node = tree
-        for part in [*parents, leaf]:
+        for part in [*parents, last]:
             if not isinstance(node, dict) or part not in node:
                 raise UserError(
                     f'There is no field "{dotted}"{renamed_hint(dotted) or did_you_mean(dotted, field_names())}'
                 )
-            node, parent = node[part], node
-        parent[leaf] = value
+            parent = node
+            node = node[part]
+        parent[last] = value
     return parse(tree)
 
 
 def to_dict(config: Any) -> Any:
-    """Nested plain dicts, lists and scalars, as config.json holds them; `parse` reads them back."""
+    """Return a config as nested dicts, lists and scalars, as written to config.json; `parse` reverses it."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=list))
 
 
 def field_names(cls: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted field of the schema."""
+    """Return the dotted names of all fields."""
     return [name for name, _, _ in iter_fields(cls, prefix)]
 
 
 def schema_table() -> str:
-    """The schema as a Markdown table."""
-    lines = ["| field | type | default | meaning |", "|---|---|---|---|"]
+    """Return the fields as a Markdown table."""
+    lines = ["| field | type | default | description |", "|---|---|---|---|"]
     for name, field, hint in [*iter_fields(Config), *iter_fields(Phase, "strategy.phases[i].")]:
         default_value = field.default if field.default is not dataclasses.MISSING else {}
         meta = field.metadata

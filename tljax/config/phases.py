@@ -1,4 +1,4 @@
-"""The fields of a strategy and of its phases; the rest of a run's are in `tljax.config.schema`."""
+"""Config fields of strategies and their phases; all other fields are in `tljax.config.schema`."""
 
 from __future__ import annotations
 
@@ -10,97 +10,110 @@ from tljax.config.fields import field
 
 @dataclasses.dataclass(frozen=True)
 class NeuronsConfig:
-    """Which single neurons (output channels, with bias and BatchNorm scale and bias) learn, and how they are chosen."""
+    """Training of single neurons (output channels with their bias and BatchNorm scale and bias) and their selection."""
 
     layers: tuple[str, ...] = field((), "path patterns of convolutions and dense layers, e.g. 'stage3/.*'; empty: none")
     criterion: str = field(
         "fisher",
-        "what makes a neuron worth learning, on training pictures: the Fisher information of its weights, "
-        "|gradient x weight|, the variance of its activation, the norm of its weights, or chance",
+        "score that selects the neurons: Fisher information of the weights, |gradient x weight| or variance of the "
+        "activation (on training images), norm of the weights, or a random number",
         choices=("fisher", "gradient_weight", "activation_variance", "magnitude", "random"),
     )
-    fraction: float = field(0.1, "share of the neurons that learn", gt=0, le=1)
-    count: int | None = field(None, "how many neurons learn, instead of a fraction", ge=1)
+    fraction: float = field(0.1, "fraction of the neurons that train", gt=0, le=1)
+    count: int | None = field(None, "number of neurons that train, instead of fraction", ge=1)
     scope: str = field(
         "layer",
-        "layer: the best of each layer; global: the best of all, scores of a layer divided by their root mean square",
+        "layer: the best neurons of each layer; global: the best of all layers, after dividing each layer's scores by "
+        "their root mean square",
         choices=("layer", "global"),
     )
-    num_images: int = field(256, "training pictures that the criterion is measured on, at most", ge=1)
+    num_images: int = field(256, "maximum number of training images used to compute the scores", ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One stretch of training: what learns, how fast, by which objectives, and for how long."""
+    """A phase of training: which parameters train, with which learning rates and losses, and for how long."""
 
     name: str = field("train", "name in logs, figures and the report")
     rules: tuple[tuple[str, float], ...] = field(
         ((".*", 1.0),),
-        "pairs of path pattern (full match) and learning-rate multiple; the first that matches decides; 0 freezes",
+        "pairs of path pattern (full match) and learning-rate multiplier; the first match decides; 0 freezes",
     )
     epochs: float | None = field(
         None,
-        "length; None: an equal share of what train.epochs leaves to such phases",
+        "length; None: an equal share of the train.epochs that the other phases leave",
         unit="epochs",
         gt=0,
     )
     optim: Mapping = field({}, "fields of optim that differ in this phase, e.g. {'name': 'sgd', 'lr': 0.01}")
     layer_decay: float = field(
-        1.0, "learning-rate multiple per stage away from the head (layer-wise decay)", gt=0, le=1
+        1.0, "learning-rate multiplier per stage of distance from the head (layer-wise decay)", gt=0, le=1
     )
     losses: tuple[tuple[str, float], ...] = field(
         (("cross_entropy", 1.0),),
-        "pairs of objective and weight that add up to the loss; an objective of your own is FILE.py:NAME",
+        "pairs of loss and weight, summed; a custom loss is FILE.py:NAME",
     )
     neurons: NeuronsConfig = dataclasses.field(default_factory=NeuronsConfig)
     ema_decay: float | None = field(
         None,
-        "decay per step of a running average of the weights, which is then validated and kept; None: no average",
+        "decay per step of an exponential moving average of the weights, which is then evaluated and saved; None: no "
+        "average",
         gt=0,
         lt=1,
     )
 
+    @property
+    def length(self) -> float:
+        """`epochs`, which `build_phases` has set for every phase of a run."""
+        assert self.epochs is not None
+        return self.epochs
+
 
 @dataclasses.dataclass(frozen=True)
 class StrategyConfig:
-    """How the pretrained network is adapted."""
+    """The transfer-learning strategy."""
 
     name: str = field(
-        "full", "preset (docs/strategies.md), custom with phases, or FILE.py:NAME, a function of your own"
+        "full", "preset (docs/strategies.md), custom (with strategy.phases), or FILE.py:NAME of a custom function"
     )
-    phases: tuple[Phase, ...] = field((), "the phases of a custom strategy")
+    phases: tuple[Phase, ...] = field((), "phases of strategy.name=custom")
     losses: tuple[tuple[str, float], ...] = field(
-        (), "pairs of objective and weight, for every phase of a preset; empty: the preset's own"
+        (), "pairs of loss and weight for every phase of a preset; empty: the preset's losses"
     )
-    layers: tuple[str, ...] = field((), "path patterns that learn under the preset layers")
+    layers: tuple[str, ...] = field((), "path patterns of the trainable parameters in the preset layers")
     layer_decay: float = field(
-        1.0, "learning-rate multiple per stage away from the head, in every phase of a preset", gt=0, le=1
+        1.0, "learning-rate multiplier per stage of distance from the head, in every phase of a preset", gt=0, le=1
     )
-    lr_scale: float = field(
-        0.1, "learning rate of the phases that unfreeze the backbone, as a multiple of optim.lr", gt=0
-    )
+    lr_scale: float = field(0.1, "learning rate of phases that unfreeze the backbone, as a factor of optim.lr", gt=0)
     probe_fraction: float = field(
-        0.5, "share of train.epochs of the first of several phases, such as lp_ft's linear probe", gt=0, lt=1
+        0.5,
+        "fraction of train.epochs of the first of several phases, e.g. the linear probe of lp_ft",
+        gt=0,
+        lt=1,
     )
-    top_stages: int = field(1, "finetune: stages from the top that learn in its second phase", ge=1)
-    unfreeze_all: bool = field(False, "finetune: whether a last phase follows in which everything learns")
+    top_stages: int = field(1, "finetune: number of top stages that train in the second phase", ge=1)
+    unfreeze_all: bool = field(False, "finetune: whether all parameters train in an additional last phase")
     neurons: NeuronsConfig = dataclasses.field(default_factory=lambda: NeuronsConfig(layers=("(?!head/).*",)))
     teachers: tuple[str, ...] = field(
         (),
-        "networks to learn from, averaged: workdir:RUN, recipe:CONFIG.py, or weights of the catalogue",
+        "teacher networks; several are averaged: workdir:RUN, recipe:CONFIG.py, or a name in the weight catalogue",
     )
     stage_pairs: tuple[tuple[str, str], ...] = field(
-        (), "stages of student and teacher whose maps are compared; empty: the last of each stride that both have"
+        (),
+        "pairs of student and teacher stage to compare; empty: the last stage of each stride that both have",
     )
-    temperature: float = field(4.0, "of the soft labels of teachers and source", gt=0)
-    alpha: float = field(0.9, "distillation: weight of the soft labels; 1 - alpha is that of the true ones", ge=0, le=1)
-    unlabelled_ratio: int = field(7, "unlabelled pictures per labelled one in a batch", ge=1)
-    threshold: float = field(0.95, "least confidence of a pseudo-label", ge=0, le=1)
+    temperature: float = field(4.0, "temperature of the soft labels of teachers and source network", gt=0)
+    alpha: float = field(0.9, "distillation: weight of the soft labels; the true labels have 1 - alpha", ge=0, le=1)
+    unlabelled_ratio: int = field(7, "unlabelled images per labelled image in a batch", ge=1)
+    threshold: float = field(0.95, "minimum confidence of a pseudo-label", ge=0, le=1)
     distribution_alignment: bool = field(
-        False, "align the pseudo-labels of a batch with the labelled pictures' class frequencies (ReMixMatch)"
+        False, "align the pseudo-labels of a batch with the class frequencies of the labelled images (ReMixMatch)"
     )
     unlabelled_warmup: float = field(
-        0.0, "share of a phase over which the weight of the unlabelled pictures rises to its full value", ge=0, le=1
+        0.0,
+        "fraction of a phase over which the weight of unlabelled images rises to its full value",
+        ge=0,
+        le=1,
     )
     ema_decay: float = field(0.99, "fixmatch, mean_teacher: decay per step of the averaged weights", gt=0, lt=1)
-    hparams: Mapping = field({}, "further numbers, which objectives of your own find in `hyper`")
+    hparams: Mapping = field({}, "additional numbers, passed to custom losses in `hparams`")

@@ -1,4 +1,4 @@
-"""Config fields of older versions by today's names: an error names the new field, an old work directory is read."""
+"""Config fields renamed since older versions, for helpful errors and for reading old work directories."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ RENAMED_VALUES = {
 
 
 def renamed_hint(name: str) -> str:
-    """Return "; it is now called NEW." for an old name of a field, dotted or its last part alone, else "".
+    """Return "; it is now called NEW." for the old name of a field, dotted or only its last part, else "".
 
     >>> renamed_hint("train.precision")
     '; it is now called train.compute_dtype.'
     """
-    phase = {f"strategy.phases[].{old}": f"{new} (of a phase)" for old, new in RENAMED_PHASE_FIELDS.items()}
-    for old, new in (RENAMED_FIELDS | phase).items():
+    phase_fields = {f"strategy.phases[].{old}": f"{new} (of a phase)" for old, new in RENAMED_PHASE_FIELDS.items()}
+    for old, new in (RENAMED_FIELDS | phase_fields).items():
         if name == old or ("." not in name and name == old.rpartition(".")[2]):
             return f"; it is now called {new}."
         if name.startswith("strategy.phases[") and name.partition("].")[2] == old.partition("[].")[2] != "":
@@ -56,10 +56,10 @@ def renamed_hint(name: str) -> str:
 
 
 def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of an older version's work directory with today's names of fields and values."""
-    tree = _renamed(tree, RENAMED_FIELDS)
+    """Return a config.json of an older version with the current names of fields and values."""
+    tree = _rename_fields(tree, RENAMED_FIELDS)
     if "strategy" in tree and tree["strategy"].get("phases"):
-        phases = [_renamed(phase, RENAMED_PHASE_FIELDS) for phase in tree["strategy"]["phases"]]
+        phases = [_rename_fields(phase, RENAMED_PHASE_FIELDS) for phase in tree["strategy"]["phases"]]
         tree["strategy"] = {**tree["strategy"], "phases": phases}
     for dotted, values in RENAMED_VALUES.items():
         section, _, name = dotted.partition(".")
@@ -71,18 +71,18 @@ def upgrade(tree: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _renamed(tree: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Move the values of old dotted names to the new ones; the tree that was given stays as it is."""
-    tree = {key: _renamed(value, {}) if isinstance(value, Mapping) else value for key, value in tree.items()}
+def _rename_fields(tree: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a copy of a tree with the values of old dotted names moved to the new names."""
+    tree = {key: _rename_fields(value, {}) if isinstance(value, Mapping) else value for key, value in tree.items()}
     for old, new in names.items():
         *parents, last = old.split(".")
         node = tree
         for part in parents:
             node = node.get(part, {}) if isinstance(node, dict) else {}
         if isinstance(node, dict) and last in node:
-            *parents, renamed = new.split(".")
+            *new_parents, new_last = new.split(".")
             target = tree
-            for part in parents:
+            for part in new_parents:
                 target = target.setdefault(part, {})
-            target[renamed] = node.pop(last)
+            target[new_last] = node.pop(last)
     return tree

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +15,53 @@ from tljax.errors import UserError
 
 # The label of pixels that losses and metrics leave out.
 IGNORED = 255
+# Images of a split on disk that are hashed at once.
+BLOCK = 256
+
+
+class ImageRows:
+    """Rows of an array of images on disk, read when they are indexed.
+
+    Args:
+      base: uint8 [M, H, W, C], a memory-mapped array.
+      rows: int [N], rows of `base`.
+
+    Attributes:
+      base: the array.
+      dtype: uint8.
+      ndim: 4.
+      shape: (N, H, W, C).
+      nbytes: size of all rows in memory.
+    """
+
+    def __init__(self, base: np.ndarray, rows: np.ndarray):
+        self.base = base
+        self._rows = np.asarray(rows, np.int64)
+        self.dtype = base.dtype
+        self.ndim = base.ndim
+        self.shape = (len(self._rows), *base.shape[1:])
+        self.nbytes = math.prod(self.shape) * base.itemsize
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(self.base[self._rows[index]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def select(self, indices: np.ndarray) -> ImageRows:
+        """Return the given rows of these rows; nothing is read."""
+        return ImageRows(self.base, self._rows[indices])
+
+
+Images = np.ndarray | ImageRows
+
+
+def select_images(images: Images, indices: np.ndarray) -> Images:
+    """Return rows of images: a copy in memory, or rows of the same array on disk."""
+    return images.select(indices) if isinstance(images, ImageRows) else np.ascontiguousarray(images[indices])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,22 +69,22 @@ class Split:
     """Images and their labels.
 
     Attributes:
-      images: uint8 [N, H, W, C], C is 1 or 3.
-      labels: classes of images, int32 [N]; of pixels, uint8 [N, H, W] with 255 for ignored ones; or of boxes,
-        int32 [N, M] with -1 for padding.
+      images: uint8 [N, H, W, C], C is 1 or 3; an array in memory, or rows of one on disk.
+      labels: classes of images, int32 [N]; of pixels, uint8 [N, H, W] with 255 for ignored ones; of boxes, int32
+        [N, M] with -1 for padding; or without boxes, targets of a custom task [N, K], integers or floats.
       boxes: float32 [N, M, 4], [y0, x0, y1, x1] in pixels of the image, zeros for padding; None: no boxes.
       crowd: bool [N, M], boxes around groups of objects or unclear objects, which are excluded from training and
         count neither for nor against detections in evaluation; None: no such boxes.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     boxes: np.ndarray | None = None
     crowd: np.ndarray | None = None
 
     def __post_init__(self):
         n, *image_size = self.images.shape[:3]
-        rank_fits = {1: True, 2: self.boxes is not None, 3: list(self.labels.shape[1:]) == image_size}
+        rank_fits = {1: True, 2: True, 3: list(self.labels.shape[1:]) == image_size}
         boxes_shape = [*self.labels.shape, 4]
         if (
             (self.images.dtype != np.uint8 or self.images.ndim != 4 or n != len(self.labels))
@@ -69,7 +119,7 @@ class Split:
 
     def select(self, indices: np.ndarray) -> Split:
         """Return a split of the given rows, in the given order."""
-        rows = (None if x is None else np.ascontiguousarray(x[indices]) for x in self._arrays)
+        rows: list[Any] = [None if x is None else select_images(x, indices) for x in self._arrays]
         return Split(*rows)
 
     @functools.cached_property
@@ -78,8 +128,9 @@ class Split:
         return _fingerprint(*(x for x in self._arrays if x is not None))
 
     @property
-    def _arrays(self) -> tuple[np.ndarray | None, ...]:
-        labels = self.labels if self.labels.ndim == 3 else self.labels.astype("<i4")
+    def _arrays(self) -> tuple[Images | None, ...]:
+        dtype = "<f4" if np.issubdtype(self.labels.dtype, np.floating) else "<i4"
+        labels = self.labels if self.labels.ndim == 3 else self.labels.astype(dtype)
         return self.images, labels, self.boxes, self.crowd
 
     @functools.cached_property
@@ -92,13 +143,13 @@ class UnlabelledImages:
     """Images whose labels cannot be recovered: the array is a copy, and its order must not depend on the labels.
 
     Attributes:
-      images: uint8 [N, H, W, C].
+      images: uint8 [N, H, W, C]; rows of an array on disk are not copied.
     """
 
-    def __init__(self, images: np.ndarray):
+    def __init__(self, images: Images):
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ValueError(f"not images: {images.dtype}{images.shape}")
-        self.images = np.array(images, order="C")
+        self.images = images if isinstance(images, ImageRows) else np.array(images, order="C")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -155,6 +206,9 @@ class RawDataset:
       classes: class names.
       valid: validation images; None: they are held out of the training images.
       skipped: files that could not be read and were left out (`data.on_error="skip"`).
+      ignored: files beside the images that are not images, or are hidden.
+      resize: how image files of any size became `images`, "crop", "pad" or "stretch"; None: they all had this size,
+        or the source has resized them together with masks or boxes.
     """
 
     train: Split
@@ -162,6 +216,8 @@ class RawDataset:
     classes: tuple[str, ...]
     valid: Split | None = None
     skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    resize: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,6 +233,8 @@ class DataSplits:
       duplicates: {"train/test": number of test images that also occur in train, ...} for each pair of splits.
       unlabelled: training images without labels; None: `data.unlabelled` is 0.
       skipped: files that could not be read and were left out.
+      ignored: files beside the images that are not images, or are hidden.
+      resize: as of `RawDataset`.
     """
 
     name: str
@@ -187,6 +245,8 @@ class DataSplits:
     duplicates: dict[str, int]
     unlabelled: UnlabelledImages | None = None
     skipped: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    resize: str | None = None
 
     def describe(self) -> dict:
         """Return name, classes, image shape [H, W, C], size and fingerprint of each split, and duplicates, as JSON."""
@@ -199,15 +259,28 @@ class DataSplits:
             "test": {"fingerprint": self.test.fingerprint, "size": self.test.size},
             "duplicates": dict(self.duplicates),
             **({"skipped": list(self.skipped)} if self.skipped else {}),
+            **({"ignored": {"count": len(self.ignored), "files": list(self.ignored[:10])}} if self.ignored else {}),
+            **({"resize": self.resize} if self.resize else {}),
         }
 
 
-def _fingerprint(images: np.ndarray, *labels: np.ndarray) -> str:
+def _fingerprint(images: Images, *labels: Images) -> str:
     digest = hashlib.sha256(repr(images.shape).encode())
     for array in (images, *labels):
-        digest.update(np.ascontiguousarray(array))
+        for block in _blocks(array):
+            digest.update(np.ascontiguousarray(block))
     return digest.hexdigest()
 
 
-def _image_hashes(images: np.ndarray) -> list[bytes]:
-    return [hashlib.blake2b(np.ascontiguousarray(i), digest_size=16).digest() for i in images]
+def _image_hashes(images: Images) -> list[bytes]:
+    blocks = _blocks(images)
+    return [hashlib.blake2b(np.ascontiguousarray(i), digest_size=16).digest() for block in blocks for i in block]
+
+
+def _blocks(images: Images) -> Iterator[np.ndarray]:
+    """Yield all rows in order; rows on disk in blocks that fit into memory."""
+    if isinstance(images, np.ndarray):
+        yield images
+        return
+    for start in range(0, len(images), BLOCK):
+        yield images[start : start + BLOCK]

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import grain.python as grain
 import numpy as np
 
+from tljax.data.dataset import Images
+
 
 class ShuffledIndices:
     """Row indices of each training batch, a pure function of (seed, stream, batch index), so any position can resume.
@@ -64,7 +66,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, Images],
         batch_size: int,
         seed: Sequence[int],
         steps: int,
@@ -91,7 +93,7 @@ class TrainBatches:
 
 
 def train_batches(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Images],
     batch_size: int,
     seed: Sequence[int],
     steps: int,
@@ -114,7 +116,7 @@ def train_batches(
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
-def eval_batches(arrays: Mapping[str, np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(arrays: Mapping[str, Images], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches of equally long arrays in order, the last one padded with zeros; `mask` is 1 for real rows."""
     size = len(next(iter(arrays.values())))
     for start in range(0, size, batch_size):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tljax.config import DataConfig
-from tljax.data.dataset import DataSplits, HeldOutSplit, RawDataset, Split, UnlabelledImages
+from tljax.data.dataset import DataSplits, HeldOutSplit, Images, RawDataset, Split, UnlabelledImages, select_images
 from tljax.errors import UserError
 
 
@@ -36,20 +36,23 @@ def make_splits(source: RawDataset, config: DataConfig, seed: int) -> DataSplits
         return _make_dense_splits(source, config, seed, keep)
     if config.num_train is not None:
         raise UserError("data.num_train is for masks and boxes: for classification set data.labels_per_class.")
+    if source.valid is not None and config.split == "first_per_class":
+        raise UserError("data.split='first_per_class' is for a source without validation images of its own.")
     # Rows are drawn by the original labels, so that leaving a class out does not change the rows of other classes.
     train, test = (s.select(np.flatnonzero(np.isin(s.labels, keep))) for s in (source.train, source.test))
     if config.split == "first_per_class":
-        for split in (train, test):
-            _check_budget(budget, split, keep, source.classes)
+        assert budget is not None  # tljax.config checks it
+        _check_budget(budget, train, keep, source.classes)
         labeled, _ = _first_per_class(train.labels, budget)
-        held_out, rest = _first_per_class(test.labels, budget)
-        valid, test = test.select(held_out), test.select(rest)
-        if not len(test):
-            raise UserError(f"data.labels_per_class={budget} leaves no test images after the validation images.")
+        valid, test = _split_test_files(test, budget, keep, source.classes)
     else:
-        share = config.valid_fraction
-        held_out, rest = stratified_sample(train.labels, lambda n: max(1, round(n * share)), key="validation")
-        train, valid = train.select(rest), train.select(held_out)
+        if source.valid is None:
+            share = config.valid_fraction
+            held_out, rest = stratified_sample(train.labels, lambda n: max(1, round(n * share)), key="validation")
+            train, valid = train.select(rest), train.select(held_out)
+        else:
+            valid = source.valid.select(np.flatnonzero(np.isin(source.valid.labels, keep)))
+            _check_classes(train, valid, keep, source.classes)
         labeled = np.arange(len(train))
         if budget is not None:
             _check_budget(budget, train, keep, source.classes)
@@ -57,6 +60,15 @@ def make_splits(source: RawDataset, config: DataConfig, seed: int) -> DataSplits
     unlabelled = _unlabelled_images(train.images, labeled, config, seed)
     splits = {"train": train.select(labeled), "valid": valid, "test": test}
     return _to_data_splits(source, config, keep, {k: _relabel(s, keep) for k, s in splits.items()}, unlabelled)
+
+
+def _split_test_files(test: Split, budget: int, keep: tuple[int, ...], classes: tuple[str, ...]) -> tuple[Split, Split]:
+    """Return the first `budget` test images of each class, for validation, and the others."""
+    _check_budget(budget, test, keep, classes)
+    held_out, rest = _first_per_class(test.labels, budget)
+    if not len(rest):
+        raise UserError(f"data.labels_per_class={budget} leaves no test images after the validation images.")
+    return test.select(held_out), test.select(rest)
 
 
 def _make_dense_splits(source: RawDataset, config: DataConfig, seed: int, keep: tuple[int, ...]) -> DataSplits:
@@ -90,7 +102,18 @@ def _to_data_splits(
     compared = {"train": train, "unlabelled": unlabelled, "valid": valid, "test": test}
     duplicates = count_duplicates({name: images for name, images in compared.items() if images is not None})
     classes = tuple(source.classes[c] for c in keep)
-    return DataSplits(config.name, classes, train, valid, HeldOutSplit(test), duplicates, unlabelled, source.skipped)
+    return DataSplits(
+        name=config.name,
+        classes=classes,
+        train=train,
+        valid=valid,
+        test=HeldOutSplit(test),
+        duplicates=duplicates,
+        unlabelled=unlabelled,
+        skipped=source.skipped,
+        ignored=source.ignored,
+        resize=source.resize,
+    )
 
 
 def _keep_objects(split: Split, keep: tuple[int, ...], source: RawDataset) -> Split:
@@ -139,9 +162,7 @@ def count_duplicates(splits: dict[str, Split | UnlabelledImages]) -> dict[str, i
     }
 
 
-def _unlabelled_images(
-    images: np.ndarray, labeled: np.ndarray, config: DataConfig, seed: int
-) -> UnlabelledImages | None:
+def _unlabelled_images(images: Images, labeled: np.ndarray, config: DataConfig, seed: int) -> UnlabelledImages | None:
     """Return `data.unlabelled` of the images that are not labeled, sampled and ordered at random over all classes."""
     if config.unlabelled == 0:
         return None
@@ -153,7 +174,7 @@ def _unlabelled_images(
             f"data.unlabelled={config.unlabelled}, but data.{field}={getattr(config, field)} leaves "
             f"{len(rest)} training images without a label."
         )
-    return UnlabelledImages(images[_generator(f"unlabelled {seed}").permutation(rest)[:wanted]])
+    return UnlabelledImages(select_images(images, _generator(f"unlabelled {seed}").permutation(rest)[:wanted]))
 
 
 def _shuffled_rows(labels: np.ndarray, label: int, key: str) -> np.ndarray:
@@ -169,6 +190,18 @@ def _check_budget(budget: int, split: Split, keep: tuple[int, ...], classes: tup
     for c in keep:
         if (count := int((split.labels == c).sum())) < budget:
             raise UserError(f'data.labels_per_class={budget}, but class "{classes[c]}" has only {count} images.')
+
+
+def _check_classes(train: Split, valid: Split, keep: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    """Raise UserError if a class has no images to train on or to validate on."""
+    for c in keep:
+        counts = {name: int((s.labels == c).sum()) for name, s in (("train", train), ("valid", valid))}
+        if not all(counts.values()):
+            empty = "training" if not counts["train"] else "validation"
+            raise UserError(
+                f'Class "{classes[c]}" has no {empty} images: {counts["train"]} for training and '
+                f"{counts['valid']} for validation."
+            )
 
 
 def _relabel(split: Split, keep: tuple[int, ...]) -> Split:

@@ -61,6 +61,11 @@ class DeviceMesh:
         """Put variables, or a train state, on the devices, replicated or sharded as `shard` says."""
         return jax.tree.map(lambda x: _put(x, param_sharding(x.shape, self.sharding)), tree)
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the devices are CPUs, which share the memory of the host."""
+        return jax.local_devices()[0].platform == "cpu"
+
     def device_memory(self) -> int:
         """Return the bytes of memory of one device; CPU devices report none and share the memory of the host."""
         stats = jax.local_devices()[0].memory_stats() or {}

@@ -1,4 +1,4 @@
-"""Which outputs of frozen networks a phase computes once instead of in every step, and why, or why not."""
+"""Decision which outputs of frozen networks a phase caches instead of computing them in every step."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from tljax.features.frozen_network import FROZEN_STAGES, FrozenNetwork
 
 
 class _Sizes(Protocol):
-    train: int
-    valid: int
+    @property
+    def train(self) -> int: ...
+
+    @property
+    def valid(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class CachePlan:
-    """What a phase computes once.
+    """The cached outputs of frozen networks in a phase.
 
     Attributes:
-      cached: networks whose outputs for the training images are computed once.
-      recomputed: networks that every step runs.
-      cached_valid: the frozen stages, if their features of the validation images are computed once.
-      num_views: augmented views of each training image that are cached; 0: images are not augmented.
-      cached_bytes: of the training images.
-      cached_valid_bytes: of the validation images.
+      cached: networks whose outputs for the training images are computed once and cached.
+      recomputed: networks that run in every step.
+      cached_valid: the frozen stages if their features of the validation images are cached, else None.
+      num_views: number of cached augmented views of each training image; 0: images are not augmented.
+      cached_bytes: size of the cached outputs for the training images.
+      cached_valid_bytes: size of the cached features of the validation images.
       reason: why the frozen stages are cached or not.
     """
 
@@ -39,7 +42,7 @@ class CachePlan:
     reason: str = "no stage is frozen before the first trainable one"
 
     def describe(self) -> str:
-        """Return what is cached of the frozen stages, and why."""
+        """Return a line about the caching of the frozen stages and its reason."""
         if self.reason == CachePlan.reason:
             return f"none: {self.reason}"
         train = "recomputed in every step"
@@ -51,9 +54,9 @@ class CachePlan:
 
 
 def has_augmentation(augment: AugmentConfig) -> bool:
-    """Whether the training images change from step to step."""
-    unchanged = AugmentConfig(strong_magnitude=augment.strong_magnitude)  # which is for unlabelled images
-    return augment != unchanged
+    """Return whether the training images change from step to step."""
+    # strong_magnitude affects only unlabelled images.
+    return augment != AugmentConfig(strong_magnitude=augment.strong_magnitude)
 
 
 def plan_cache(
@@ -64,43 +67,39 @@ def plan_cache(
     sizes: _Sizes,
     unlabelled: bool,
 ) -> CachePlan:
-    """Decide what a phase computes once.
+    """Return which frozen networks a phase caches.
 
     Args:
-      config: of the run.
-      phase: its name.
-      backbone: the frozen stages of the student, if there are any.
-      others: teachers, and the source network.
-      sizes: number of images for training and validation.
+      config: the config of the run.
+      phase: name of the phase, for errors.
+      backbone: the frozen stages of the student, or None.
+      others: teachers and the source network.
+      sizes: numbers of training and validation images.
       unlabelled: whether the student also trains on unlabelled images.
 
     Raises:
-      UserError: `cache.num_views` is asked for, and does not fit.
+      UserError: `cache.num_views` is set, but the views cannot be cached.
     """
-    cache, limit = config.cache, config.cache.max_gb * 1e9
+    cache = config.cache
     augmented = has_augmentation(config.augment)
     networks = [*([backbone] if backbone is not None and not unlabelled else []), *others]
-    # Teachers see the same augmented images as the student: all of them use the cached views, or none.
+    # Teachers receive the same augmented images as the student: all networks use the cached views, or none does.
     views = cache.num_views if augmented and backbone is not None and not unlabelled else 0
     copies = sizes.train * max(1, views)
     if views:
         _check_views_fit(config, phase, sum(n.output_bytes for n in networks) * copies)
-    cached, recomputed, reason, left = [], [], CachePlan.reason, limit
+    cached, recomputed = [], []
+    available = cache.max_gb * 1e9
+    reason = "views of unlabelled images are drawn anew in every step" if backbone is not None else CachePlan.reason
     for network in networks:
         size = network.output_bytes * copies
-        obstacle = _obstacle(cache.storage, augmented and not views, size, left)
-        if obstacle:
-            recomputed.append(network)
-        else:
-            cached.append(network)
-            left -= size
+        obstacle = _obstacle(cache.storage, augmented and not views, size, available)
+        (recomputed if obstacle else cached).append(network)
+        available -= 0 if obstacle else size
         if network is backbone:
-            kept = f"{views} augmented views of each image" if views else "the images are not augmented"
-            reason = obstacle or kept
-    if backbone is not None and unlabelled:
-        reason = "views of unlabelled images are drawn anew in every step"
+            reason = obstacle or (f"{views} augmented views of each image" if views else "the images are not augmented")
     valid_bytes = backbone.output_bytes * sizes.valid if backbone is not None else 0
-    cache_valid = backbone is not None and not _obstacle(cache.storage, False, valid_bytes, left)
+    cache_valid = backbone is not None and not _obstacle(cache.storage, False, valid_bytes, available)
     return CachePlan(
         cached=tuple(cached),
         recomputed=tuple(recomputed),
@@ -113,20 +112,21 @@ def plan_cache(
 
 
 def _check_views_fit(config: Config, phase: str, needed: int) -> None:
-    cache, limit = config.cache, config.cache.max_gb * 1e9
+    cache = config.cache
+    limit = cache.max_gb * 1e9
     if cache.storage != "none" and needed <= limit:
         return
-    why = "cache.storage='none' caches nothing" if cache.storage == "none" else f"that is more than {limit:.3g}"
+    reason = "cache.storage='none' caches nothing" if cache.storage == "none" else f"that is more than {limit:.3g}"
     raise UserError(
-        f'Phase "{phase}": cache.num_views={cache.num_views} takes {needed:.3g} bytes, but {why}: lower it, or raise '
-        "cache.max_gb."
+        f'Phase "{phase}": cache.num_views={cache.num_views} takes {needed:.3g} bytes, but {reason}: lower it, or '
+        "raise cache.max_gb."
     )
 
 
-def _obstacle(storage: str, augmented: bool, size: int, left: float) -> str | None:
-    """Return why the outputs of a network cannot be cached, or None."""
+def _obstacle(storage: str, augmented: bool, size: int, available: float) -> str | None:
+    """Return why `size` bytes of outputs cannot be cached, or None if they can."""
     if storage == "none":
         return "cache.storage is none"
     if augmented:
         return "images are augmented anew in every step; cache.num_views would cache some views of each"
-    return None if size <= left else f"{size / 1e9:.3g} GB are more than cache.max_gb leaves"
+    return None if size <= available else f"{size / 1e9:.3g} GB are more than cache.max_gb leaves"

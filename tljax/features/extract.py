@@ -1,4 +1,4 @@
-"""Feature maps of frozen networks: one compiled forward pass, and its outputs for a whole split."""
+"""Extraction of features: a compiled forward pass, and its outputs for a whole split."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from tljax.data import Split
+from tljax.data.dataset import Images
 from tljax.data.loader import eval_batches
 from tljax.distributed.mesh import DeviceMesh
 from tljax.models import params as params_lib
@@ -18,14 +19,14 @@ from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
 from tljax.weights import Preprocess, make_preprocess
 
-# The largest feature map of a batch in inference mode: larger batches are not faster.
+# Bytes of the largest feature map of a batch in inference mode; larger batches are not faster.
 MAX_BATCH_BYTES = 1 << 26
 
 
 def inference_batch_size(side: int, mesh: DeviceMesh) -> int:
-    """Return the number of images of a batch in inference mode, for inputs of so many pixels a side.
+    """Return the batch size in inference mode, for square inputs of `side` pixels.
 
-    It assumes that the first feature map has 64 channels at full resolution.
+    Assumes that the largest feature map has 64 channels at full resolution.
     """
     return mesh.round_up(max(8, min(512, MAX_BATCH_BYTES // (4 * 64 * side**2))))
 
@@ -34,21 +35,21 @@ def inference_batch_size(side: int, mesh: DeviceMesh) -> int:
 def make_feature_fn(graphdef: nnx.GraphDef, preprocess: Preprocess, dtype: str, stages: tuple[str, ...], pool: str):
     """Compile `features(variables, images) → {stage: features}` in inference mode, float32.
 
-    `images` are uint8 [B, H, W, C]. Features are [B, c] with pool "avg", averaged over locations, and [B, h, w, c] with
-    "none". Layers that none of the `stages` needs are not computed.
+    `images` are uint8 [B, H, W, C]. With pool "avg", features [B, c] are averaged over locations; with "none" they are
+    [B, h, w, c]. Layers that none of the `stages` needs are not computed.
     """
     prepare = make_preprocess(preprocess, preprocess.size, dtype)
 
     def features(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
-        maps = params_lib.merge(graphdef, variables).features(prepare(images), train=False)
-        selected = {stage: maps[stage].astype(jnp.float32) for stage in stages}
+        feature_maps = params_lib.merge(graphdef, variables).features(prepare(images), train=False)
+        selected = {stage: feature_maps[stage].astype(jnp.float32) for stage in stages}
         return selected if pool == "none" else {stage: x.mean((1, 2)) for stage, x in selected.items()}
 
     return jax.jit(features, compiler_options=inference_options())
 
 
 def feature_shapes(features: Callable, variables: Variables, split: Split) -> dict[str, tuple[int, ...]]:
-    """Return the shape of one image's features by stage, for `features` of `make_feature_fn`; computes nothing."""
+    """Return the shape of one image's features by stage, for `features` from `make_feature_fn`; computes nothing."""
     image = jax.ShapeDtypeStruct((1, *split.images.shape[1:]), jnp.uint8)
     return {stage: x.shape[1:] for stage, x in jax.eval_shape(features, variables, image).items()}
 
@@ -61,14 +62,14 @@ def extract(
     mesh: DeviceMesh,
     advance: Callable[[int], None] = lambda images: None,
 ) -> dict[str, np.ndarray]:
-    """Return the features of all images of a split, {stage: [N, ...]}, in their order.
+    """Return the features of all images of a split in order, {stage: [N, ...]}.
 
     Args:
-      features: from `make_feature_fn`.
-      variables: of the network.
-      split: whose images.
-      batch_size: images at a time.
-      mesh: over which batches are split.
+      features: compiled function from `make_feature_fn`.
+      variables: variables of the network.
+      split: split with the images.
+      batch_size: number of images per batch.
+      mesh: devices that share a batch.
       advance: called with the number of images of each finished batch.
     """
     shapes = feature_shapes(features, variables, split)
@@ -81,36 +82,36 @@ def extract(
 
 def map_batches(
     function: Callable[[dict], dict],
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Images],
     batch_size: int,
     mesh: DeviceMesh,
     out: Mapping[str, np.ndarray],
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Write the results of a compiled function for every row into `out`.
+    """Apply a compiled function to all rows in batches, and write the results into `out`.
 
     Args:
-      function: a batch {name: [B, ...]} → {name: [B, ...]}.
-      arrays: equally long.
-      batch_size: rows at a time; the last batch is padded, and the padding dropped.
-      mesh: over which batches are split.
-      out: as long as the arrays, by the names of the results.
+      function: function from a batch {name: [B, ...]} to results {name: [B, ...]}.
+      arrays: input arrays of equal length N.
+      batch_size: number of rows per batch; padding of the last batch is removed from the results.
+      mesh: devices that share a batch.
+      out: arrays [N, ...] by the names of the results.
       advance: called with the number of rows of each finished batch.
     """
     size = len(next(iter(arrays.values())))
-    waiting = None
+    pending = None
 
     def write(start: int, results: dict[str, jax.Array]) -> None:
-        real = min(batch_size, size - start)
+        real = min(batch_size, size - start)  # the last batch is padded
         for name, rows in jax.device_get(results).items():
             out[name][start : start + real] = rows[:real]
         advance(real)
 
-    # Features are large: one batch is computed while the one before it is fetched, and no more wait on the device.
+    # Features are large: while one batch is computed, the previous one is fetched; no others stay on the device.
     for i, batch in enumerate(eval_batches(arrays, batch_size)):
         results = function(mesh.put_batch(batch))
-        if waiting is not None:
-            write(*waiting)
-        waiting = i * batch_size, results
-    if waiting is not None:
-        write(*waiting)
+        if pending is not None:
+            write(*pending)
+        pending = i * batch_size, results
+    if pending is not None:
+        write(*pending)

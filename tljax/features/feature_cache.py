@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 import tljax
+from tljax import plugins
+from tljax.augment.ops import op_files
 from tljax.augment.pipeline import make_augment
 from tljax.config import AugmentConfig, Config
 from tljax.data import Split
@@ -27,20 +29,20 @@ from tljax.storage.source_digest import source_digest
 from tljax.tasks import task_of
 from tljax.weights import params_hash
 
-# The modules that compute features: a change of any file that they import makes cached features new.
+# Modules that compute features. The hash of their source and of all imported modules is part of the cache key.
 CODE = ("tljax.features.frozen_network", "tljax.augment.pipeline")
 
 
 class FeatureCache:
-    """Computes the outputs of frozen networks, or reads them from the cache.
+    """Computes outputs of frozen networks for whole splits, or reads them from the cache.
 
     Args:
-      config: of the run.
+      config: the config of the run.
       mesh: the devices.
-      progress: receives the work, as `tljax.train.callbacks.ProgressReporter`.
+      progress: a `tljax.train.callbacks.ProgressReporter`.
 
     Attributes:
-      record: a row for each request, as result.json holds it.
+      record: a row for each request, as in result.json.
     """
 
     def __init__(self, config: Config, mesh: DeviceMesh, progress):
@@ -59,20 +61,19 @@ class FeatureCache:
         name: str,
         num_views: int = 0,
         passes: float = 1.0,
-    ) -> dict[str, np.ndarray]:
+    ) -> Mapping[str, np.ndarray]:
         """Return the outputs of a frozen network for a whole split, from the cache if possible.
 
         Args:
-          network: whose outputs.
-          variables: of the network, on the devices.
-          split: whose images.
-          name: of the work, for progress and record.
-          num_views: augmented views of each image; 0: the images as they are.
-          passes: how often the outputs would be computed without the cache.
+          network: the frozen network.
+          variables: variables of the network, on the devices.
+          split: split with the images.
+          name: name of the task, for progress and record.
+          num_views: number of augmented views of each image; 0: images without augmentation.
+          passes: number of passes over the split that the cache replaces, to estimate the saved time.
 
         Returns:
-          {name: [N, ...]}, with names as in `apply_frozen`; with views [num_views * N, ...], view by view. They are
-          computed once per content of network, images and augmentation.
+          {name: [N, ...]} with names as in `apply_frozen`; with views [num_views * N, ...], view by view.
         """
         count = max(1, num_views) * len(split.images)
         shapes = output_shapes(network, variables, split.images.shape[1:])
@@ -83,11 +84,12 @@ class FeatureCache:
         return entry.arrays
 
     def _key(self, network: FrozenNetwork, variables: Variables, split: Split, num_views: int) -> dict:
-        """Return everything that the outputs depend on."""
+        """Return the cache key: everything that the outputs depend on."""
         views = None
         if num_views:
-            size = inference_batch_size(network.preprocess.size, self.mesh)
+            size = inference_batch_size(network.preprocess.side, self.mesh)
             views = {"count": num_views, "seed": self.config.seed, "batch": size, "augment": repr(self.config.augment)}
+            views["files"] = op_files(self.config.augment)
         return {
             "network": hashlib.sha256(_without_addresses(repr(network)).encode()).hexdigest(),
             "variables": params_hash(variables),
@@ -96,6 +98,7 @@ class FeatureCache:
             "device": jax.devices()[0].device_kind,
             "products": [str(jax.config.jax_default_matmul_precision), bool(jax.config.jax_enable_x64)],
             "versions": [tljax.__version__, jax.__version__, source_digest(CODE)],
+            "custom": plugins.hashes_of_types(getattr(node, "type", object) for node in network.graphdef.nodes),
         }
 
     def _compute(
@@ -108,51 +111,63 @@ class FeatureCache:
         out: Mapping[str, np.ndarray],
     ) -> None:
         images = split.images
-        size = inference_batch_size(network.preprocess.size, self.mesh)
-        run = _compile(network, self.config.augment if num_views else None, self.spatial)
+        size = inference_batch_size(network.preprocess.side, self.mesh)
+        augment = self.config.augment if num_views else None
+        run = _compile(network, augment, self.spatial, op_files(augment) if augment else ())
         self.progress.start_task(name, max(1, num_views) * len(images))
         for view in range(max(1, num_views)):
-            part = {n: x[view * len(images) : (view + 1) * len(images)] for n, x in out.items()}
+            view_out = {n: x[view * len(images) : (view + 1) * len(images)] for n, x in out.items()}
             keys = self._view_keys(view)
 
             def compute(batch: dict, keys=keys) -> dict:
                 return run(variables, batch["image"], next(keys))
 
-            map_batches(compute, {"image": images}, size, self.mesh, part, self.progress.advance_task)
+            map_batches(compute, {"image": images}, size, self.mesh, view_out, self.progress.advance_task)
 
     def targets(
         self, split: Split, side: int, with_boundary_weights: bool = False, num_views: int = 0
     ) -> dict[str, np.ndarray]:
-        """Return the targets of a split for an input of so many pixels a side; with views, those of each view."""
+        """Return the targets of a split, transformed with the augmented images if masks or boxes move with them.
+
+        Args:
+          split: split with the images and labels.
+          side: side of the network input in pixels.
+          with_boundary_weights: whether to add `weight`, the pixel weights by distance from object boundaries.
+          num_views: number of augmented views of each image; 0: images without augmentation.
+
+        Returns:
+          {name: [N, ...]}; with views of masks or boxes [num_views * N, ...], view by view.
+        """
         images = split.images
         targets = split.targets(side)
         if with_boundary_weights:
             targets["weight"] = boundary_weights(split.labels)
-        if not num_views or not self.spatial:
+        # A custom operation may change targets without locations too.
+        if not num_views or not (self.spatial or self.config.augment.ops):
             return targets
-        augment = jax.jit(make_augment(self.config.augment, side)["weak"])
+        augment = jax.jit(make_augment(self.config.augment, side if self.spatial else None)["weak"])
         size = inference_batch_size(side, self.mesh)
         arrays = {"image": images, **targets}
         shapes = jax.eval_shape(augment, jax.random.key(0), {n: x[:1] for n, x in arrays.items()})
         out = {n: np.empty((num_views * len(images), *shapes[n].shape[1:]), x.dtype) for n, x in targets.items()}
         for view in range(num_views):
-            part = {n: x[view * len(images) : (view + 1) * len(images)] for n, x in out.items()}
+            view_out = {n: x[view * len(images) : (view + 1) * len(images)] for n, x in out.items()}
             keys = self._view_keys(view)
 
-            def augmented(batch: dict, keys=keys) -> dict:
+            def augment_targets(batch: dict, keys=keys) -> dict:
                 batch = augment(next(keys), batch)
                 return {n: batch[n] for n in targets}
 
-            map_batches(augmented, arrays, size, self.mesh, part)
+            map_batches(augment_targets, arrays, size, self.mesh, view_out)
         return out
 
     def _view_keys(self, view: int) -> Iterator[jax.Array]:
-        """Yield the random key of each batch of a view."""
+        """Yield the random keys of the batches of a view."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), view)
         return (jax.random.fold_in(key, i) for i in itertools.count())
 
     def summary(self) -> list[dict]:
-        """Return the record without repeated requests."""
+        """Return the record with only the last of requests with the same name."""
         return list({row["what"]: row for row in reversed(self.record)}.values())[::-1]
 
     def _report(self, name: str, entry: CachedArrays, images: int, passes: float) -> None:
@@ -167,19 +182,21 @@ class FeatureCache:
             "saved": saved,
         }
         self.record.append(row)
-        took = "read from the cache" if entry.reused else f"computed once in {entry.seconds:.1f} s"
-        self.progress.note(
-            f"{name}: features of {images:,} images, {size / 1e6:.3g} MB, {took}; saves about {saved:.1f} s"
+        origin = "read from the cache" if entry.reused else f"computed once in {entry.seconds:.1f} s"
+        self.progress.print_note(
+            f"{name}: features of {images:,} images, {size / 1e6:.3g} MB, {origin}; saves about {saved:.1f} s"
         )
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(network: FrozenNetwork, augment: AugmentConfig | None, spatial: bool):
+def _compile(network: FrozenNetwork, augment: AugmentConfig | None, spatial: bool, files: tuple[str, ...]):
+    # `files` are hashes of custom operations: a changed file is another program.
     side = network.preprocess.size if spatial else None
-    change = make_augment(augment, side)["weak"] if augment else lambda key, batch: batch
+    crop_share = network.preprocess.crop_share
+    augment_fn = make_augment(augment, side, crop_share)["weak"] if augment else lambda key, batch: batch
 
     def run(variables: Variables, images: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        return apply_frozen(network, variables, change(key, {"image": images})["image"])
+        return apply_frozen(network, variables, augment_fn(key, {"image": images})["image"])
 
     return jax.jit(run, compiler_options=inference_options())
 

@@ -1,8 +1,8 @@
-"""Ready classifiers on features: what a frozen network knows, without training it.
+"""Probes: standard classifiers fitted on the features of a frozen network.
 
-A probe is a grid of one number and a function `fit(features, labels, classes, value)`; `choose` takes the number that
-is best on validation. Features are [N, D], labels integers [N] in 0..classes-1, of which some may be missing: every
-class has its column of probabilities all the same.
+A probe has a grid of values of one hyperparameter and a function `fit(features, labels, classes, value)`; `fit_best`
+selects the value by validation metrics. Features are [N, D], labels are integers [N] in 0..classes-1. Probabilities
+have a column for every class, even if the labels do not contain it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import linalg, optimize, special
@@ -27,90 +28,104 @@ FeatureRows = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A classifier with one number to choose.
+    """A classifier with one hyperparameter.
 
     Attributes:
-      setting: name of the number.
-      values: the grid, the strongest regularisation first.
-      fit: (features, labels, classes, value) → predictor, from features [N, D] to probabilities [N, classes].
-      neighbours: whether the number counts training pictures, so that there may not be more.
+      setting: name of the hyperparameter.
+      values: grid of values, the strongest regularization first.
+      fit: (features, labels, classes, value) → function from features [N, D] to probabilities [N, classes].
+      neighbours: whether the hyperparameter is a number of training images, so that larger values are skipped.
     """
 
-    setting: str
+    hparam: str
     values: tuple[float, ...]
     fit: Callable[[np.ndarray, np.ndarray, int, float], PredictFn]
-    neighbours: bool = False
+    is_neighbor_count: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class FittedProbe:
-    """A fitted probe: its setting's `value`, how to `predict`, and its `scores` on validation."""
+    """A fitted probe.
+
+    Attributes:
+      value: value of the hyperparameter.
+      predict: function from features [N, D] to probabilities [N, classes].
+      scores: metrics on the validation features.
+    """
 
     value: float
     predict: PredictFn
-    scores: dict[str, float | None]
+    scores: dict[str, Any]
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """The larger, the better: accuracy, then less loss."""
+    def ranking_key(self) -> tuple[float, float]:
+        """Sort key of which larger is better: accuracy, then negative loss."""
         return self.scores["accuracy"], -self.scores["loss"]
 
 
 def fit_best(probe: Probe, train: FeatureRows, valid: FeatureRows, classes: int) -> FittedProbe:
-    """Fits every setting on `train` and takes the best on `valid`, both pairs of features and labels.
+    """Return the probe fitted with the best value of its grid.
 
-    Best is the highest accuracy, of equals the lowest loss, of equals the strongest regularisation.
+    The best value has the highest validation accuracy, then the lowest loss, then the strongest regularization.
+
+    Args:
+      probe: the classifier.
+      train: features and labels to fit on.
+      valid: features and labels to evaluate on.
+      classes: number of classes.
     """
     best = None
     for value in probe.values:
-        if probe.neighbours and value > len(train[1]):
+        if probe.is_neighbor_count and value > len(train[1]):
             continue
         predict = probe.fit(*train, classes, value)
-        found = FittedProbe(value, predict, classification.compute_metrics(valid[1], predict(valid[0])))
-        if best is None or found.rank > best.rank:
-            best = found
+        fitted = FittedProbe(value, predict, classification.compute_metrics(valid[1], predict(valid[0])))
+        if best is None or fitted.ranking_key > best.ranking_key:
+            best = fitted
+    assert best is not None  # a value of every grid fits
     return best
 
 
 def logistic(features: np.ndarray, labels: np.ndarray, classes: int, c: float) -> PredictFn:
-    """Multinomial logistic regression on standardised features; `c` is scikit-learn's C, the inverse of the L2 penalty.
+    """Fit multinomial logistic regression on standardized features; `c` is the inverse of the L2 penalty.
 
     Raises:
-      ValueError: labels of one class alone.
+      ValueError: all labels are equal.
     """
     model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
     with warnings.catch_warnings():
-        # Hardly any penalty on separable pictures has no end; where it stops is judged on validation like the others.
+        # With a weak penalty and separable features the solver does not converge; validation metrics decide.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)
-    return lambda x: _in_columns(model.predict_proba(x), model.classes_, classes)
+    return lambda x: _expand_columns(model.predict_proba(x), model.classes_, classes)
 
 
 def ridge(features: np.ndarray, labels: np.ndarray, classes: int, alpha: float) -> PredictFn:
-    """Least squares towards one-hot labels, in closed form, on standardised features; `alpha` is the L2 penalty.
+    """Fit ridge regression of one-hot labels on standardized features; `alpha` is the L2 penalty.
 
-    Solved in float64 over features or over pictures, whichever are fewer: with few labels, that is milliseconds however
-    wide the features. The intercept is not penalised. Probabilities are the softmax of the scores times the one factor
-    at which the leave-one-out scores of the training pictures, also in closed form, have the least loss; the factor
-    changes no prediction. With one picture a class, those scores know nothing, and the probabilities come out even.
+    The closed form is solved in float64 over features or images, whichever are fewer. The intercept is not penalized.
+    Probabilities are the softmax of the scores times a factor, which minimizes the loss of the leave-one-out scores of
+    the training images and does not change the predicted class. With one image per class the leave-one-out scores
+    contain no information, and the probabilities are uniform.
     """
-    scaler = StandardScaler().fit(features.astype(np.float64))
+    scaler: Any = StandardScaler().fit(features.astype(np.float64))
     weights, mean, held_out = solve_ridge(scaler.transform(features.astype(np.float64)), labels, classes, alpha)
 
     def loss(log_factor: float) -> float:
         likelihood = special.log_softmax(np.exp(log_factor) * held_out, axis=1)
         return -likelihood[np.arange(len(labels)), labels].mean()
 
-    factor = np.exp(optimize.minimize_scalar(loss, bounds=np.log([1e-3, 1e3]), method="bounded").x)
+    minimum: Any = optimize.minimize_scalar(loss, bounds=np.log([1e-3, 1e3]), method="bounded")
+    factor = np.exp(minimum.x)
     return lambda x: special.softmax(factor * (scaler.transform(x.astype(np.float64)) @ weights + mean), axis=1)
 
 
 def solve_ridge(x: np.ndarray, labels: np.ndarray, classes: int, alpha: float):
-    """Ridge regression of one-hot labels on centred float64 features `x` [N, D].
+    """Solve ridge regression of one-hot labels on centered float64 features `x` [N, D].
 
     Returns:
-      Weights [D, classes], intercept [classes], and the scores [N, classes] that each picture would get from the
-      regression on all others: `y - (y - ŷ) / (1 - h)`, with h the diagonal of the hat matrix.
+      Weights [D, classes], intercept [classes], and leave-one-out scores [N, classes] of the training images:
+      `y - (y - ŷ) / (1 - h)`, where h is the diagonal of the hat matrix.
     """
     one_hot = np.eye(classes)[labels]
     mean = one_hot.mean(0)
@@ -125,23 +140,23 @@ def solve_ridge(x: np.ndarray, labels: np.ndarray, classes: int, alpha: float):
 
 
 def knn(features: np.ndarray, labels: np.ndarray, classes: int, k: float) -> PredictFn:
-    """The `k` nearest training pictures by cosine distance vote, each with the inverse of its distance.
+    """Fit a classifier by the `k` nearest training images in cosine distance, weighted by the inverse distance.
 
-    One vote more is spread evenly over the classes, so that none is held impossible for want of a neighbour.
+    One additional vote is spread evenly over the classes, so that no probability is zero.
     """
     model = KNeighborsClassifier(n_neighbors=int(k), metric="cosine", weights="distance").fit(features, labels)
-    return lambda x: (k * _in_columns(model.predict_proba(x), model.classes_, classes) + 1 / classes) / (k + 1)
+    return lambda x: (k * _expand_columns(model.predict_proba(x), model.classes_, classes) + 1 / classes) / (k + 1)
 
 
-def _in_columns(probabilities: np.ndarray, known: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities [N, known classes] as [N, classes] in float64, zero for classes without a training picture."""
-    wide = np.zeros((len(probabilities), classes))
-    wide[:, known] = probabilities
-    return wide / wide.sum(1, keepdims=True)
+def _expand_columns(probabilities: np.ndarray, present: np.ndarray, classes: int) -> np.ndarray:
+    """Return probabilities [N, present classes] as [N, classes] in float64, 0 for classes without a training image."""
+    expanded = np.zeros((len(probabilities), classes))
+    expanded[:, present] = probabilities
+    return expanded / expanded.sum(1, keepdims=True)
 
 
 PROBES = {
     "logistic": Probe("C", tuple(10.0**e for e in range(-4, 5)), logistic),
     "ridge": Probe("alpha", tuple(10.0**e for e in range(6, -3, -1)), ridge),
-    "knn": Probe("k", (200, 100, 50, 20, 10, 5, 3, 1), knn, neighbours=True),
+    "knn": Probe("k", (200, 100, 50, 20, 10, 5, 3, 1), knn, is_neighbor_count=True),
 }

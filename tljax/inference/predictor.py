@@ -14,6 +14,7 @@ from flax import nnx
 from tljax import models
 from tljax.config import Config, ModelConfig
 from tljax.data import Split
+from tljax.data.dataset import Images
 from tljax.distributed.mesh import DeviceMesh
 from tljax.features.extract import inference_batch_size
 from tljax.features.frozen_network import FROZEN_STAGES, group_outputs
@@ -22,7 +23,7 @@ from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.params import FlatModel, Variables
 from tljax.ops.convolution import inference_options
-from tljax.tasks import Task, task_of
+from tljax.tasks import Metric, Task, compute_metrics, metrics_of, task_of
 from tljax.weights import Preprocess, make_preprocess
 
 
@@ -34,7 +35,7 @@ def build_model(config: Config, num_classes: int, preprocess: Preprocess) -> Mod
         num_classes=num_classes,
         head=model.head,
         out_stage=model.out_stage,
-        image_size=preprocess.size,
+        image_size=preprocess.side,
         in_channels=preprocess.channels,
         options=model.options,
         auxiliary=model.aux_weight > 0,
@@ -90,23 +91,28 @@ class Predictor:
         """The task of the config."""
         return task_of(self.config)
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the task and of the config."""
+        return metrics_of(self.config)
+
     def predict_fn(self) -> Callable:
         """Return the compiled forward pass, (variables, batch) → predictions."""
         return make_predict(self.task, self.flat.graphdef, self.preprocess, self.config.train.compute_dtype)
 
-    def predict(self, variables: Variables, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def predict(self, variables: Variables, arrays: Mapping[str, Images]) -> dict[str, np.ndarray]:
         """Return the predictions {name: [N, ...]}; `arrays` are as `predict_batches` takes them."""
-        size = inference_batch_size(self.preprocess.size, self.mesh)
+        size = inference_batch_size(self.preprocess.side, self.mesh)
         return predict_batches(self.predict_fn(), variables, arrays, size, self.mesh)
 
     def evaluate(
         self, variables: Variables, split: Split, cached_features: Mapping[str, np.ndarray] | None = None
     ) -> tuple[dict, dict[str, np.ndarray]]:
         """Return all metrics on a split, and the predictions; `cached_features` of frozen stages replace the images."""
-        side = self.preprocess.size
-        arrays = (cached_features or {"image": split.images}) | split.targets(side)
+        side = self.preprocess.side
+        arrays = {**(cached_features or {"image": split.images}), **split.targets(side)}
         predictions = self.predict(variables, arrays)
-        metrics = self.task.compute_metrics(predictions, split, side)
+        metrics = compute_metrics(self.task, self.metrics, predictions, split, side)
         return metrics | self.task.class_metrics(predictions, split, side, self.classes), predictions
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from tljax.errors import UserError, did_you_mean
 
 Outputs = Batch = References = HParams = Mapping[str, Any]
+LossFn = Callable[[Outputs, Batch, References, HParams], jax.Array]
 
 REQUIREMENTS = {
     "maps": "The student's feature maps of all stages, frozen first stages included.",
@@ -84,7 +85,7 @@ class Loss:
     """
 
     name: str
-    function: Callable[[Outputs, Batch, References, HParams], jax.Array]
+    function: LossFn
     requires: frozenset[str] = frozenset()
 
     def __call__(self, outputs: Outputs, batch: Batch, references: References, hparams: HParams) -> jax.Array:

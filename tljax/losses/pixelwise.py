@@ -14,7 +14,7 @@ from tljax.data.dataset import IGNORED
 from tljax.losses.base import at_least_f32
 
 
-def resize_logits(logits: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def resize_logits(logits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Resize logits [B, h, w, C] to [B, *shape, C] bilinearly with half-pixel centers, in float32 or wider.
 
     Upsampling repeats the edge values beyond the outermost pixel centers; downsampling is antialiased.
@@ -86,8 +86,8 @@ def lovasz(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     valid, targets = _valid_and_one_hot(logits, labels)
     probabilities = jax.nn.softmax(at_least_f32(logits))
-    by_class = (x.reshape(-1, x.shape[-1]).T for x in (probabilities, targets))
-    losses, present = jax.vmap(_lovasz_of_class, (0, 0, None))(*by_class, valid.ravel())
+    probabilities, targets = (x.reshape(-1, x.shape[-1]).T for x in (probabilities, targets))
+    losses, present = jax.vmap(_lovasz_of_class, (0, 0, None))(probabilities, targets, valid.ravel())
     return _divided_sum(losses, present)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -45,12 +46,12 @@ def _two_nearest_distances(mask: np.ndarray, max_distance: int) -> tuple[np.ndar
     """
     first, second = np.full((2, *mask.shape), np.inf)
     for class_index in np.setdiff1d(mask, (BACKGROUND, IGNORED)):
-        objects, _ = ndimage.label(mask == class_index)
+        objects, _ = cast(tuple[np.ndarray, int], ndimage.label(mask == class_index))
         for index, box in enumerate(ndimage.find_objects(objects), start=1):
             window = tuple(slice(max(side.start - max_distance, 0), side.stop + max_distance) for side in box)
             inside = objects[window] == index
             # border_value=1: the edge of the image is no border of the object.
-            border = inside & ~ndimage.binary_erosion(inside, border_value=1)
+            border = inside & np.logical_not(ndimage.binary_erosion(inside, border_value=1))
             if not border.any():  # the object fills the whole image
                 continue
             distance = ndimage.distance_transform_edt(~border)

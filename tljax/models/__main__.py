@@ -12,12 +12,12 @@ from rich.console import Console
 from tljax import models
 from tljax.errors import TljaxError
 from tljax.models import params as params_lib
-from tljax.models.factory import FAMILIES
+from tljax.models.backbones import FAMILIES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tljax.models", description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(prog="python -m tljax.models", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("name", nargs="?", help="a backbone, as for model.backbone")
     name = parser.parse_args(arguments).name
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -4,150 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tljax import plugins
 from tljax.config.fields import coerce
 from tljax.errors import UserError, did_you_mean
-from tljax.models import initializers
-from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
-from tljax.models.heads import HEADS
-from tljax.models.layers import NORM_AFTER
-
-FAMILIES = {
-    "vgg": vgg,
-    "resnet": resnet,
-    "densenet": densenet,
-    "inception": inception,
-    "convnext": convnext,
-    "unet": unet,
-}
-
-# Same form as `layers.NORM_AFTER`; the tables of families cover the stages only.
-HEAD_NORM_AFTER = ((r"(head/.*)/conv", r"\1/bn"), (r"(head/neck)/up", r"\1/bn"))
-
-
-class FeatureInfo(NamedTuple):
-    """Stride of a stage's feature map in input pixels, and its number of channels."""
-
-    stride: int
-    channels: int
-
-
-class Model(nnx.Module):
-    """A sequence of named stages, and a head.
-
-    Attributes:
-      family: key of `FAMILIES`; `tljax.weights` looks up checkpoint layouts by it.
-      config: the family's `Variant`.
-      stage_names: the stages in order; each is an attribute, and so is `head`.
-      cut: stages of the variant after `out_stage`, which are not built.
-      in_channels: channels of the input.
-      remat: whether the backward pass recomputes activations inside stages instead of storing them.
-    """
-
-    def __init__(
-        self, family: str, config: Any, stages: dict[str, nnx.Module], cut: tuple[str, ...], in_channels: int, remat
-    ):
-        self.family = family
-        self.config = config
-        self.in_channels = in_channels
-        self.remat = remat
-        self.stage_names = tuple(stages)
-        self.unused_stages = cut
-        for name, stage in stages.items():
-            setattr(self, name, stage)
-
-    def features(
-        self,
-        images: jax.Array | None,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        cached_features: Mapping[str, jax.Array] = MappingProxyType({}),
-    ) -> dict[str, jax.Array]:
-        """Compute the feature maps of all stages.
-
-        Args:
-          images: preprocessed images [B, H, W, in_channels].
-          train: whether to use batch statistics and dropout.
-          rngs: random keys for dropout in training.
-          cached_features: precomputed features {stage: [B, h, w, c]} of leading stages. Stages up to the last of these
-            are skipped, `images` may be None, and of the skipped stages only the given ones appear in the result.
-
-        Returns:
-          {stage: [B, h, w, c]}.
-        """
-
-        def run_stage(stage: nnx.Module, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-            return stage(x, train=train, rngs=rngs)
-
-        if self.remat:
-            run_stage = nnx.remat(run_stage)
-        features = dict(cached_features)
-        num_skipped = max((self.stage_names.index(name) + 1 for name in cached_features), default=0)
-        x = cached_features[self.stage_names[num_skipped - 1]] if num_skipped else images
-        for name in self.stage_names[num_skipped:]:
-            x = features[name] = run_stage(getattr(self, name), x, rngs)
-        return features
-
-    def forward_all(
-        self,
-        images: jax.Array | None,
-        train: bool = False,
-        rngs: nnx.Rngs | None = None,
-        cached_features: Mapping[str, jax.Array] = MappingProxyType({}),
-    ) -> dict[str, jax.Array]:
-        """Compute everything that losses read; arguments as in `features`.
-
-        Returns:
-          The head's outputs, under "logits" if the head returns a single array; the features by stage, under "maps";
-          and in training the auxiliary outputs of the head (auxiliary classifiers, and those that
-          `tljax.models.heads.auxiliary` adds).
-        """
-        features = self.features(images, train, rngs, cached_features)
-        outputs = self.head(features, train=train, rngs=rngs)
-        if not isinstance(outputs, dict):
-            outputs = {"logits": outputs}
-        outputs = outputs | {"maps": features}
-        return outputs | (self.head.auxiliary(features, train, rngs) if train else {})
-
-    def __call__(self, images: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None):
-        """Return the head's outputs for preprocessed images [B, H, W, C]; `rngs` only for dropout in training."""
-        return self.head(self.features(images, train, rngs), train=train, rngs=rngs)
-
-    def first_stages(self, stages: Sequence[str]) -> Model:
-        """Return a model of the leading stages without a head, which shares their modules and variable paths."""
-        modules = {name: getattr(self, name) for name in stages}
-        return Model(self.family, self.config, modules, (), self.in_channels, remat=False)
-
-    @property
-    def stages_with_params(self) -> list[str]:
-        """Names of the stages that have parameters."""
-        return [name for name in self.stage_names if nnx.to_flat_state(nnx.state(getattr(self, name), nnx.Param))]
-
-    @property
-    def norm_of_conv(self) -> tuple[tuple[str, str], ...]:
-        """(pattern, replacement) pairs from a convolution's path to that of the BatchNorm of its outputs."""
-        return (*HEAD_NORM_AFTER, *getattr(FAMILIES[self.family], "NORM_AFTER", NORM_AFTER))
-
-    def feature_info(self) -> dict[str, FeatureInfo]:
-        """Return stride and channels of every stage's feature map.
-
-        Strides are rounded to powers of two, because unpadded convolutions make feature maps slightly smaller.
-        """
-        side = 512
-        shapes = feature_shapes(self, side)
-        return {
-            name: FeatureInfo(2 ** round(math.log2(side / height)), channels)
-            for name, (height, _, channels) in shapes.items()
-        }
+from tljax.models import custom, initializers
+from tljax.models.backbones import FAMILIES, get_family
+from tljax.models.heads import get_head
+from tljax.models.model import Model, feature_shapes
 
 
 def list_backbones() -> list[str]:
@@ -159,23 +31,29 @@ def get_variant(backbone: str | Any, options: Mapping[str, Any] = MappingProxyTy
     """Return the family of a backbone and its variant.
 
     Args:
-      backbone: name, or a `Variant` of a family.
+      backbone: name, `FILE.py:NAME`, or a `Variant` of a family.
       options: fields of the variant to replace.
 
     Raises:
       UserError: there is no such backbone or option.
     """
+    family, variant = _find_variant(backbone)
+    hints = typing.get_type_hints(type(variant))
+    for name in options:
+        if name not in hints:
+            raise UserError(f'model.options: {family} has no "{name}"{did_you_mean(name, hints)}')
+    values = {name: coerce(value, hints[name], f"model.options.{name}") for name, value in options.items()}
+    return family, dataclasses.replace(variant, **values)
+
+
+def _find_variant(backbone: str | Any) -> tuple[str, Any]:
     for family, module in FAMILIES.items():
-        is_name = isinstance(backbone, str) and backbone in module.VARIANTS
-        if not is_name and not isinstance(backbone, module.Variant):
-            continue
-        variant = module.VARIANTS[backbone] if is_name else backbone
-        hints = typing.get_type_hints(type(variant))
-        for name in options:
-            if name not in hints:
-                raise UserError(f'model.options: {family} has no "{name}"{did_you_mean(name, hints)}')
-        values = {name: coerce(value, hints[name], f"model.options.{name}") for name, value in options.items()}
-        return family, dataclasses.replace(variant, **values)
+        if isinstance(backbone, module.Variant):
+            return family, backbone
+        if isinstance(backbone, str) and backbone in module.VARIANTS:
+            return family, module.VARIANTS[backbone]
+    if isinstance(backbone, str) and plugins.is_plugin(backbone):
+        return custom.load_variant(backbone)
     raise UserError(f'There is no model.backbone "{backbone}"{did_you_mean(backbone, list_backbones())}')
 
 
@@ -197,9 +75,10 @@ def create_model(
     """Create a model with random weights (`tljax.models.initializers`).
 
     Args:
-      backbone: name, e.g. "vgg16", or a family's variant such as `vgg.Variant(blocks=((8,), (16, 16)))`.
+      backbone: name, e.g. "vgg16", `FILE.py:NAME` for a custom one, or a family's variant such as
+        `vgg.Variant(blocks=((8,), (16, 16)))`.
       num_classes: outputs of the head; 0: a classifier returns the features before its last layer.
-      head: key of `HEADS`.
+      head: key of `HEADS`, or `FILE.py:NAME` for a custom one.
       out_stage: the last stage to build, whose features the head reads. None: the variant's last stage.
       image_size: side of the input in pixels; matters only to heads that flatten features or predict at that size.
       in_channels: channels of the input.
@@ -214,50 +93,64 @@ def create_model(
       UserError: there is no such backbone, option, head or stage.
     """
     family, variant = get_variant(backbone, options)
-    if head not in HEADS:
-        raise UserError(f'There is no model.head "{head}"{did_you_mean(head, HEADS)}')
     head_options = _coerce_head_options(head, head_options)
-    layer_options = {"dtype": dtype, "rngs": _AbstractRngs()}
+    is_custom = family not in FAMILIES or plugins.is_plugin(head)
 
     def construct() -> Model:
-        stages = FAMILIES[family].stages(variant, inputs=in_channels, **layer_options)
-        if out_stage is not None and out_stage not in stages:
-            raise UserError(
-                f'model.out_stage: there is no stage "{out_stage}" in {backbone}{did_you_mean(out_stage, stages)}'
-            )
-        names = tuple(stages)
-        num_stages = names.index(out_stage) + 1 if out_stage else len(names)
-        built = {name: stages[name] for name in names[:num_stages]}
-        model = Model(family, variant, built, names[num_stages:], in_channels, remat)
+        # Custom modules may contain Flax's own layers, which need keys.
+        layer_options = {"dtype": dtype, "rngs": nnx.Rngs(0) if is_custom else _AbstractRngs()}
+        stages = get_family(family).stages(variant, inputs=in_channels, **layer_options)
+        names = _stages_to_build(backbone, stages, out_stage)
+        unused = tuple(name for name in stages if name not in names)
+        model = Model(family, variant, {name: stages[name] for name in names}, unused, in_channels, remat)
+        if is_custom:
+            custom.check_stage_outputs(backbone, model, image_size)
         shapes = feature_shapes(model, image_size)
         if any(0 in shape for shape in shapes.values()):
             raise UserError(f"data.image_size={image_size} is too small for {backbone}: its last feature map is empty.")
         defaults = default_head_options(head, family, image_size)
         if auxiliary:
             defaults["auxiliary"] = _auxiliary_option(head, model, backbone, num_classes, shapes, layer_options)
-        model.head = HEADS[head](shapes, num_classes, **defaults | head_options, **layer_options)
+        model.head = get_head(head)(shapes, num_classes, **defaults | head_options, **layer_options)
         return model
 
     model = nnx.eval_shape(construct)
+    if is_custom:
+        custom.check_model(backbone, head, model, image_size)
     if rngs is not None:
         init_missing(model, rngs)
     return model
 
 
+def _stages_to_build(backbone: str | Any, stages: Mapping[str, nnx.Module], out_stage: str | None) -> list[str]:
+    """Return the names of the stages up to `out_stage`; None: of all stages."""
+    custom.check_stages(backbone, stages)
+    names = list(stages)
+    if out_stage is None:
+        return names
+    if out_stage not in stages:
+        raise UserError(
+            f'model.out_stage: there is no stage "{out_stage}" in {backbone}{did_you_mean(out_stage, stages)}'
+        )
+    return names[: names.index(out_stage) + 1]
+
+
 def default_head_options(head: str, family: str, image_size: int) -> dict[str, Any]:
-    """Return the options of a head of `HEADS` that the backbone's family and the side of the input in pixels decide."""
-    options = dict(getattr(FAMILIES[family], "HEAD_OPTIONS", {})) if head == "classifier" else {}
-    if "side" in inspect.signature(HEADS[head].__init__).parameters:
+    """Return the options of a head that the backbone's family and the side of the input in pixels decide."""
+    options = dict(getattr(get_family(family), "HEAD_OPTIONS", {})) if head == "classifier" else {}
+    if "side" in inspect.signature(get_head(head).__init__).parameters:
         options["side"] = image_size
     return options
 
 
 def head_option_types(head: str) -> dict[str, Any]:
-    """Return the options that a user can set of a head of `HEADS`, and their types."""
-    hints = typing.get_type_hints(HEADS[head].__init__)
-    parameters = inspect.signature(HEADS[head].__init__).parameters.values()
+    """Return the options that a user can set of a head, and their types."""
+    constructor = get_head(head).__init__
+    hints = typing.get_type_hints(constructor)
+    parameters = inspect.signature(constructor).parameters.values()
     reserved = ("side", "auxiliary", "dtype", "rngs")
-    return {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in reserved}
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in reserved]
+    return {p.name: hints.get(p.name, type(p.default)) for p in options}
 
 
 def _coerce_head_options(head: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,7 +163,7 @@ def _coerce_head_options(head: str, options: Mapping[str, Any]) -> dict[str, Any
 
 def init_missing(model: Model, rngs: nnx.Rngs) -> None:
     """Initialize, in place, all variables of a model that have no value yet; reads the stream `params`."""
-    family_initializers = getattr(FAMILIES[model.family], "INITIALIZERS", {})
+    family_initializers = getattr(get_family(model.family), "INITIALIZERS", {})
     head_initializers = getattr(model.head, "initializers", {})
     initializers.init_missing_params(model, rngs.params(), family_initializers, head_initializers)
 
@@ -286,11 +179,11 @@ def _auxiliary_option(
     head: str, model: Model, backbone: str | Any, num_classes: int, shapes: Mapping, layer_options: Mapping
 ) -> bool | dict[str, tuple[str, nnx.Module]]:
     """Return the head's option `auxiliary`: {name: (stage, classifier)} for a classifier, True for other heads."""
-    if "auxiliary" not in inspect.signature(HEADS[head].__init__).parameters:
+    if "auxiliary" not in inspect.signature(get_head(head).__init__).parameters:
         raise UserError(f"model.aux_weight: the head {head} has no auxiliary outputs.")
     if head != "classifier":
         return True
-    make_auxiliary = getattr(FAMILIES[model.family], "auxiliary", None)
+    make_auxiliary = getattr(get_family(model.family), "auxiliary", None)
     classifiers = make_auxiliary(model.config, num_classes, **layer_options) if make_auxiliary else {}
     if not classifiers:
         raise UserError(f"model.aux_weight: {backbone} has no auxiliary classifiers.")
@@ -299,10 +192,3 @@ def _auxiliary_option(
     for stage, module in classifiers.values():
         nnx.eval_shape(lambda m, x: m(x), module, jax.ShapeDtypeStruct((1, *shapes[stage]), jnp.float32))
     return classifiers
-
-
-def feature_shapes(model: Model, side: int) -> dict[str, tuple[int, int, int]]:
-    """Return the shape [H, W, C] of every stage's features, in stage order, for images of `side` × `side` pixels."""
-    image = jax.ShapeDtypeStruct((1, side, side, model.in_channels), jnp.float32)
-    features = nnx.eval_shape(lambda m, x: m.features(x), model, image)
-    return {name: features[name].shape[1:] for name in model.stage_names}

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tljax.errors import UserError
 from tljax.models.params import flatten_state
 
 
@@ -55,7 +56,7 @@ def bilinear(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Return bilinear interpolation of each channel, for a transposed convolution [2 · stride, 2 · stride, in, out]."""
     size = shape[0]
     weights = 1 - np.abs(np.arange(size) - (size - 1) / 2) * 2 / size
-    return np.multiply.outer(np.multiply.outer(weights, weights), np.eye(*shape[2:]))
+    return np.multiply.outer(np.multiply.outer(weights, weights), np.eye(shape[2], shape[3]))
 
 
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -87,13 +88,18 @@ def init_missing_params(
       by_path: pattern of the whole path → initializer; overrides both tables.
     """
     seed = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    table = INITIALIZERS | family_initializers
+    table = {**INITIALIZERS, **family_initializers}
     for path, variable in flatten_state(nnx.state(model)).items():
         if not isinstance(variable.get_value(), jax.ShapeDtypeStruct):
             continue
         name = path.split("/")[-1]
         shape = variable.shape
         matching = next((initializer for pattern, initializer in by_path.items() if re.fullmatch(pattern, path)), None)
-        initializer = matching or table.get((name, len(shape))) or table[name, None]
+        initializer = matching or table.get((name, len(shape))) or table.get((name, None))
+        if initializer is None:
+            raise UserError(
+                f'There is no initializer for {path} {list(shape)}: add ("{name}", {len(shape)}) to INITIALIZERS of '
+                "the backbone's file, or override the property initializers of the head."
+            )
         rng = np.random.default_rng([*seed, zlib.crc32(path.encode())])
         variable.set_value(jax.numpy.asarray(initializer(rng, shape).astype(variable.dtype)))

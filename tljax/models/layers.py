@@ -9,7 +9,7 @@ parts of a network. A layer with `channels` set trains only these output channel
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,20 +45,25 @@ KERAS_BN = BatchNormConfig(epsilon=1.001e-5, momentum=0.99, unbiased=False)
 
 
 class Conv(PartiallyTrainable, nnx.Conv):
-    """Convolution, NHWC, kernel [kh, kw, in / groups, out], padded equally on both sides as in PyTorch.
+    """Convolution, NHWC, kernel [kh, kw, in / groups, out], padded equally on both sides unless `padding` is "same".
 
     Args:
       inputs: number of input channels.
       outputs: number of output channels.
       size: side of the kernel, or (height, width).
       stride: along H and W.
-      padding: pixels on each side; None keeps the input's side at stride 1, for odd kernels.
+      padding: pixels on each side; None keeps the input's side at stride 1, for odd kernels; "same" pads as TensorFlow,
+        to ⌈side / stride⌉ locations, with one pixel more at the end where the number is odd.
       groups: number of channel groups that are convolved separately.
       dilation: distance between kernel taps.
       bias: whether to add a bias.
       dtype: dtype of the computation.
       rngs: required by Flax; initial values come from `tljax.models.initializers`.
     """
+
+    strides: Any
+    padding: Any
+    kernel_dilation: Any
 
     def __init__(
         self,
@@ -67,7 +72,7 @@ class Conv(PartiallyTrainable, nnx.Conv):
         size: Side = 3,
         *,
         stride: int = 1,
-        padding: Side | None = None,
+        padding: Side | str | None = None,
         groups: int = 1,
         dilation: int = 1,
         bias: bool = True,
@@ -75,13 +80,17 @@ class Conv(PartiallyTrainable, nnx.Conv):
         rngs,
     ):
         size = _pair(size)
-        padding = tuple(dilation * (s // 2) for s in size) if padding is None else _pair(padding)
+        if isinstance(padding, str):
+            padded: Any = padding.upper()
+        else:
+            pads = tuple(dilation * (s // 2) for s in size) if padding is None else _pair(padding)
+            padded = tuple((p, p) for p in pads)  # tuples: graph definitions must be hashable
         super().__init__(
             inputs,
             outputs,
             size,
             strides=stride,
-            padding=tuple((p, p) for p in padding),  # tuples: graph definitions must be hashable
+            padding=padded,
             kernel_dilation=dilation,
             feature_group_count=groups,
             use_bias=bias,
@@ -99,7 +108,8 @@ class Conv(PartiallyTrainable, nnx.Conv):
 
 def _convolve(x, kernel, strides, padding, *, rhs_dilation, feature_group_count, precision, **_):
     # The signature with which nnx.Conv calls `conv_general_dilated`.
-    return convolve(x, kernel, ConvSpec(strides, tuple(padding), rhs_dilation, feature_group_count, precision))
+    padding = padding if isinstance(padding, str) else tuple(padding)
+    return convolve(x, kernel, ConvSpec(strides, padding, rhs_dilation, feature_group_count, precision))
 
 
 class Linear(PartiallyTrainable, nnx.Linear):
@@ -285,7 +295,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 def average_pool(x: jax.Array, size: int, stride: int = 1, padding: int = 0, count_padding: bool = True) -> jax.Array:
     """Apply average pooling to [B, H, W, C]; `count_padding` averages padding in as zeros (PyTorch, not Keras)."""
-    pads = [(padding, padding)] * 2
+    pads: Any = [(padding, padding)] * 2
     return nnx.avg_pool(x, (size, size), strides=(stride, stride), padding=pads, count_include_pad=count_padding)
 
 

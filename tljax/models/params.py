@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 from flax import nnx
+
+if TYPE_CHECKING:
+    from tljax.models.model import Model
 
 Variables = dict[str, jax.Array]
 
@@ -34,7 +37,7 @@ def variables(model: nnx.Module) -> Variables:
     return flatten_model(model).variables
 
 
-def merge(graphdef: nnx.GraphDef, variables: Variables) -> nnx.Module:
+def merge(graphdef: nnx.GraphDef, variables: Variables) -> Model:
     """Rebuild a model from its graph definition and all its variables; pure, so it works inside jit."""
     state = nnx.from_flat_state({tuple(path.split("/")): value for path, value in variables.items()})
     return nnx.merge(graphdef, state, copy=True)

@@ -30,6 +30,7 @@ class PartiallyTrainable:
       on_output: called with every output; None: not used.
     """
 
+    kernel: nnx.Param
     channels: TrainableChannels | None = None
     on_output: Callable[[jax.Array], None] | None = None
 
@@ -50,7 +51,7 @@ class PartiallyTrainable:
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ..., in] → [B, ..., out]."""
-        y = super().__call__(x)
+        y = super().__call__(x)  # pyright: ignore[reportAttributeAccessIssue]  # of the Flax layer
         if self.channels is not None:
             y = _route_gradient(self.apply_kernel, y, x, self.channels)
         if self.on_output is not None:
@@ -71,7 +72,7 @@ def _route_gradient_forward(linear, y: jax.Array, x: jax.Array, channels: Traina
 def _route_gradient_backward(linear, residuals, dy: jax.Array):
     x, channels = residuals
     (kernel,) = jax.linear_transpose(lambda k: linear(x, k), channels.kernel)(dy[..., channels.index])
-    return dy, None, TrainableChannels(kernel, None)
+    return dy, None, channels._replace(kernel=kernel, index=None)
 
 
 _route_gradient.defvjp(_route_gradient_forward, _route_gradient_backward)

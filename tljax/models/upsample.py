@@ -78,7 +78,7 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int], align_corners: bool = F
     Args:
       x: the input.
       size: height and width of the result.
-      align_corners: whether to align the centers of the corner pixels (torch's align_corners=True) or the image borders.
+      align_corners: whether to align the centers of the corner pixels, as in torch, or the image borders.
     """
     for axis, length in zip((1, 2), size, strict=True):
         if x.shape[axis] != length:
@@ -98,7 +98,7 @@ def _interpolation_weights(inputs: int, outputs: int, corners: bool) -> np.ndarr
     return np.maximum(0, 1 - np.abs(positions - np.arange(inputs)[:, None]))
 
 
-def pad_or_crop(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def pad_or_crop(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Zero-pad or crop [B, H, W, C] to [B, *size, C] equally on both sides; an odd pixel is added or cut at the end."""
     # int() rounds towards zero, so that one row too many is cut at the end.
     starts = [int((target - side) / 2) for target, side in zip(size, x.shape[1:3], strict=True)]

@@ -90,6 +90,6 @@ def nms(
     return NmsResult(jnp.pad(index, (0, padding)), jnp.pad(valid, (0, padding)))
 
 
-def clip(boxes: jax.Array, height: int, width: int) -> jax.Array:
+def clip(boxes: jax.Array, height: int | jax.Array, width: int | jax.Array) -> jax.Array:
     """Clip boxes [..., 4] to an image of `height` × `width` pixels."""
     return jnp.clip(boxes, 0, jnp.array([height, width, height, width], boxes.dtype))

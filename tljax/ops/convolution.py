@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,14 +43,15 @@ class ConvSpec(NamedTuple):
 
     Attributes:
       strides: along H and W.
-      padding: zeros before and after, along H and W.
+      padding: zeros ((before, after), (before, after)) along H and W; or "SAME", TensorFlow's padding, which depends on
+        the input's side.
       dilation: distance between kernel taps along H and W.
       groups: number of channel groups that are convolved separately.
       precision: of products, as in `jax.lax`.
     """
 
     strides: tuple[int, int] = (1, 1)
-    padding: tuple[tuple[int, int], tuple[int, int]] = NO_PADDING
+    padding: Any = NO_PADDING
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     precision: jax.lax.PrecisionLike = None
@@ -77,6 +78,7 @@ LOCATIONS_PER_STEP = 1024
 
 def convolve(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
     """Convolve [B, H, W, in] with a kernel [kh, kw, in / groups, out] → [B, H', W', out]."""
+    spec = explicit_padding(x.shape, kernel.shape, spec)
     algorithms = select_algorithms(x.shape, kernel.shape, spec, x.dtype)
     if algorithms == NATIVE:
         return xla_conv(x, kernel, spec)
@@ -85,7 +87,19 @@ def convolve(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 
 def linear_in_kernel(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
     """Same as `convolve`, in a form that `jax.linear_transpose` accepts with respect to the kernel."""
+    spec = explicit_padding(x.shape, kernel.shape, spec)
     return ALGORITHMS[select_algorithms(x.shape, kernel.shape, spec, x.dtype).kernel_grad](x, kernel, spec)
+
+
+def explicit_padding(x: Shape, kernel: Shape, spec: ConvSpec) -> ConvSpec:
+    """Return `spec` with numbers instead of "SAME", for an input and a kernel of these shapes.
+
+    "SAME" gives ⌈side / stride⌉ locations; of an odd number of zeros, one more is at the end.
+    """
+    if spec.padding != "SAME":
+        return spec
+    sides = [dilation * (size - 1) + 1 for dilation, size in zip(spec.dilation, kernel, strict=False)]
+    return spec._replace(padding=tuple(jax.lax.padtype_to_pads(x[1:3], sides, spec.strides, spec.padding)))
 
 
 def select_algorithms(x: Shape, kernel: Shape, spec: ConvSpec, dtype) -> ConvAlgorithms:
@@ -166,7 +180,7 @@ def rows(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
 
     def multiply(patches: jax.Array, input_rows: list[slice]) -> jax.Array:
         pairs = zip(input_rows, row_matrices, strict=True)
-        return sum(_matmul(patches[:, row_slice], matrix, spec) for row_slice, matrix in pairs)
+        return _sum(_matmul(patches[:, row_slice], matrix, spec) for row_slice, matrix in pairs)
 
     return _map_row_patches(multiply, x, kernel, spec, LOCATIONS_PER_STEP)
 
@@ -178,7 +192,7 @@ def wide_matmul(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Array:
     def multiply(patches: jax.Array, input_rows: list[slice]) -> jax.Array:
         y = _matmul(patches, wide_kernel.reshape(patches.shape[-1], -1), spec)
         y = y.reshape(*patches.shape[:3], kernel.shape[0], -1)
-        return sum(y[:, row_slice, :, i] for i, row_slice in enumerate(input_rows))
+        return _sum(y[:, row_slice, :, i] for i, row_slice in enumerate(input_rows))
 
     return _map_row_patches(multiply, x, kernel, spec, 4 * LOCATIONS_PER_STEP)
 
@@ -188,7 +202,7 @@ def depthwise_shift(x: jax.Array, kernel: jax.Array, spec: ConvSpec) -> jax.Arra
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     taps = kernel.reshape(-1, kernel.shape[-1]).astype(dtype)
     shifted = _shifted_inputs(_pad(x, spec).astype(dtype), kernel.shape, spec)
-    return sum(inputs * tap for inputs, tap in zip(shifted, taps, strict=True)).astype(x.dtype)
+    return _sum(inputs * tap for inputs, tap in zip(shifted, taps, strict=True)).astype(x.dtype)
 
 
 ALGORITHMS = {
@@ -275,6 +289,10 @@ def _output_size(x: Shape, kernel: Shape, spec: ConvSpec) -> list[int]:
     """Return H' and W' of the result."""
     axes = zip(x[1:3], kernel[:2], spec.strides, spec.padding, spec.dilation, strict=True)
     return [(side + sum(pads) - dilation * (size - 1) - 1) // stride + 1 for side, size, stride, pads, dilation in axes]
+
+
+def _sum(terms: Iterator[Any]) -> Any:
+    return sum(terms)
 
 
 def _matmul(a: jax.Array, b: jax.Array, spec: ConvSpec, axis: int = -1) -> jax.Array:

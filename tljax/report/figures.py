@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tljax.report import tables
+from tljax.report.ranking import worst_first
 from tljax.report.style import (
     BLUE,
     COLORS,
@@ -24,13 +26,13 @@ from tljax.report.style import (
     save_figure,
     shorten,
 )
-from tljax.tasks.classification import worst_first
+from tljax.tasks.task import Metric
 
 
 def draw_curves(
     history: list[dict],
     path: str | Path,
-    score: tuple[str, str] = ("accuracy", "accuracy"),
+    score: Metric = Metric("accuracy"),  # noqa: B008 - immutable
     train_metric: str = "accuracy",
 ) -> Path:
     """Draw loss and score of training and validation against epochs, with the phases and the best epoch marked.
@@ -38,7 +40,7 @@ def draw_curves(
     Args:
       history: one row per validation round; `epoch` counts over the whole run.
       path: of the PNG.
-      score: key and name of the metric that the best epoch was selected by.
+      score: the metric that the best epoch was selected by.
       train_metric: key of the training metric.
 
     Returns:
@@ -51,14 +53,13 @@ def draw_curves(
         raise ValueError("history holds no rows")
     figure = new_figure(3.8)
     loss_axes, score_axes = figure.subplots(1, 2)
-    key, name = score
     # The training metric may differ from the validation metric, so the legend names it then.
     metric_name = train_metric.replace("_", " ").replace("iou", "IoU")
-    training = "training" if train_metric == key else f"training ({metric_name})"
+    training = "training" if train_metric == score.name else f"training ({metric_name})"
     _draw_curve(loss_axes, history, {"train": "loss", "valid": "loss"}, "training")
-    _draw_curve(score_axes, history, {"train": train_metric, "valid": key}, training)
+    _draw_curve(score_axes, history, {"train": train_metric, "valid": score.name}, training)
     loss_axes.set_ylabel("loss")
-    score_axes.set_ylabel(name)
+    score_axes.set_ylabel(score.label)
     score_axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     handles = score_axes.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
@@ -102,7 +103,7 @@ def _mark_phases(axes: Axes, history: list[dict]) -> None:
         axes.text(x, 1.02, shorten(name, 20), transform=axes.get_xaxis_transform(), **style)
 
 
-def draw_confusion(matrix, classes: list[str], path: str | Path) -> Path:
+def draw_confusion(matrix, classes: Sequence[str], path: str | Path) -> Path:
     """Draw a confusion matrix, colored by the share of each row; with up to 25 classes, the counts are written.
 
     Args:
@@ -140,7 +141,7 @@ def draw_confusion(matrix, classes: list[str], path: str | Path) -> Path:
     image = axes.imshow(shares, cmap="Blues", norm=norm)
     bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0), fraction=0.05, pad=0.02)
     bar.set_label("share of the true class")
-    anchor = {"ha": "right", "rotation_mode": "anchor"} if rotation == 45 else {}
+    anchor: dict[str, Any] = {"ha": "right", "rotation_mode": "anchor"} if rotation == 45 else {}
     axes.set_xticks(range(0, count, step), names[::step], size=font_size, rotation=rotation, **anchor)
     axes.set_yticks(range(0, count, step), names[::step], size=font_size)
     note = "" if step == 1 else f" (one class in {step} is named)"
@@ -156,7 +157,7 @@ def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray, font_size:
         axes.text(column, row, value, ha="center", va="center", color=color, fontsize=font_size)
 
 
-def draw_roc(labels, probabilities, classes: list[str], path: str | Path) -> Path:
+def draw_roc(labels, probabilities, classes: Sequence[str], path: str | Path) -> Path:
     """Draw one-vs-rest ROC curves, with the upper left corner enlarged if they reach it.
 
     Up to 10 classes get one color and an AUC each; more are drawn as thin grey lines under their macro average.
@@ -200,14 +201,16 @@ def draw_roc(labels, probabilities, classes: list[str], path: str | Path) -> Pat
     return save_figure(figure, path)
 
 
-def _draw_roc_curves(axes: Axes, curves: Mapping[int, tuple], areas: Mapping[int, float], classes: list[str]) -> None:
+def _draw_roc_curves(
+    axes: Axes, curves: Mapping[int, tuple], areas: Mapping[int, float], classes: Sequence[str]
+) -> None:
     """Draw ROC curves {class index: (false positive rates, true positive rates)} and the diagonal."""
     many = len(classes) > 10
     for index, curve in curves.items():
         if many:
             axes.plot(*curve, color="#BBBBBB", linewidth=0.6)
             continue
-        style = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--")[index // len(COLORS)]}
+        style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--")[index // len(COLORS)]}
         axes.plot(*curve, label=f"{shorten(classes[index], 16)}  {areas[index]:.3f}", **style)
     if many:
         grid = np.linspace(0, 1, 1001)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
+from numpy.typing import ArrayLike
 
 from tljax.losses.pixelwise import IGNORED
 from tljax.report.overlays import VOID, colorize, rgb
@@ -36,18 +38,45 @@ MIN_SCORE = 0.3  # predicted boxes with a lower score are not drawn: they would 
 WRONG_COLOR = (213, 94, 0)
 
 
+class Ranking(NamedTuple):
+    """Which images a grid shows, and the number beside each.
+
+    Attributes:
+      order: image indices in the order of the panels.
+      values: [N], a number for each image; NaN is shown as a dash.
+      name: of the number.
+      count: maximum number of images.
+    """
+
+    order: Sequence[int] | np.ndarray
+    values: Sequence[float] | np.ndarray
+    name: str
+    count: int = 8
+
+
+class Boxes(NamedTuple):
+    """Boxes of images.
+
+    Attributes:
+      boxes: [N, K, 4], (y0, x0, y1, x1) in pixels of the images.
+      labels: [N, K], class indices; negative for padding.
+      scores: [N, K], printed at the boxes; None for true boxes.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+
+
 def mask_grid(
     images: np.ndarray,
     truth: np.ndarray,
     predicted: np.ndarray,
     classes: Sequence[str],
     path: str | Path,
-    order: Sequence[int],
-    values: Sequence[float],
-    count: int = 8,
-    value_name: str = "IoU",
+    ranking: Ranking,
 ) -> Path:
-    """Draw one row for each of the first `count` images of `order`: input, truth, prediction, and wrong pixels.
+    """Draw one row for each image of a ranking: input, truth, prediction, and wrong pixels.
 
     Args:
       images: uint8 [N, H, W, 1 or 3].
@@ -55,17 +84,14 @@ def mask_grid(
       predicted: uint8 [N, H, W].
       classes: class names; the legend lists the `MAX_LEGEND_CLASSES` most frequent classes that appear.
       path: of the PNG; it is returned.
-      order: image indices in the order of the rows.
-      values: [N], printed beside each row; NaN is shown as a dash.
-      count: maximum number of rows.
-      value_name: printed before each value.
+      ranking: the rows.
 
     Raises:
       ValueError: shapes or types do not match.
     """
     if truth.shape != images.shape[:3] or predicted.shape != truth.shape:
         raise ValueError(f"truth {truth.shape} and predicted {predicted.shape} are not masks of images {images.shape}")
-    indices = _select(images, order, values, count)
+    indices = _select(images, ranking)
     if not len(indices):
         return draw_message("No images to show.", path)
     handles = _legend(np.concatenate([truth[indices].ravel(), predicted[indices].ravel()]), classes)
@@ -78,58 +104,47 @@ def mask_grid(
         shown = (image, colorize(truth[index]), colorize(predicted[index]), wrong)
         for axes, pixels in zip(row, shown, strict=True):
             _show(axes, pixels)
-        _label(row[0], value_name, values[index])
+        _label(row[0], ranking.name, float(ranking.values[index]))
     return save_figure(figure, path)
 
 
 def box_grid(
     images: np.ndarray,
-    truth_boxes: np.ndarray,
-    truth_labels: np.ndarray,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
+    truth: Boxes,
+    predicted: Boxes,
     classes: Sequence[str],
     path: str | Path,
-    order: Sequence[int],
-    values: Sequence[float],
-    count: int = 8,
-    value_name: str = "AP",
+    ranking: Ranking,
 ) -> Path:
-    """Draw the first `count` images of `order`, two per row, each with its true and with its predicted boxes.
+    """Draw the images of a ranking, two per row, each with its true and with its predicted boxes.
 
     Args:
       images: uint8 [N, H, W, 1 or 3].
-      truth_boxes: [N, M, 4], (y0, x0, y1, x1) in pixels of the images.
-      truth_labels: [N, M], class indices; negative for padding.
-      boxes: [N, K, 4]; boxes with a score below `MIN_SCORE` are not drawn.
-      scores: [N, K], printed at the boxes.
-      labels: [N, K], class indices; negative for padding.
+      truth: true boxes.
+      predicted: with scores; boxes with a score below `MIN_SCORE` are not drawn.
       classes: class names; the legend lists the `MAX_LEGEND_CLASSES` most frequent classes that appear.
       path: of the PNG; it is returned.
-      order: image indices in the order of the panels.
-      values: [N], printed beside each image; NaN is shown as a dash.
-      count: maximum number of images.
-      value_name: printed before each value.
+      ranking: the images.
 
     Raises:
       ValueError: shapes or types do not match.
     """
-    _check_boxes(images, (truth_boxes, truth_labels), (boxes, labels, scores))
-    indices = _select(images, order, values, count)
+    _check_boxes(images, truth, predicted)
+    indices = _select(images, ranking)
     if not len(indices):
         return draw_message("No images to show.", path)
-    shown_labels = np.where(scores >= MIN_SCORE, labels, -1)
-    handles = _legend(np.concatenate([truth_labels[indices].ravel(), shown_labels[indices].ravel()]), classes)
+    assert predicted.scores is not None
+    shown_labels = np.where(predicted.scores >= MIN_SCORE, predicted.labels, -1)
+    handles = _legend(np.concatenate([truth.labels[indices].ravel(), shown_labels[indices].ravel()]), classes)
     figure, panels = _panels(math.ceil(len(indices) / 2), images.shape[1:3], handles, groups=2)
     pairs = panels.reshape(-1, 2)
     for left, right in pairs[: min(2, len(indices))]:
         left.set_title("truth", fontsize=9, pad=4)
         right.set_title(f"prediction, score ≥ {MIN_SCORE}", fontsize=9, pad=4)
     for (left, right), index in zip(pairs, indices, strict=False):
-        _draw_boxes(left, images[index], truth_boxes[index], truth_labels[index], None)
-        _draw_boxes(right, images[index], boxes[index], shown_labels[index], scores[index])
-        _label(left, value_name, values[index])
+        _draw_boxes(left, images[index], truth.boxes[index], truth.labels[index], None)
+        _draw_boxes(right, images[index], predicted.boxes[index], shown_labels[index], predicted.scores[index])
+        _label(left, ranking.name, float(ranking.values[index]))
     return save_figure(figure, path)
 
 
@@ -164,7 +179,7 @@ def draw_precision_recall(
         if many:
             axes.plot(recall, curve, color="#BBBBBB", linewidth=0.6)
             continue
-        style = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--")[index // len(COLORS)]}
+        style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--")[index // len(COLORS)]}
         axes.plot(recall, curve, label=f"{shorten(name, 24)}  {curve.mean():.3f}", **style)
     if many:
         mean = np.mean(list(curves.values()), axis=0)
@@ -184,20 +199,23 @@ def _wrong_pixels(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -
     return np.where(wrong[..., None], WRONG_COLOR, np.where(evaluated[..., None], pale, VOID)).astype(np.uint8)
 
 
-def _check_boxes(images: np.ndarray, truth: tuple[np.ndarray, ...], predicted: tuple[np.ndarray, ...]) -> None:
-    """Raise a ValueError if the shapes of (boxes, labels) or (boxes, labels, scores) do not match."""
-    for boxes, *per_box in (truth, predicted):
+def _check_boxes(images: np.ndarray, truth: Boxes, predicted: Boxes) -> None:
+    """Raise a ValueError if the shapes of boxes, labels and scores do not match."""
+    for boxes, labels, scores in (truth, predicted):
+        per_box = [labels] if scores is None else [labels, scores]
         if len(boxes) != len(images) or any(boxes.shape != (*array.shape, 4) for array in per_box):
-            raise ValueError(f"boxes {truth[0].shape} and {predicted[0].shape} with their labels and scores do not fit")
+            raise ValueError(
+                f"boxes {truth.boxes.shape} and {predicted.boxes.shape} with their labels and scores do not fit"
+            )
 
 
-def _select(images: np.ndarray, order: Sequence[int], values: Sequence[float], count: int) -> np.ndarray:
-    """Check the arguments that all grids have, and return the first `count` indices of `order`."""
+def _select(images: np.ndarray, ranking: Ranking) -> np.ndarray:
+    """Check the arguments that all grids have, and return the indices of the images that are shown."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images {images.dtype} {images.shape} are not uint8 [N, H, W, 1 or 3]")
-    if len(values) != len(images):
-        raise ValueError(f"{len(values)} values do not fit {len(images)} images")
-    return np.asarray(order, int)[:count]
+    if len(ranking.values) != len(images):
+        raise ValueError(f"{len(ranking.values)} values do not fit {len(images)} images")
+    return np.asarray(ranking.order, int)[: ranking.count]
 
 
 def _legend(labels: np.ndarray, classes: Sequence[str]) -> list[Patch]:
@@ -213,8 +231,8 @@ def _legend(labels: np.ndarray, classes: Sequence[str]) -> list[Patch]:
     return handles
 
 
-def _patch(color: Sequence[int], label: str) -> Patch:
-    return Patch(facecolor=np.array(color) / 255, edgecolor=GREY, linewidth=0.5, label=label)
+def _patch(color: ArrayLike, label: str) -> Patch:
+    return Patch(facecolor=(np.array(color) / 255).tolist(), edgecolor=GREY, linewidth=0.5, label=label)
 
 
 def _panels(rows: int, shape: tuple[int, int], handles: list[Patch], groups: int) -> tuple[Figure, np.ndarray]:
@@ -224,7 +242,7 @@ def _panels(rows: int, shape: tuple[int, int], handles: list[Patch], groups: int
     """
     panel_width = (WIDTH - groups * LABEL_WIDTH - COLUMNS * GAP) / COLUMNS
     panel_height = panel_width * shape[0] / shape[1]
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     legend_columns = max(1, min(len(handles), int((WIDTH - 0.4) / (0.065 * longest + 0.5))))
     legend_height = LEGEND_LINE * math.ceil(len(handles) / legend_columns) + 0.15
     height = TITLE_HEIGHT + rows * (panel_height + GAP) + legend_height
@@ -235,8 +253,8 @@ def _panels(rows: int, shape: tuple[int, int], handles: list[Patch], groups: int
         left = LABEL_WIDTH * (1 + column * groups // COLUMNS) + column * (panel_width + GAP)
         bottom = height - TITLE_HEIGHT - (row + 1) * (panel_height + GAP) + GAP
         position = (left / WIDTH, bottom / height, panel_width / WIDTH, panel_height / height)
-        panels[row, column] = figure.add_axes(position)
-        panels[row, column].set_axis_off()
+        axes = panels[row, column] = figure.add_axes(position)
+        axes.set_axis_off()
     if handles:
         style = {"fontsize": 8, "frameon": False, "handlelength": 1.2, "handleheight": 1.0, "borderpad": 0}
         anchor = (0.5, 0.06 / height)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,7 +26,7 @@ class MetricLogger:
 
     def __init__(self, workdir: Path, console: Console, task: Task, *, tensorboard: bool = True, lines: bool = True):
         self._train_metric = task.train_metric_name
-        self._valid_metric = task.metrics[0][0]
+        self._valid_metric = task.metrics[0].name
         self._path = workdir / "metrics.jsonl"
         self._console = console
         self._lines = lines
@@ -96,7 +97,7 @@ class ProgressBar:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = None
+        self._task: Any = None
         self._timed_images = 0
         self._start_time = None
 

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tljax.report.loggers import read_metrics
 from tljax.report.tables import MISSING, escape
-from tljax.storage.run_files import read_json
-from tljax.tasks import TASKS, Task
+from tljax.storage.run_files import read_config, read_json
+from tljax.tasks import Metric, Task, metrics_of, task_of
 
 # Column headers of the table of classes, where they differ from the keys.
 HEADINGS = {"f1": "F1", "support": "images", "iou": "IoU", "dice": "Dice", "ap": "AP", "ap50": "AP50"}
@@ -37,10 +37,12 @@ def write_report(workdir: str | Path) -> Path:
     config = json.loads((workdir / "config.json").read_text())
     result = read_json(workdir / "result.json")
     history = read_metrics(workdir / "metrics.jsonl")
-    task = TASKS[result["task"]]
+    checked_config = read_config(workdir / "config.json")
+    task = task_of(checked_config)
     figures = draw_figures(workdir, result, history, task) if config["report"]["figures"] else {}
     path = workdir / "report.md"
-    path.write_text(render(workdir, result, config, history, figures, task), encoding="utf-8")
+    text = render(workdir, result, config, history, figures, metrics_of(checked_config))
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -77,7 +79,7 @@ def render(
     config: dict,
     history: list[dict],
     figures: Mapping[str, Path],
-    task: Task,
+    metrics: Sequence[Metric],
 ) -> str:
     """Return the text of a report.
 
@@ -87,7 +89,7 @@ def render(
       config: content of config.json.
       history: one row per validation round.
       figures: {name: path of the PNG}, as `draw` returns it; the section of a missing figure is omitted.
-      task: of the run; determines the metrics.
+      metrics: of the run; the first one selected the best model.
 
     Raises:
       ValueError: a figure is outside `workdir`.
@@ -102,10 +104,15 @@ def render(
             history=history,
             figures=_links(figures, workdir),
             title=title(config),
-            metrics=task.metrics,
-            columns=[name for name in result["test"]["per_class"][0] if name != "class"],
+            metrics=metrics,
+            columns=[name for name in _first_class(result["test"]) if name != "class"],
         )
     )
+
+
+def _first_class(test: Mapping) -> Mapping:
+    """Return the row of the first class; {} if the task has no metrics of each class."""
+    return test["per_class"][0] if test.get("per_class") else {}
 
 
 @functools.cache

@@ -46,7 +46,7 @@ def palette(n: int) -> np.ndarray:
     return _color_table()[:n]
 
 
-def colorize(classes: np.ndarray) -> np.ndarray:
+def colorize(classes: np.ndarray | int) -> np.ndarray:
     """Return the colors of class indices [...], uint8 [..., 3]; `IGNORED` gets a pale color."""
     return _color_table()[classes]
 
@@ -120,7 +120,7 @@ def box_overlay(
         _draw_box(draw, scaled[i], colors[i])
     for i in order:
         y0, x0 = scaled[i, :2]
-        text = _short_name(names[labels[i]]) + ("" if scores is None else f" {scores[i]:.2f}")
+        text = _short_name(names[int(labels[i])]) + ("" if scores is None else f" {scores[i]:.2f}")
         _draw_tag(draw, text, x0, y0, colors[i], canvas.width)
     return np.asarray(canvas)
 
@@ -199,5 +199,5 @@ def _enlarge(x: np.ndarray, k: int) -> np.ndarray:
 
 
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)

@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
@@ -84,7 +86,7 @@ def from_dicts(phases: Sequence[Mapping]) -> list[PhaseRow]:
 
 
 def _cell_from_dict(cell: Mapping) -> StageCell:
-    return StageCell(**cell | {"lr_multipliers": tuple(cell["lr_multipliers"])})
+    return StageCell(**{**cell, "lr_multipliers": tuple(cell["lr_multipliers"])})
 
 
 def draw_phase_diagram(phases: Sequence[PhaseRow], path: str | Path) -> Path:
@@ -202,9 +204,10 @@ def _draw_badge(axes: Axes, mark: str, left: float, middle: float) -> float:
     return width
 
 
-def _write(axes: Axes, x: float, y: float, text: str, *, size: float, **style) -> float:
+def _write(axes: Axes, x: float, y: float, text: str, *, size: float, **style: Any) -> float:
     """Write text and return its width."""
-    artist = axes.text(x, y, text, fontsize=size, va="center_baseline", **{"color": TEXT_COLOR} | style)
+    style.setdefault("color", TEXT_COLOR)
+    artist = axes.text(x, y, text, fontsize=size, va="center_baseline", **style)
     return artist.get_window_extent().width / DPI
 
 
@@ -219,7 +222,7 @@ def _percent(share: float) -> str:
 
 def _save_quantized(axes: Axes, path: str | Path) -> Path:
     """Write the figure in 64 colors, which suffice for its few shades and take a third of the bytes."""
-    path = save_figure(axes.figure, path)
+    path = save_figure(cast(Figure, axes.figure), path)
     with Image.open(path) as image:
         quantized = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
     quantized.save(path, optimize=True)

@@ -5,6 +5,7 @@ Only `Figure` objects are used, never pyplot, so drawing leaves no global state 
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from matplotlib.figure import Figure
 
@@ -19,7 +20,7 @@ GREY = "#888888"
 
 def new_figure(height: float, layout: str = "constrained") -> Figure:
     """Return an empty figure, `WIDTH` by `height` inches; `layout` "compressed" suits square panels."""
-    return Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout=cast(Any, layout))  # its annotation lacks "none"
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

@@ -1,1 +1,1 @@
-"""Runs: prepared, trained, judged and reported; sweeps of runs; and the command line."""
+"""Commands on a config or a work directory: train, plan, evaluate, predict, features, probe and sweep."""

@@ -1,13 +1,15 @@
-"""A finished run's best model, and its metrics again."""
+"""`--mode=evaluate`: load the best model of a finished run and compute its metrics again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tljax import data as data_of
+from tljax import data as data_lib
+from tljax import plugins
 from tljax.config import Config
 from tljax.errors import UserError
 from tljax.inference.predictor import Predictor
@@ -16,58 +18,79 @@ from tljax.report.markdown import format_number
 from tljax.run.workdir import WorkDir, diff_configs
 from tljax.storage.checkpoints import CheckpointManager
 from tljax.strategies import with_preset_head
-from tljax.tasks import Task
+from tljax.tasks import Metric
 from tljax.weights import Preprocess, params_hash
 
 
 def evaluate(config: Config, console: Console) -> dict:
-    """Judges the best model of a run again, on validation and test, and says whether the numbers are the recorded ones.
+    """Evaluate the best model of a run on validation and test, and compare the metrics with the recorded ones.
 
-    This opens the test split once more; it chooses nothing.
+    The test split is opened once more, but nothing is chosen by it. The result is written to evaluation.json.
+
+    Args:
+      config: of a finished run.
+      console: for the table of metrics and the comparison.
+
+    Returns:
+      The entries of result.json with the new metrics.
+
+    Raises:
+      UserError: the data differ from those of the run.
     """
-    network, best, recorded = finished(config)
-    data = data_of.load(config.data, config.seed, network.task.name)
-    if changed := diff_configs(recorded["data"], data.describe()):
-        raise UserError(f"The data are not those of the run: {'; '.join(changed)}.")
-    again = dict(recorded)
-    again["valid"], _ = network.evaluate(best, data.valid)
-    again["test"], _ = network.evaluate(best, data.test.open())
-    again["parameters_digest"] = params_hash(best)
-    show(again, network.task, config.workdir, console)
-    worst = max(
+    predictor, variables, recorded = load_finished(config)
+    data = data_lib.load(config.data, config.seed, predictor.task.labels, predictor.preprocess)
+    if differences := diff_configs(recorded["data"], data.describe()):
+        raise UserError(f"The data differ from those of the run: {'; '.join(differences)}.")
+    if changed := plugins.changed_plugins(recorded.get("files", {})):
+        console.print(f"Warning: changed since the run: {', '.join(changed)}", style="yellow", highlight=False)
+    result = dict(recorded)
+    result["valid"], _ = predictor.evaluate(variables, data.valid)
+    result["test"], _ = predictor.evaluate(variables, data.test.open())
+    result["parameters_digest"] = params_hash(variables)
+    print_metrics(result, predictor.metrics, config.folder, console)
+    largest = max(
         (
-            abs(again[split][key] - recorded[split][key])
+            abs(result[split][name] - recorded[split][name])
             for split in ("valid", "test")
-            for key, _ in network.task.metrics
-            if recorded[split][key] is not None
+            for name in [metric.name for metric in predictor.metrics]
+            if None not in (result[split][name], recorded[split].get(name))
         ),
         default=0.0,
     )
-    same = again["parameters_digest"] == recorded["parameters_digest"]
+    same = result["parameters_digest"] == recorded["parameters_digest"]
     console.print(
         f"The parameters are {'the recorded ones' if same else 'NOT the recorded ones'}; the largest difference from "
-        f"the recorded metrics is {worst:.2g}.",
+        f"the recorded metrics is {largest:.2g}.",
         highlight=False,
     )
-    WorkDir(config.workdir).write("evaluation.json", again)
-    return again
+    WorkDir(config.folder).write("evaluation.json", result)
+    return result
 
 
-def show(result: dict, task: Task, workdir: str, console: Console) -> None:
-    """The table of a result."""
+def print_metrics(result: dict, metrics: Sequence[Metric], workdir: Path, console: Console) -> None:
+    """Print a table of the validation and test metrics in a result, and the path of the report."""
     table = Table()
     for name in ("metric", "validation", "test"):
         table.add_column(name, justify="left" if name == "metric" else "right")
-    for key, name in task.metrics:
-        table.add_row(name, format_number(result["valid"][key]), format_number(result["test"][key]))
+    for metric in metrics:
+        values = (format_number(result[split][metric.name]) for split in ("valid", "test"))
+        table.add_row(metric.label, *values)
     console.print(table)
     console.print(f"Report: {workdir}/report.md", highlight=False, markup=False)
 
 
-def finished(config: Config) -> tuple[Predictor, Variables, dict]:
-    """The network of a finished run, its best leaves, and its result; neither data nor source weights are needed."""
-    config, result = with_preset_head(config), WorkDir(config.workdir).read("result.json")
-    network = Predictor.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
-    with CheckpointManager(Path(config.workdir)) as checkpoints:
-        leaves = checkpoints.load_variables(checkpoints.best)
-        return network, network.mesh.put({path: leaves[path] for path in network.flat.variables}), result
+def load_finished(config: Config) -> tuple[Predictor, Variables, dict]:
+    """Load the best model of a finished run; neither the data nor the source weights are needed.
+
+    Returns:
+      The predictor, the variables on its devices, and the content of result.json.
+    """
+    config = with_preset_head(config)
+    result = WorkDir(config.folder).read("result.json")
+    assert result is not None  # the run is finished
+    predictor = Predictor.build(config, result["data"]["classes"], Preprocess.from_dict(result["preprocess"]))
+    with CheckpointManager(config.folder) as checkpoints:
+        saved = checkpoints.load_variables(checkpoints.best)
+    # Training may have saved variables of auxiliary outputs that the predictor's model does not have.
+    variables = {path: saved[path] for path in predictor.flat.variables}
+    return predictor, predictor.mesh.put(variables), result

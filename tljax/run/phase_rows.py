@@ -1,4 +1,4 @@
-"""What the diagram of a run's phases shows, as plain data: which share of each stage is trainable, and how."""
+"""The content of a run's phase diagram as plain data: which share of each stage is trained, and how."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ from tljax.train.plan import PhasePlan
 
 
 def phase_rows(plans: Sequence[PhasePlan], predictor: Predictor) -> list[dict]:
-    """Describe phases stage by stage, as JSON.
+    """Describe each phase by stages, as JSON.
 
     Args:
       plans: of the phases, in order.
       predictor: config and model of the run.
 
     Returns:
-      For each phase its `name`, its `share` of the epochs, `cells`, the fields of
-      `tljax.report.phase_diagram.StageCell` by the name of a stage, the head or an auxiliary output, and `badges`: what
-      it uses besides the labelled images.
+      For each phase, its `name`, its `share` of the epochs, `cells`, {stage, head or auxiliary output: fields of
+      `tljax.report.phase_diagram.StageCell`}, and `badges`, what it uses besides the labelled images.
     """
-    model, flat, lr = predictor.model, predictor.flat, predictor.config.optim.lr
-    epochs = sum(plan.phase.epochs for plan in plans)
+    model = predictor.model
+    flat = predictor.flat
+    lr = predictor.config.optim.lr
+    epochs = sum(plan.phase.length for plan in plans)
     auxiliary = {f"head/{name}/": name for name, _ in model.head.auxiliary_stages}
-    starts = {f"{stage}/": stage for stage in model.stage_names} | auxiliary | {"head/": "head"}
+    # Prefixes of paths; those of auxiliary outputs come before the one of the head.
+    prefixes = {f"{stage}/": stage for stage in model.stage_names} | auxiliary | {"head/": "head"}
     paths: dict[str, list[str]] = {name: [] for name in (*model.stage_names, "head", *auxiliary.values())}
     for path in flat.params | flat.batch_stats:
-        paths[next(name for start, name in starts.items() if path.startswith(start))].append(path)
-    with_params = {name: stage for name, stage in paths.items() if set(stage) & flat.params.keys()}
+        paths[next(name for prefix, name in prefixes.items() if path.startswith(prefix))].append(path)
+    paths_by_cell = {name: cell for name, cell in paths.items() if set(cell) & flat.params.keys()}
     return [
         {
             "name": plan.phase.name,
-            "share": plan.phase.epochs / epochs,
-            "cells": {name: _cell(plan, stage, flat, lr) for name, stage in with_params.items()},
+            "share": plan.phase.length / epochs,
+            "cells": {name: _cell(plan, cell, flat, lr) for name, cell in paths_by_cell.items()},
             "badges": _badges(plan),
         }
         for plan in plans
@@ -41,7 +43,8 @@ def phase_rows(plans: Sequence[PhasePlan], predictor: Predictor) -> list[dict]:
 
 
 def _cell(plan: PhasePlan, paths: list[str], flat: FlatModel, lr: float) -> dict:
-    params, trained = set(paths) & flat.params.keys(), set(paths) & set(plan.trainable)
+    params = set(paths) & flat.params.keys()
+    trained = set(paths) & set(plan.trainable)
     share = sum(flat.params[p].size for p in trained) / sum(flat.params[p].size for p in params)
     layers = {layer: kernel for layer, (kernel, *_) in plan.layers.items() if kernel in params}
     partial = bool(trained) and all(plan.groups[p].partial for p in trained)
@@ -58,12 +61,12 @@ def _cell(plan: PhasePlan, paths: list[str], flat: FlatModel, lr: float) -> dict
 
 
 def _badges(plan: PhasePlan) -> list[str]:
-    needs = plan.spec.requires
+    requires = plan.spec.requires
     used = {
-        "teacher": "teachers" in needs,
-        "source": any(need in needs for need in ("source_maps", "source_logits", "source_params")),
-        "weak": "weak" in needs,
-        "strong": "strong" in needs,
+        "teacher": "teachers" in requires,
+        "source": bool(requires & {"source_maps", "source_logits", "source_params"}),
+        "weak": "weak" in requires,
+        "strong": "strong" in requires,
         "ema": plan.phase.ema_decay is not None,
     }
-    return [mark for mark, here in used.items() if here]
+    return [badge for badge, is_used in used.items() if is_used]

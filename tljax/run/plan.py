@@ -1,10 +1,10 @@
-"""`--mode=plan`: what would learn and what it would cost, before anything is trained or written."""
+"""`--mode=plan`: what each phase trains and what it costs, computed from shapes; nothing is trained or written."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,14 @@ from tljax.train.step import make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class PhaseCost:
-    """What a phase costs.
+    """The cost of a phase; FLOPs as counted by XLA's cost analysis.
 
     Attributes:
-      learned_parameters: how many numbers learn.
-      optimizer_bytes: of the optimizer's moments.
-      forward_flops: of one batch in inference mode, by the compiler's own count.
-      step_flops: of one training step; without what is computed once for all pictures.
-      saved_flops: what that spares the phase.
+      trainable_parameters: how many numbers train.
+      optimizer_bytes: size of the optimizer state.
+      forward_flops: of one batch in inference mode.
+      step_flops: of one training step, without what is computed once and cached.
+      saved_flops: what caching the features of the frozen stages saves over the whole phase.
     """
 
     trainable_parameters: int
@@ -46,144 +46,190 @@ class PhaseCost:
     saved_flops: float
 
 
-def show(config: Config, console: Console) -> None:
-    """Prints the plan of a config; of a sweep, once for every setting but the seed."""
-    # A config without a sweep has one cell, without a name.
-    settings = drop_seeds(expand_grid(config))
-    singles = run_recipes([c.config for c in settings.values()], Path(config.workdir).parent, None)
-    for name, single in zip(settings, singles, strict=True):
-        prepared = prepare(single)
+def print_plan(config: Config, console: Console) -> None:
+    """Print the plan of a config; of a sweep, one for each combination of settings, without the seeds.
+
+    Raises:
+      UserError: an error of `prepare`.
+    """
+    trials = drop_seeds(expand_grid(config))  # one trial with an empty name if there is no sweep
+    configs = run_recipes([trial.config for trial in trials.values()], config.folder.parent, None)
+    for name, trial_config in zip(trials, configs, strict=True):
+        experiment = prepare(trial_config)
         if name:
             console.rule(name)
-        for plan in prepared.plans:
-            _show_phase(plan, phase_cost(prepared, plan), prepared, console)
+        for plan in experiment.plans:
+            _print_phase(plan, experiment, console)
     console.print("Nothing was trained or written.", highlight=False)
 
 
-def phase_cost(prepared: Experiment, plan: PhasePlan) -> PhaseCost:
-    """Counts a phase's cost from shapes alone."""
-    leaves = prepared.predictor.flat.variables
+def phase_cost(experiment: Experiment, plan: PhasePlan) -> PhaseCost:
+    """Return the cost of a phase; nothing is computed but shapes."""
+    predictor = experiment.predictor
+    variables = predictor.flat.variables
     index = abstract_index(plan)
-    learned, moving, frozen = jax.eval_shape(plan.partition, leaves, index)
-    state = jax.eval_shape(lambda a, b: init_state(plan.spec, a, b, plan.hparams), learned, moving)
-    size, picture = prepared.config.train.batch_size, prepared.data.train.images.shape[1:]
-    images = jax.ShapeDtypeStruct((size, *picture), jnp.uint8)
-    targets = prepared.data.train.targets(plan.spec.preprocess.size)
-    batch = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in targets.items()}
-    if "boundary_weights" in plan.spec.requires:
-        batch["weight"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
-    batch |= {"image": images} if plan.needs_images else {}
-    if plan.spec.views:
-        pictures = size * prepared.config.strategy.unlabelled_ratio
-        batch["unlabelled"] = jax.ShapeDtypeStruct((pictures, *picture), jnp.uint8)
-    theirs = {name: teacher.flat.variables for name, teacher in prepared.networks.items()}
+    params, batch_stats, frozen = jax.eval_shape(plan.partition, variables, index)
+    state = jax.eval_shape(lambda p, s: init_state(plan.spec, p, s, plan.hparams), params, batch_stats)
+    networks = {name: teacher.flat.variables for name, teacher in experiment.networks.items()}
+    inputs = StepInputs(
+        frozen=frozen,
+        channel_index=index,
+        source_params=experiment.source_params(params) if "source_params" in plan.spec.requires else {},
+        networks=tuple(network.variables(networks, variables) for network in plan.spec.networks),
+    )
+    images = _abstract_images(experiment, experiment.config.train.batch_size)
+    batch = _abstract_batch(experiment, plan)
     for network in plan.cache_plan.cached:
-        batch |= jax.eval_shape(functools.partial(apply_frozen, network), network.variables(theirs, leaves), images)
-    origin = prepared.source_params(learned) if "source_params" in plan.spec.requires else {}
-    networks = tuple(network.variables(theirs, leaves) for network in plan.spec.networks)
-    given = StepInputs(frozen, index, origin, networks)
-    now = {"lr": 0.0, "progress": 0.0}
-    step = make_train_step(plan.spec).lower(state, given, batch, plan.hparams | now, jax.random.key(0))
-    forward = prepared.predictor.predict_fn().lower(leaves, {"image": images})
+        outputs = functools.partial(apply_frozen, network)
+        batch |= jax.eval_shape(outputs, network.variables(networks, variables), images)
+    hparams = plan.hparams | {"lr": 0.0, "progress": 0.0}
+    step = make_train_step(plan.spec).lower(state, inputs, batch, hparams, jax.random.key(0))
+    forward = predictor.predict_fn().lower(variables, {"image": images})
     return PhaseCost(
-        trainable_parameters=sum(int(np.prod(x.shape)) for x in learned.values()),
+        trainable_parameters=sum(int(np.prod(x.shape)) for x in params.values()),
         optimizer_bytes=optimizer_bytes(state.opt_state),
-        forward_flops=forward.cost_analysis()["flops"],
-        step_flops=step.cost_analysis()["flops"],
-        saved_flops=_saved(plan, leaves, images) if plan.cache_plan.cached_valid else 0.0,
+        forward_flops=_flops(forward),
+        step_flops=_flops(step),
+        saved_flops=_saved_flops(plan, variables, images),
     )
 
 
-def _saved(plan: PhasePlan, leaves: Variables, images: jax.ShapeDtypeStruct) -> float:
-    """Of the frozen first stages: what each pass over the pictures after the first would have cost again."""
-    network, keeping = plan.cache_plan.cached_valid, plan.cache_plan
-    ours = network.variables({}, leaves)
-    run = jax.jit(functools.partial(apply_frozen, network)).lower(ours, images)
-    kept = network in keeping.cached
-    again = (plan.phase.epochs - max(1, keeping.num_views)) * plan.steps_per_epoch * len(images) * kept
-    # Pictures that were validated on are judged once more, at the end.
-    again += len(plan.evaluations) * keeping.cached_valid_bytes / network.output_bytes
-    return run.cost_analysis()["flops"] / images.shape[0] * max(0.0, again)
+def _abstract_images(experiment: Experiment, count: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count, *experiment.data.train.images.shape[1:]), jnp.uint8)
 
 
-def abstract_index(plan: PhasePlan) -> dict[str, jax.ShapeDtypeStruct]:
-    """Which channels single neurons are of, as far as it is known before the weights: how many."""
-    paths = {path: plan.channel_counts[layer] for layer, paths in plan.layers.items() for path in paths}
-    return {path: jax.ShapeDtypeStruct((count,), jnp.int32) for path, count in paths.items() if count}
+def _abstract_batch(experiment: Experiment, plan: PhasePlan) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes of a training batch, without the outputs of cached networks."""
+    size = experiment.config.train.batch_size
+    targets = experiment.data.train.targets(plan.spec.preprocess.side)
+    batch = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in targets.items()}
+    if "boundary_weights" in plan.spec.requires:
+        batch["weight"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
+    if plan.needs_images:
+        batch["image"] = _abstract_images(experiment, size)
+    if plan.spec.views:
+        batch["unlabelled"] = _abstract_images(experiment, size * experiment.config.strategy.unlabelled_ratio)
+    return batch
 
 
-def _show_phase(plan: PhasePlan, cost: PhaseCost, prepared: Experiment, console: Console) -> None:
-    leaves, counts = prepared.predictor.flat.variables, {path: x.shape[0] for path, x in abstract_index(plan).items()}
+def _saved_flops(plan: PhasePlan, variables: Variables, images: jax.ShapeDtypeStruct) -> float:
+    """Return the FLOPs of the frozen stages in all passes over the images after the first, which caching saves."""
+    cache_plan = plan.cache_plan
+    network = cache_plan.cached_valid
+    if network is None:
+        return 0.0
+    forward = jax.jit(functools.partial(apply_frozen, network)).lower(network.variables({}, variables), images)
+    passes = 0.0  # in images
+    if network in cache_plan.cached:
+        passes += (plan.phase.length - max(1, cache_plan.num_views)) * plan.steps_per_epoch * len(images)
+    # Validation images are evaluated once more at the end.
+    passes += len(plan.evaluations) * cache_plan.cached_valid_bytes / network.output_bytes
+    return _flops(forward) / images.shape[0] * max(0.0, passes)
+
+
+def _flops(program: jax.stages.Lowered) -> float:
+    cost: Any = program.cost_analysis()
+    return cost["flops"]
+
+
+def abstract_index(plan: PhasePlan) -> dict[str, Any]:
+    """Return the shape of the channel index of each partially trained parameter; the weights determine its values."""
+    counts = {path: plan.channel_counts[layer] for layer, paths in plan.layers.items() for path in paths}
+    return {path: jax.ShapeDtypeStruct((count,), jnp.int32) for path, count in counts.items() if count}
+
+
+def _print_phase(plan: PhasePlan, experiment: Experiment, console: Console) -> None:
+    console.print(_variable_table(plan, experiment))
+    for name, value in _summary_rows(plan, experiment).items():
+        console.print(f"  {name:<20} {value}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
+
+
+def _variable_table(plan: PhasePlan, experiment: Experiment) -> Table:
+    """Return a table of all variables with their parameter groups."""
+    variables = experiment.predictor.flat.variables
+    counts = {path: x.shape[0] for path, x in abstract_index(plan).items()}
     table = Table(title=f"Phase: {plan.phase.name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("path", overflow="fold")
-    for name in ("shape", "group", "learns", "lr ×", "decay"):
+    for name in ("shape", "group", "trains", "lr ×", "decay"):
         table.add_column(name, justify="left" if name in ("shape", "group") else "right")
     for path, group in plan.groups.items():
-        single = f"{counts[path]} of {leaves[path].shape[-1]}" if group.partial else "yes"
-        kind = "moves" if path in plan.batch_stats else single if group.trainable else "-"
+        if path in plan.batch_stats:
+            trains = "updated"
+        elif group.partial:
+            trains = f"{counts[path]} of {variables[path].shape[-1]}"
+        else:
+            trains = "yes" if group.trainable else "-"
         table.add_row(
             path,
-            "×".join(map(str, leaves[path].shape)),
+            "×".join(map(str, variables[path].shape)),
             Text(group.rule),
-            kind,
+            trains,
             f"{group.lr_multiplier:g}" if path in plan.trainable else "-",
             "yes" if group.decay and plan.optim.weight_decay > 0 else "-",
             style=None if group.trainable else "dim",
         )
-    console.print(table)
-    total = sum(x.size for x in prepared.predictor.flat.params.values())
-    after = [s for s in prepared.predictor.model.stage_names if s not in plan.frozen_stages]
-    rows = {
-        "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {prepared.config.train.batch_size} pictures",
+    return table
+
+
+def _summary_rows(plan: PhasePlan, experiment: Experiment) -> dict[str, str]:
+    """Return the lines below the table of variables, {name: text}."""
+    predictor = experiment.predictor
+    cost = phase_cost(experiment, plan)
+    total = sum(x.size for x in predictor.flat.params.values())
+    frozen = "none"
+    if plan.frozen_stages:
+        trained = [stage for stage in predictor.model.stage_names if stage not in plan.frozen_stages]
+        frozen = (
+            f"{plan.frozen_stages[0]} to {plan.frozen_stages[-1]}; the backward pass ends at {(trained or ['head'])[0]}"
+        )
+    saved = f"; saves {_format_flops(cost.saved_flops)}" if cost.saved_flops else ""
+    forward = _format_flops(cost.forward_flops)
+    return {
+        "length": f"{plan.phase.epochs:g} epochs, {plan.steps} steps of {experiment.config.train.batch_size} images",
         "optimizer": f"{plan.optim.name}, learning rate {plan.optim.lr:g}, {plan.optim.schedule}",
         "losses": " + ".join(f"{weight:g} {name}" for name, weight in plan.phase.losses),
-        **_beside(plan, prepared),
-        "learned parameters": f"{cost.trainable_parameters:,} of {total:,}",
+        **_optional_rows(plan, experiment),
+        "trainable parameters": f"{cost.trainable_parameters:,} of {total:,}",
         "optimizer state": format_bytes(cost.optimizer_bytes),
-        "step": f"{_flops(cost.step_flops)}; the whole network's forward pass is {_flops(cost.forward_flops)}",
-        "frozen prefix": (
-            f"{plan.frozen_stages[0]} to {plan.frozen_stages[-1]}; gradients begin at {(after or ['head'])[0]}"
-            if plan.frozen_stages
-            else "none"
-        ),
-        "features": plan.cache_plan.describe() + (f"; saves {_flops(saved)}" if (saved := cost.saved_flops) else ""),
+        "step": f"{_format_flops(cost.step_flops)}; the forward pass of the whole network is {forward}",
+        "frozen stages": frozen,
+        "features": plan.cache_plan.describe() + saved,
     }
-    for name, value in rows.items():
-        console.print(f"  {name:<19} {value}", highlight=False, markup=False, soft_wrap=True)
-    console.print()
 
 
-def _beside(plan: PhasePlan, prepared: Experiment) -> dict[str, str]:
-    """Rows for what only some phases have: networks they look at, unlabelled pictures, an average, single neurons."""
-    rows, config, head = {}, prepared.config, prepared.predictor.model.head
-    if head.auxiliary_stages:
-        added = (f"head/{name} on {stage}" for name, stage in head.auxiliary_stages)
-        rows["further outputs"] = f"{', '.join(added)}, in training only"
+def _optional_rows(plan: PhasePlan, experiment: Experiment) -> dict[str, str]:
+    """Return lines about what only some phases have: other networks, unlabelled images, averages, partial training."""
+    rows = {}
+    config = experiment.config
+    if stages := experiment.predictor.model.head.auxiliary_stages:
+        outputs = ", ".join(f"head/{name} on {stage}" for name, stage in stages)
+        rows["auxiliary outputs"] = f"{outputs}, in training only"
     for network in (*plan.cache_plan.cached, *plan.spec.networks):
         if network.name == FROZEN_STAGES:
             continue
-        when = "once for every picture" if network in plan.cache_plan.cached else "in every step, on augmented pictures"
-        what = ["logits"] * network.logits + [f"maps of {', '.join(ours for ours, _ in network.maps)}"] * bool(
-            network.maps
-        )
-        rows[network.name] = f"{prepared.networks[network.name].name}: {' and '.join(what)}, {when}"
+        outputs = ["logits"] if network.logits else []
+        if network.maps:
+            outputs.append(f"features of {', '.join(stage for stage, _ in network.maps)}")
+        cached = network in plan.cache_plan.cached
+        when = "computed once for every image" if cached else "computed in every step, on augmented images"
+        rows[network.name] = f"{experiment.networks[network.name].name}: {' and '.join(outputs)}, {when}"
     if plan.spec.views:
         count = config.train.batch_size * config.strategy.unlabelled_ratio
-        rows["unlabelled"] = f"{count} of {len(prepared.data.unlabelled)} pictures a step: {', '.join(plan.spec.views)}"
+        assert experiment.data.unlabelled is not None  # `prepare` checks it
+        total = len(experiment.data.unlabelled)
+        rows["unlabelled"] = f"{count} of {total} images per step: {', '.join(plan.spec.views)}"
     if plan.phase.ema_decay is not None:
-        rows["average"] = f"of the weights, decay {plan.phase.ema_decay:g} a step; it is validated and kept"
+        rows["weight average"] = f"decay {plan.phase.ema_decay:g} per step; the average is validated and saved"
     if plan.layers:
-        chosen, where = (
-            plan.phase.neurons,
-            "all layers together" if plan.phase.neurons.scope == "global" else "each layer",
-        )
-        rows["neurons"] = (
-            f"{sum(plan.channel_counts.values())} in {len(plan.layers)} layers, best of {where} by {chosen.criterion}"
-        )
+        neurons = plan.phase.neurons
+        scope = "all layers together" if neurons.scope == "global" else "each layer"
+        count = sum(plan.channel_counts.values())
+        rows["neurons"] = f"{count} in {len(plan.layers)} layers, the best of {scope} by {neurons.criterion}"
     return rows
 
 
-def _flops(count: float) -> str:
+def _format_flops(count: float) -> str:
     for unit in ("", "k", "M", "G"):
         if count < 1000:
             return f"{count:.3g} {unit}FLOP"

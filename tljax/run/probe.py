@@ -1,4 +1,4 @@
-"""`--mode=probe`: ready classifiers on the features of a frozen network, chosen on validation."""
+"""`--mode=probe`: fit scikit-learn classifiers on the features of a frozen network."""
 
 from __future__ import annotations
 
@@ -12,82 +12,98 @@ from rich.table import Table
 
 from tljax.config import Config
 from tljax.data import Split
-from tljax.features.probes import PROBES, FeatureRows, fit_best
+from tljax.features.probes import PROBES, FeatureRows, FittedProbe, fit_best
 from tljax.report.tables import footnote, mean_interval, percent
 from tljax.run.features import FeatureExtractor, load_extractor
 from tljax.run.workdir import WorkDir
 from tljax.tasks import classification
 
 
-def run(configs: Sequence[Config], workdir: str, console: Console) -> dict:
-    """Probes one config, or one per seed, shows the table, and returns and writes WORKDIR/probe.json.
+def run(configs: Sequence[Config], workdir: str | Path, console: Console) -> dict:
+    """Probe one config, or one per seed, print a table, and write and return WORKDIR/probe.json.
 
-    Of one config it has `best`, the name of the probe that is best on validation, and `probes`: setting, scores on
-    `valid` and `test`, and seconds of each; of several, the same with mean accuracies and half-widths of their 95 %
-    intervals, and `cells`, the folders that hold each seed's own.
+    Args:
+      configs: with weights that exist; several differ in their seeds.
+      workdir: folder of probe.json.
+      console: for progress and the table.
+
+    Returns:
+      `best`, the probe with the best validation accuracy, and `probes`: setting, scores on `valid` and `test`, and
+      seconds of each. With several configs, the scores are (mean accuracy, half-width of its 95 % interval), and
+      `trials` has the folders of the seeds' own probe.json.
     """
-    results = [probe(config, console) for config in configs]
-    rows = {name: _summarise([result["probes"][name] for result in results]) for name in results[0]["probes"]}
-    best = max(rows, key=lambda name: rows[name]["valid"][0]) if len(results) > 1 else results[0]["best"]
-    summary = results[0]
-    if len(results) > 1:
-        places = [str(Path(config.workdir).relative_to(workdir)) for config in configs]
-        summary = {"best": best, "seeds": [config.seed for config in configs], "probes": rows, "cells": places}
+    results = [probe_config(config, console) for config in configs]
+    rows = {name: _average([result["probes"][name] for result in results]) for name in results[0]["probes"]}
+    if len(results) == 1:
+        summary = results[0]
+    else:
+        summary = {
+            "best": max(rows, key=lambda name: rows[name]["valid"][0]),
+            "seeds": [config.seed for config in configs],
+            "probes": rows,
+            "trials": [str(config.folder.relative_to(workdir)) for config in configs],
+        }
         WorkDir(workdir).write("probe.json", summary)
-    _show(rows, best, len(results), console)
+    _print_table(rows, summary["best"], len(results), console)
     console.print(f"Written to {workdir}/probe.json", highlight=False, markup=False, soft_wrap=True)
     return summary
 
 
-def probe(config: Config, console: Console) -> dict:
-    """Fits `features.probes` on train, chooses their settings on validation, then opens the test split once for all."""
-    trunk = load_extractor(config, console, default=lambda stages: stages[-1:])
-    train, valid = (_rows(trunk, getattr(trunk.data, name), name, console) for name in ("train", "valid"))
-    classes, chosen, seconds = len(trunk.predictor.classes), {}, {}
+def probe_config(config: Config, console: Console) -> dict:
+    """Probe one config, and write and return its probe.json.
+
+    Probes are fitted on train and their settings chosen on validation; then the test split is opened, once for all.
+    """
+    extractor = load_extractor(config, console, default_stages=lambda stages: stages[-1:])
+    data = extractor.data
+    train = _feature_rows(extractor, data.train, "train", console)
+    valid = _feature_rows(extractor, data.valid, "valid", console)
+    fitted: dict[str, FittedProbe] = {}
+    seconds = {}
     for name in dict.fromkeys(config.features.probes):
         started = time.monotonic()
         with console.status(f"fitting {name}"):
-            chosen[name] = fit_best(PROBES[name], train, valid, classes)
+            fitted[name] = fit_best(PROBES[name], train, valid, len(extractor.predictor.classes))
         seconds[name] = time.monotonic() - started
-    features, labels = _rows(trunk, trunk.data.test.open(), "test", console)
+    features, labels = _feature_rows(extractor, data.test.open(), "test", console)
     result = {
-        "best": max(chosen, key=lambda name: chosen[name].rank),
+        "best": max(fitted, key=lambda name: fitted[name].ranking_key),
         "probes": {
             name: {
-                "setting": {PROBES[name].setting: found.value},
-                "valid": found.scores,
-                "test": classification.compute_metrics(labels, found.predict(features)),
+                "setting": {PROBES[name].hparam: probe.value},
+                "valid": probe.scores,
+                "test": classification.compute_metrics(labels, probe.predict(features)),
                 "seconds": seconds[name],
             }
-            for name, found in chosen.items()
+            for name, probe in fitted.items()
         },
         "features": features.shape[1],
-        "about": trunk.describe | {"data": trunk.data.describe()},
+        "about": extractor.about | {"data": data.describe()},
     }
-    folder = WorkDir(config.workdir)
+    folder = WorkDir(config.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write("probe.json", result)
     return result
 
 
-def _rows(trunk: FeatureExtractor, split: Split, name: str, console: Console) -> FeatureRows:
-    """Features of all stages side by side, [N, D], and labels [N]."""
-    maps = trunk.maps(split, name, console)
-    return np.concatenate([x.reshape(len(x), -1) for x in maps.values()], axis=1), split.labels
+def _feature_rows(extractor: FeatureExtractor, split: Split, name: str, console: Console) -> FeatureRows:
+    """Return the concatenated features of all stages, [N, D], and the labels [N]."""
+    features = extractor.extract(split, name, console)
+    return np.concatenate([x.reshape(len(x), -1) for x in features.values()], axis=1), split.labels
 
 
-def _summarise(found: list[dict]) -> dict:
-    """One probe over seeds: its settings, mean accuracies with their half-widths, and mean seconds."""
-    ((setting, _),) = found[0]["setting"].items()
+def _average(rows: list[dict]) -> dict:
+    """Average one probe over seeds: its settings, accuracies (mean, half-width of the interval) and mean seconds."""
+    ((setting, _),) = rows[0]["setting"].items()
     return {
-        "setting": {setting: [one["setting"][setting] for one in found]},
-        "valid": mean_interval([one["valid"]["accuracy"] for one in found]),
-        "test": mean_interval([one["test"]["accuracy"] for one in found]),
-        "seconds": float(np.mean([one["seconds"] for one in found])),
+        "setting": {setting: [row["setting"][setting] for row in rows]},
+        "valid": mean_interval([row["valid"]["accuracy"] for row in rows]),
+        "test": mean_interval([row["test"]["accuracy"] for row in rows]),
+        "seconds": float(np.mean([row["seconds"] for row in rows])),
     }
 
 
-def _show(rows: dict[str, dict], best: str, seeds: int, console: Console) -> None:
+def _print_table(rows: dict[str, dict], best: str, seeds: int, console: Console) -> None:
     table = Table()
     for name in ("probe", "setting", "validation %", "test %", "seconds"):
         table.add_column(name, justify="left" if name in ("probe", "setting") else "right")
@@ -102,9 +118,9 @@ def _show(rows: dict[str, dict], best: str, seeds: int, console: Console) -> Non
             style="bold" if name == best else None,
         )
     console.print(table)
-    once = "once a seed" if seeds > 1 else "once"
+    once = "once per seed" if seeds > 1 else "once"
     for line in (
-        f"* best on validation: its test accuracy is the one to report; the test split was opened {once}.",
+        f"* best on validation: report its test accuracy. The test split was opened {once}.",
         footnote([{"seeds": seeds}]),
     ):
         if line:

@@ -1,4 +1,4 @@
-"""Where a result comes from: what result.json holds besides the metrics, so that somebody else can get the same."""
+"""Provenance of a result: the entries of result.json besides the metrics, which are needed to reproduce it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def provenance(experiment: Experiment, progress: TrainProgress) -> dict:
-    """Return the entries of result.json that are known when training ends."""
+    """Return the entries of result.json that do not depend on the evaluation of the best model.
+
+    Args:
+      experiment: the finished run.
+      progress: at the end of training.
+    """
     config, source = experiment.config, experiment.source
     versions = {"python": platform.python_version(), "tljax": __version__}
     return {
         "task": experiment.predictor.task.name,
-        "metric": experiment.predictor.task.metrics[0][0],
+        "metric": experiment.predictor.task.metrics[0].name,
         "strategy": config.strategy.name,
         "phases": progress.phases,
         "phase_rows": phase_rows(experiment.plans, experiment.predictor),
@@ -32,7 +37,7 @@ def provenance(experiment: Experiment, progress: TrainProgress) -> dict:
         "seed": config.seed,
         "versions": versions | {package: importlib.metadata.version(package) for package in PACKAGES},
         "devices": [str(d) for d in jax.devices()],
-        "weights": source.describe() if experiment.strategy.pretrained else None,
+        "weights": source.describe() if source and experiment.strategy.pretrained else None,
         "teachers": {name: teacher.describe() for name, teacher in experiment.networks.items()},
         "files": experiment.files,
         "preprocess": schema.to_dict(experiment.predictor.preprocess),
@@ -42,8 +47,8 @@ def provenance(experiment: Experiment, progress: TrainProgress) -> dict:
 
 
 def peak_memory() -> int:
-    """Bytes: of the device where it keeps count, else of this process."""
-    on_device = [d.memory_stats() for d in jax.local_devices()]
-    if all(s and "peak_bytes_in_use" in s for s in on_device):
-        return max(s["peak_bytes_in_use"] for s in on_device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the peak memory in bytes: of a device if it reports it, else of this process."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(s and "peak_bytes_in_use" in s for s in stats):
+        return max(s["peak_bytes_in_use"] for s in stats)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

@@ -1,4 +1,4 @@
-"""Weights that another recipe makes: `model.weights = "recipe:configs/NAME.py"`, and teachers likewise."""
+"""Recipes: weights of another config's run, `model.weights = "recipe:configs/NAME.py"`; likewise for teachers."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from tljax.run.train import train
 
 
 def recipes_of(config: Config) -> list[str]:
-    """The recipes that a config starts from: those of `model.weights` and `strategy.teachers`."""
+    """Return the recipes among `model.weights` and `strategy.teachers`."""
     names = (config.model.weights, *config.strategy.teachers)
     return list(dict.fromkeys(name for name in names if name and name.startswith("recipe:")))
 
 
 def run_recipes(configs: Sequence[Config], root: Path, console: Console | None) -> list[Config]:
-    """Runs the recipes that configs start from, unless that is done, and points to their runs.
+    """Train the recipes of configs, unless they are finished, and return the configs with the weights of these runs.
 
     Args:
-      configs: any; one without a recipe comes back as it is.
-      root: folder in which a recipe's run lies, under the name of its file, unless its config says where.
-      console: for the recipes' logs; None runs nothing, and leaves what does not exist yet as it is.
+      configs: a config without a recipe is returned unchanged.
+      root: folder of the recipes' work directories, each named after its file, unless the recipe sets `workdir`.
+      console: for the logs; None: nothing is trained, and recipes that are not finished stay in the configs.
     """
     names = dict.fromkeys(name for config in configs for name in recipes_of(config))
-    made = {name: _make(name, root, console) for name in names}
-
-    def settled(config: Config) -> Config:
-        weights = made.get(config.model.weights, config.model.weights)
-        teachers = tuple(made.get(name, name) for name in config.strategy.teachers)
-        return dataclasses.replace(
-            config,
-            model=dataclasses.replace(config.model, weights=weights),
-            strategy=dataclasses.replace(config.strategy, teachers=teachers),
-        )
-
-    return [settled(config) for config in configs]
+    weights = {name: _run_recipe(name, root, console) for name in names}
+    return [_with_weights(config, weights) for config in configs]
 
 
-def _make(name: str, root: Path, console: Console | None) -> str:
-    """The run of a recipe, as weights are named, or the recipe where it has none yet and none is to be made."""
+def _with_weights(config: Config, weights: dict[str, str]) -> Config:
+    """Return the config with recipes replaced, by {recipe: weights}."""
+    model = config.model
+    teachers = tuple(weights.get(name, name) for name in config.strategy.teachers)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, weights=model.weights and weights.get(model.weights, model.weights)),
+        strategy=dataclasses.replace(config.strategy, teachers=teachers),
+    )
+
+
+def _run_recipe(name: str, root: Path, console: Console | None) -> str:
+    """Return `workdir:PATH` of a recipe's run, or the recipe itself if it is not finished and nothing is trained."""
     file = name.removeprefix("recipe:")
     recipe = load_config_file(file)
     workdir = recipe.workdir or str(root / run_name(file))
@@ -51,6 +52,6 @@ def _make(name: str, root: Path, console: Console | None) -> str:
     finished = (Path(workdir) / "result.json").is_file()
     if console is not None:
         if not finished:
-            console.print(f"Weights first: {file} in {workdir}", highlight=False)
+            console.print(f"Training the weights of {file} in {workdir}", highlight=False)
         train(recipe, console, lines=False)
     return f"workdir:{workdir}" if finished or console is not None else name

@@ -1,4 +1,4 @@
-"""One run from config to result: checked first, then trained; then the test split is evaluated once."""
+"""Train a run from config to result, or several as one program; the test split is evaluated once, at the end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -25,7 +26,7 @@ from tljax.run.experiment import Experiment, prepare
 from tljax.run.provenance import peak_memory, provenance
 from tljax.run.workdir import WorkDir
 from tljax.storage.checkpoints import CheckpointManager
-from tljax.tasks import Task
+from tljax.tasks import Metric
 from tljax.train.loop import Trainer
 from tljax.train.replicas import Replicas
 from tljax.train.run_state import RunState
@@ -35,17 +36,17 @@ Result = dict | TrainingStopped
 
 
 def train(config: Config, console: Console, *, open_test: bool = True, lines: bool = True) -> dict:
-    """Train a config in its workdir, or resume it, and return the result.
+    """Train a config in its work directory, or resume it, and return the result.
 
     Args:
       config: with `workdir` set, and weights that exist.
       console: for the log.
-      open_test: False leaves the test split closed, for runs that are only compared on validation; the result then has
-        no `test` and is not written, and another call with True continues from there.
-      lines: whether each validation prints a line.
+      open_test: False: the test split stays closed, for runs that are only compared on validation. The result then has
+        no `test` and is not written; a later call with True adds it.
+      lines: whether to print a line per validation.
 
     Raises:
-      UserError: bad input, found before anything is written.
+      UserError: invalid input, found before anything is written.
       TrainingStopped: a loss or update is not finite.
       Interrupted: a signal asked to stop; the state is saved.
     """
@@ -58,33 +59,44 @@ def train(config: Config, console: Console, *, open_test: bool = True, lines: bo
 def train_replicas(
     experiments: Sequence[Experiment], console: Console, *, open_test: bool = True, lines: bool = True
 ) -> list[Result]:
-    """Train runs that differ in numbers alone as one program; return their results in order, or why one has none.
+    """Train runs that differ in numbers alone as one program, and return their results in order.
 
-    Runs at the same step train together; what each writes is what it would have written alone.
+    Runs at the same step train together. Each writes what it would have written alone. The result of a run that
+    diverged is its TrainingStopped.
+
+    Args:
+      experiments: which differ in numbers alone, such as a group of `replica_groups.plan_groups`.
+      console: for the log.
+      open_test: as for `train`.
+      lines: as for `train`.
+
+    Raises:
+      UserError: invalid input, found before anything is written.
+      Interrupted: a signal asked to stop; the state is saved.
     """
-    unfinished = [run for run in experiments if WorkDir(run.config.workdir).read("result.json") is None]
-    # Before anything is written: weights that do not fit are an error.
+    unfinished = [run for run in experiments if WorkDir(run.config.folder).read("result.json") is None]
+    # Loaded before anything is written: weights that do not fit are an error.
     variables = unfinished[0].load_variables() if unfinished else {}
     with contextlib.ExitStack() as stack:
         workdirs = [stack.enter_context(WorkDir.create(run.config, run.inputs)) for run in experiments]
         results = [workdir.read("result.json") for workdir in workdirs]
         for workdir, result in zip(workdirs, results, strict=True):
             if result is not None and not (workdir.path / "report.md").exists():
-                markdown.write_report(workdir.path)  # killed after the result, before its report
+                markdown.write_report(workdir.path)  # killed between result and report
             if result is not None and lines:
-                console.print(f"{workdir.path} is finished; this is its result.", highlight=False)
-        todo = [
+                console.print(f"{workdir.path} is finished; returning its result.", highlight=False)
+        pending = [
             (run, workdir) for run, workdir, result in zip(experiments, workdirs, results, strict=True) if not result
         ]
-        new = iter(_train(todo, variables, console, open_test, lines) if todo else [])
-        return [result or next(new) for result in results]
+        new_results = iter(_train(pending, variables, console, open_test, lines) if pending else [])
+        return [result or next(new_results) for result in results]
 
 
 def _train(
-    todo: Sequence[tuple[Experiment, WorkDir]], variables: Variables, console: Console, open_test: bool, lines: bool
+    pending: Sequence[tuple[Experiment, WorkDir]], variables: Variables, console: Console, open_test: bool, lines: bool
 ) -> list[Result]:
     started = time.monotonic()
-    first = todo[0][0]
+    first = pending[0][0]
     predictor = first.predictor
     if duplicates := {pair: n for pair, n in first.data.duplicates.items() if n}:
         console.print(f"Warning: identical images in two splits: {duplicates}", style="yellow", highlight=False)
@@ -92,7 +104,7 @@ def _train(
     networks = {name: predictor.mesh.put_variables(teacher.load()) for name, teacher in first.networks.items()}
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(ProgressBar(console, predictor.task.train_metric_name, notes=lines))
-        runs = [stack.enter_context(_run_state(run, workdir, console, lines)) for run, workdir in todo]
+        runs = [stack.enter_context(_run_state(run, workdir, console, lines)) for run, workdir in pending]
         seconds_before = [run.seconds_before() for run in runs]
         stop_requested = stack.enter_context(_stop_on_signal())
         features = FeatureCache(first.config, predictor.mesh, progress)
@@ -110,21 +122,21 @@ def _train(
             )
             try:
                 trainer.fit()
-            except TrainingStopped as failure:  # of a run that is alone
+            except TrainingStopped as failure:  # raised only in a group of one run
                 group[0].failure = failure
         results = []
-        for (experiment, workdir), run, before in zip(todo, runs, seconds_before, strict=True):
+        for (experiment, workdir), run, before in zip(pending, runs, seconds_before, strict=True):
             if run.failure:
                 results.append(run.failure)
                 continue
             result, figure_data = evaluate_best(experiment, run, variables, features, open_test)
-            # Each run's share of the time that they took together.
-            result["seconds"] = before + (time.monotonic() - started) / len(todo)
+            # Runs that trained together share the time equally.
+            result["seconds"] = before + (time.monotonic() - started) / len(pending)
             result["peak_memory_bytes"] = peak_memory()
             if open_test:
                 if experiment.config.report.figures:
                     workdir.write_arrays("figure_data.npz", figure_data)
-                # Its presence says that the run is finished; the report can be drawn again from the files.
+                # Its presence marks the run as finished: the report can be redrawn from the files.
                 workdir.write("result.json", result)
                 markdown.write_report(workdir.path)
             results.append(result)
@@ -141,7 +153,7 @@ def _run_state(experiment: Experiment, workdir: WorkDir, console: Console, lines
 
 
 def _at_same_step(runs: Sequence[RunState]) -> list[list[RunState]]:
-    """Return the runs in groups that are at the same step of the same phase."""
+    """Group the runs by phase and step."""
     groups: dict[tuple[int, int] | None, list[RunState]] = {}
     for run in runs:
         groups.setdefault(run.position(), []).append(run)
@@ -159,16 +171,18 @@ def evaluate_best(
     checkpoints, predictor, data = run.checkpoints, experiment.predictor, experiment.data
     checkpoints.wait()
     best = variables | checkpoints.restore_params(checkpoints.best, variables)
-    plan = next(plan for plan in experiment.plans if plan.phase.name == run.progress.best["phase"])
+    assert run.progress.best is not None  # every run is validated at its end
+    best_phase = run.progress.best["phase"]
+    plan = next(plan for plan in experiment.plans if plan.phase.name == best_phase)
 
     def evaluate(split: Split, name: str) -> tuple[dict, dict[str, np.ndarray]]:
         cached = None
-        if (network := plan.cache_plan.cached_valid) is not None:  # the stages that were frozen in the best phase
+        if (network := plan.cache_plan.cached_valid) is not None:  # stages that were frozen in the best phase
             name = f"{plan.phase.name}: {network.name}, {name}"
             cached = features.get(network, network.variables({}, best), split, name)
         return predictor.evaluate(best, split, cached)
 
-    result = provenance(experiment, run.progress) | {"parameters_digest": params_hash(best)}
+    result: dict[str, Any] = provenance(experiment, run.progress) | {"parameters_digest": params_hash(best)}
     result["valid"], on_valid = evaluate(data.valid, "validation")
     figure_data = {}
     if open_test:
@@ -177,23 +191,24 @@ def evaluate_best(
         task = predictor.task
         if task.tune_on_validation is not None:
             result |= task.tune_on_validation(on_test, test, on_valid, data.valid, predictor.classes)
-        result["gap"] = _gap(task, result["valid"], result["test"])
+        result["gap"] = _gap(predictor.metrics, result["valid"], result["test"])
         checkpoints.save_frozen(best)
         report = experiment.config.report
         if report.figures:
-            figure_data = task.figure_data(on_test, test, predictor.preprocess.size, report.num_worst)
+            figure_data = task.figure_data(on_test, test, predictor.preprocess.side, report.num_worst)
     return result | {"features": features.summary()}, figure_data
 
 
-def _gap(task: Task, valid: dict, test: dict) -> dict:
-    """Return validation minus test by metric; None where either is."""
-    pairs = {key: (valid[key], test[key]) for key in (*dict(task.metrics), "loss")}
+def _gap(metrics: Sequence[Metric], valid: dict, test: dict) -> dict:
+    """Return validation minus test for each metric; None if either is None."""
+    names = (*(metric.name for metric in metrics), "loss")
+    pairs = {name: (valid[name], test[name]) for name in names}
     return {key: None if None in pair else pair[0] - pair[1] for key, pair in pairs.items()}
 
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether Ctrl-C or SIGTERM has come; the second signal ends the process."""
+    """Yield a function that returns whether SIGINT or SIGTERM was received; a second signal ends the process."""
     received = []
 
     def handle(number, frame):
@@ -202,11 +217,11 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         received.append(number)
         print("Stopping after this step; press Ctrl-C again to stop at once.", file=sys.stderr, flush=True)
 
-    # Only the main thread may install handlers.
+    # Python allows only the main thread to install handlers.
     signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {s: signal.signal(s, handle) for s in signals}
+    previous = {s: signal.signal(s, handle) for s in signals}
     try:
         yield lambda: bool(received)
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A run's folder: one config, one owner at a time, and files that appear whole."""
+"""Work directories: each holds one run, is locked by one process, and has only completely written files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +20,17 @@ from tljax.storage.run_files import read_config, read_json
 
 
 def result_fields(tree: Mapping) -> dict:
-    """Return those fields of a config's tree that decide the result: not where and how it is written and cached."""
+    """Return the fields of a config that determine the result; those of output and cache do not.
+
+    Args:
+      tree: the config as nested dicts.
+    """
     fields = {name: value for name, value in tree.items() if name not in OUTPUT_ONLY}
     return fields | ({"cache": {"num_views": tree["cache"]["num_views"]}} if "cache" in tree else {})
 
 
 def config_hash(config: Config) -> str:
-    """Return the SHA-256 of the fields that decide the result."""
+    """Return the SHA-256 of the fields that determine the result."""
     return hashlib.sha256(json.dumps(result_fields(schema.to_dict(config)), sort_keys=True).encode()).hexdigest()
 
 
@@ -42,7 +47,11 @@ def diff_configs(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
 
 
 class WorkDir:
-    """The folder of one run."""
+    """The folder of one run, or of a sweep.
+
+    Args:
+      path: of the folder, which need not exist.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -50,21 +59,21 @@ class WorkDir:
     @classmethod
     @contextlib.contextmanager
     def create(cls, config: Config, inputs: dict) -> Iterator[WorkDir]:
-        """Makes the folder of a run, or takes it again, and locks it against other processes.
+        """Create the folder of a run, or open it again to resume, and lock it against other processes.
 
         Args:
           config: of the run, with its `workdir`.
-          inputs: what the run is made of besides its config, as JSON.
+          inputs: what the run depends on besides its config, as JSON.
 
         Raises:
-          UserError: it holds another run, of another config, other data or other weights; or another process runs in
-            it.
+          UserError: the folder holds a run of another config, other data or other weights, or another process is
+            running in it.
         """
-        workdir = cls(config.workdir)
+        workdir = cls(config.folder)
         workdir.path.mkdir(parents=True, exist_ok=True)
         with (workdir.path / ".lock").open("w") as lock:
             try:
-                # The kernel drops the lock with the process, however it ends.
+                # The kernel releases the lock when the process ends, even if it is killed.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"Another process is running in {workdir.path}.") from error
@@ -75,37 +84,49 @@ class WorkDir:
             yield workdir
 
     def check(self, config: Config, inputs: dict) -> None:
-        """Refuses a folder that holds another run: another config, other data, or other weights."""
-        differences = []
+        """Raise UserError if the folder holds a run of another config, other data or other weights."""
+        recorded = self.read("inputs.json")
+        differences = diff_configs(recorded, json.loads(json.dumps(inputs))) if recorded is not None else []
         if (self.path / "config.json").is_file():
             old, new = schema.to_dict(self.read_config()), schema.to_dict(config)
-            differences += diff_configs(result_fields(old), result_fields(new))
-        if (recorded := self.read("inputs.json")) is not None:
-            differences += diff_configs(recorded, json.loads(json.dumps(inputs)))
+            differences = diff_configs(result_fields(old), result_fields(new)) + differences
         if differences:
             raise UserError(
-                f"{self.path} holds another run; it differs in {'; '.join(differences)}. Take another --workdir."
+                f"{self.path} holds another run; it differs in {'; '.join(differences)}. Choose another --workdir."
             )
 
     def read(self, name: str) -> dict | None:
-        """A JSON file of the folder, or None."""
+        """Return the content of a JSON file of the folder, or None if there is none."""
         path = self.path / name
-        if not path.is_file():
-            return None
-        return read_json(path)
+        return read_json(path) if path.is_file() else None
+
+    def read_result(self) -> dict | None:
+        """Return the content of result.json, or None; `cells` of a sweep by an older version are read as `trials`."""
+        result = self.read("result.json")
+        if result is None or "cells" not in result:
+            return result
+        trials = result.pop("cells")
+        if (self.path / "trials").is_dir():  # renamed since
+            trials = [trial | {"workdir": f"trials/{Path(trial['workdir']).name}"} for trial in trials]
+        return result | {"trials": trials}
+
+    def rename_old_trials(self) -> None:
+        """Rename the folder of a sweep's trials, `cells` in older versions, to `trials`."""
+        if (self.path / "cells").is_dir() and not (self.path / "trials").exists():
+            (self.path / "cells").rename(self.path / "trials")
 
     def read_config(self) -> Config:
-        """Return the config that the folder was made with."""
+        """Return the config that the folder was created with."""
         return read_config(self.path / "config.json")
 
     def write(self, name: str, value: dict) -> None:
-        """Writes a JSON file that is there whole or not at all."""
+        """Write a JSON file atomically."""
         partial = self.path / f"{name}.part"
         partial.write_text(json.dumps(value, indent=2) + "\n")
         partial.replace(self.path / name)
 
-    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes an .npz file that is there whole or not at all."""
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Write an .npz file atomically."""
         partial = self.path / f"{name}.part"
         with partial.open("wb") as file:
             np.savez_compressed(file, **arrays)

@@ -37,7 +37,7 @@ class CachedArrays:
       storage: "disk" or "memory".
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, np.ndarray]
     seconds: float
     reused: bool
     storage: str
@@ -113,7 +113,7 @@ class ArrayCache:
     def _delete_oldest(self, keep: Path) -> None:
         last_used = {p: p.stat().st_mtime for p in self.folder.iterdir() if (p / "about.json").is_file()}
         sizes = {p: sum(f.stat().st_size for f in p.iterdir() if f.suffix != ".json") for p in last_used}
-        for oldest in sorted(last_used, key=last_used.get):
+        for oldest in sorted(last_used, key=last_used.__getitem__):
             if sum(sizes.values()) <= self.max_bytes:
                 break
             if oldest != keep:
@@ -127,7 +127,7 @@ def key_digest(key: Mapping) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _compute(arrays: dict[str, np.ndarray], compute: ComputeFn, storage: str) -> CachedArrays:
+def _compute(arrays: Mapping[str, np.ndarray], compute: ComputeFn, storage: str) -> CachedArrays:
     start = time.monotonic()
     compute(arrays)
     seconds = time.monotonic() - start

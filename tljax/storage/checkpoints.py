@@ -40,13 +40,14 @@ class CheckpointManager:
     def __init__(self, workdir: Path):
         self._frozen_path = workdir / "frozen.safetensors"
         self._paths_by_step: dict[int, list[str]] = {}
-        best = policies.BestN(get_metric_fn=ranking_key, n=1, keep_checkpoints_without_metrics=False)
+        rank: Any = ranking_key  # Orbax asks for a float, but only compares
+        best = policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             (workdir / "checkpoints").absolute(),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]),
-                best_fn=ranking_key,
+                best_fn=rank,
                 create=False,
             ),
         )
@@ -63,9 +64,11 @@ class CheckpointManager:
         return self._manager.latest_step()
 
     @property
-    def best(self) -> int | None:
-        """Step of the best checkpoint on validation."""
-        return self._manager.best_step()
+    def best(self) -> int:
+        """Step of the best checkpoint on validation; there must be one."""
+        step = self._manager.best_step()
+        assert step is not None
+        return step
 
     def save(self, step: int, state: dict[str, Any], progress: dict, metrics: dict[str, float] | None) -> None:
         """Start to write a checkpoint in the background.

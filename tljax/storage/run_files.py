@@ -54,7 +54,8 @@ def read_config(path: Path) -> Config:
 
 def _rename_keys(value: Any) -> Any:
     if isinstance(value, dict):
-        return {RENAMED_KEYS.get(key, key): _rename_keys(item) for key, item in value.items()}
+        # The settings of a sweep's trial have names and values of config fields.
+        return {RENAMED_KEYS.get(k, k): v if k == "settings" else _rename_keys(v) for k, v in value.items()}
     if isinstance(value, list):
         return [_rename_keys(item) for item in value]
     return value

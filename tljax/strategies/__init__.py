@@ -1,4 +1,4 @@
-"""Strategies: presets, which return phases, and the rules that decide for every parameter path whether it trains."""
+"""Strategies: presets that return phases, and the rules that make parameters trainable or frozen."""
 
 from tljax.strategies.param_groups import (
     Masks,

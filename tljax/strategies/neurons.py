@@ -1,7 +1,8 @@
-"""Single neurons: which output channels of which layers learn, and their part of the layers' leaves.
+"""Training of single neurons: which output channels of which layers train, and their slices of the parameters.
 
-A neuron is an output channel of a convolution or dense layer: its part of the kernel, its bias, and its scale and bias
-in the BatchNorm that follows. All these have the channel as last axis, so a neuron's part of a leaf is `leaf[..., i]`.
+A neuron is an output channel of a convolution or dense layer: its slice of the kernel, its bias, and its scale and bias
+in the BatchNorm that follows. The channel is the last axis of all these arrays, so the slice of a neuron is
+`param[..., i]`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,136 +23,142 @@ from tljax.models.layers import NORM_AFTER
 from tljax.models.params import Variables
 from tljax.models.partial_training import PartiallyTrainable, TrainableChannels
 
+# Layer path → paths of the parameters that have its output channels as last axis, the kernel first.
 Layers = Mapping[str, Sequence[str]]
 
 
 def find_layers(
     params: Mapping, patterns: Sequence[str], norm_after: Sequence[tuple[str, str]] = NORM_AFTER
 ) -> dict[str, tuple[str, ...]]:
-    """The layers that patterns ask for, each with the leaves that its neurons are made of, the kernel first.
+    """Return the layers that match patterns, {layer path: parameter paths}, the kernel first.
 
     Args:
-      params: path → leaf with a `shape`.
-      patterns: of paths of layers (`stage3/conv1`) or of their kernels; a full match of any one will do.
-      norm_after: pairs of a layer's path pattern and the BatchNorm's path; the first that matches decides, and layers
-        that none matches have no norm of their own.
+      params: path → parameter with a `shape`.
+      patterns: regular expressions of layer paths (`stage3/conv1`) or kernel paths; one full match selects a layer.
+      norm_after: pairs of a pattern of layer paths and the path of the BatchNorm that follows. The first match
+        decides; a layer without a match has no norm.
 
     Raises:
       UserError: a pattern matches no layer.
     """
-    known = {
+    kernels = {
         path.removesuffix("/kernel"): path
-        for path, leaf in params.items()
-        if path.endswith("/kernel") and len(leaf.shape) > 1
+        for path, param in params.items()
+        if path.endswith("/kernel") and len(param.shape) > 1
     }
     for pattern in patterns:
-        if not any(_matches(pattern, layer) for layer in known):
+        if not any(_matches(pattern, layer) for layer in kernels):
             raise UserError(
-                f'neurons.layers: "{pattern}" matches no convolution or dense layer{did_you_mean(pattern, known)}'
+                f'neurons.layers: "{pattern}" matches no convolution or dense layer{did_you_mean(pattern, kernels)}'
             )
-    found = {}
-    for layer, kernel in known.items():
-        if pattern_of(layer, patterns) is not None:
+    layers = {}
+    for layer, kernel in kernels.items():
+        if matching_pattern(layer, patterns) is not None:
             norms = [re.sub(p, norm, layer) for p, norm in norm_after if re.fullmatch(p, layer)][:1]
-            others = [f"{layer}/bias", *(f"{norm}/{leaf}" for norm in norms for leaf in ("scale", "bias"))]
-            found[layer] = (kernel, *(path for path in others if path in params))
-    return found
+            others = [f"{layer}/bias", *(f"{norm}/{name}" for norm in norms for name in ("scale", "bias"))]
+            layers[layer] = (kernel, *(path for path in others if path in params))
+    return layers
 
 
-def pattern_of(layer: str, patterns: Sequence[str]) -> str | None:
-    """The first pattern that asks for a layer, or None."""
+def matching_pattern(layer: str, patterns: Sequence[str]) -> str | None:
+    """Return the first pattern that matches a layer, or None."""
     return next((pattern for pattern in patterns if _matches(pattern, layer)), None)
 
 
 def channel_counts(layers: Layers, params: Mapping, config: NeuronsConfig) -> dict[str, int]:
-    """How many neurons of each layer learn, before they are chosen.
+    """Return how many channels of each layer train, before they are selected.
 
-    Under `scope="global"` only the sum is certain; a layer's number is then its even share of it.
+    With `scope="global"` only the sum is exact; a layer's count is then proportional to its number of channels.
 
     Raises:
-      UserError: `config.count` is more than there are.
+      UserError: `config.count` is larger than the number of channels.
     """
-    outputs = {layer: params[paths[0]].shape[-1] for layer, paths in layers.items()}
+    channels = {layer: params[paths[0]].shape[-1] for layer, paths in layers.items()}
     if config.scope == "layer":
-        return {layer: _how_many(out, config, layer) for layer, out in outputs.items()}
-    ends = np.cumsum(list(outputs.values()))
-    # Whole parts of the running sum, so that the shares add up.
-    ends = ends * _how_many(int(ends[-1]), config, "all layers together") // ends[-1]
-    return dict(zip(outputs, np.diff(ends, prepend=0).tolist(), strict=True))
+        return {layer: _num_selected(total, config, layer) for layer, total in channels.items()}
+    ends = np.cumsum(list(channels.values()))
+    # Round the running sum instead of the shares, so that the counts add up to the total.
+    ends = ends * _num_selected(int(ends[-1]), config, "all layers together") // ends[-1]
+    return dict(zip(channels, np.diff(ends, prepend=0).tolist(), strict=True))
 
 
 def select_channels(scores: Mapping[str, np.ndarray], config: NeuronsConfig) -> dict[str, np.ndarray]:
-    """The neurons with the highest scores, as sorted int32 indices by layer; among equals the first.
+    """Return the channels with the highest scores as sorted int32 indices [k] by layer; of equal scores, the first.
 
-    Under `scope="global"` scores are compared across layers, each layer's divided by its root mean square, and a layer
-    may get none.
+    With `scope="global"` each layer's scores are divided by their root mean square and then compared across layers; a
+    layer may have no selected channel.
 
     Args:
       scores: layer → [out].
-      config: `fraction`, `count` and `scope`.
+      config: its `fraction`, `count` and `scope`.
 
     Raises:
-      UserError: a score is not finite, or `config.count` is more than there are.
+      UserError: a score is not finite, or `config.count` is larger than the number of channels.
     """
     scores = {layer: np.asarray(score, np.float64) for layer, score in scores.items()}
     for layer, score in scores.items():
         if not np.isfinite(score).all():
             raise UserError(f"neurons.criterion={config.criterion!r} is not finite for neurons of {layer}.")
     if config.scope == "layer":
-        return {layer: _best(score, _how_many(len(score), config, layer)) for layer, score in scores.items()}
-    together = np.concatenate([score / (np.sqrt(np.mean(score**2)) or 1.0) for score in scores.values()])
-    best = _best(together, _how_many(len(together), config, "all layers together"))
+        return {layer: _top_indices(score, _num_selected(len(score), config, layer)) for layer, score in scores.items()}
+    normalized = np.concatenate([score / (np.sqrt(np.mean(score**2)) or 1.0) for score in scores.values()])
+    selected = _top_indices(normalized, _num_selected(len(normalized), config, "all layers together"))
     ends = np.cumsum([len(score) for score in scores.values()])
-    parts = np.split(best, np.searchsorted(best, ends[:-1]))
+    by_layer = np.split(selected, np.searchsorted(selected, ends[:-1]))
     return {
-        layer: (part - end + len(scores[layer])).astype(np.int32)
-        for layer, part, end in zip(scores, parts, ends, strict=True)
+        layer: (indices - end + len(scores[layer])).astype(np.int32)
+        for layer, indices, end in zip(scores, by_layer, ends, strict=True)
     }
 
 
-def channel_index(chosen: Mapping[str, Sequence[int]], layers: Layers) -> dict[str, np.ndarray]:
-    """Leaf path → the channels that learn, int32 [k], for every leaf of the layers of which any do."""
-    found = {layer: np.asarray(channels, np.int32) for layer, channels in chosen.items() if len(channels)}
-    return {path: channels for layer, channels in found.items() for path in layers[layer]}
+def channel_index(selected: Mapping[str, Sequence[int]], layers: Layers) -> dict[str, np.ndarray]:
+    """Return the trainable channels, int32 [k], of every parameter of the layers in which any channel trains."""
+    indices = {layer: np.asarray(channels, np.int32) for layer, channels in selected.items() if len(channels)}
+    return {path: channels for layer, channels in indices.items() for path in layers[layer]}
 
 
-def gather(variables: Variables, index: Mapping[str, jax.Array]) -> Variables:
-    """The parts [..., k] of leaves that belong to single neurons; pure."""
+def gather_channels(variables: Variables, index: Mapping[str, jax.Array]) -> Variables:
+    """Return the slices [..., k] of the variables in `index`; pure."""
     return {path: jnp.asarray(variables[path])[..., channels] for path, channels in index.items()}
 
 
-def scatter(variables: Variables, slices: Variables, index: Mapping[str, jax.Array]) -> Variables:
-    """The leaves with `slices` in the place of their parts, all else to the bit as it was; pure and differentiable."""
-    # Told that no channel comes twice, the derivative is a gather and no more.
-    put = {"indices_are_sorted": True, "unique_indices": True}
-    whole = {path: jnp.asarray(variables[path]).at[..., index[path]].set(part, **put) for path, part in slices.items()}
-    return {**variables, **whole}
+def scatter_channels(variables: Variables, slices: Variables, index: Mapping[str, jax.Array]) -> Variables:
+    """Return the variables with `slices` written into their channels and all other bits unchanged.
+
+    Pure and differentiable.
+    """
+    # With sorted and unique indices the derivative is a plain gather.
+    hints: dict[str, Any] = {"indices_are_sorted": True, "unique_indices": True}
+    updated = {
+        path: jnp.asarray(variables[path]).at[..., index[path]].set(values, **hints) for path, values in slices.items()
+    }
+    return {**variables, **updated}
 
 
 def attach_channels(model: nnx.Module, slices: Variables, index: Mapping[str, jax.Array]) -> None:
-    """Lets the layers of a model whose kernels have slices learn these alone, in place.
+    """Make the layers of a model train only the kernel slices in `slices`; changes the modules in place.
 
-    The model's leaves must hold the slices already, by `scatter`. Gradients then reach the slices of kernels directly,
-    and those of vectors and grouped kernels through `scatter`.
+    The model's parameters must contain the slices already, by `scatter`. Gradients reach kernel slices directly, and
+    slices of vectors and of grouped kernels through `scatter`.
     """
-    for path, part in slices.items():
-        *layer, leaf = path.split("/")
+    for path, values in slices.items():
+        *layer, name = path.split("/")
         module = functools.reduce(getattr, layer, model)
-        if leaf == "kernel" and isinstance(module, PartiallyTrainable):
-            module.train_channels(TrainableChannels(part, jnp.asarray(index[path])))
+        if name == "kernel" and isinstance(module, PartiallyTrainable):
+            module.train_channels(TrainableChannels(values, jnp.asarray(index[path])))
 
 
 def _matches(pattern: str, layer: str) -> bool:
     return any(re.fullmatch(pattern, path) for path in (layer, f"{layer}/kernel"))
 
 
-def _how_many(out: int, config: NeuronsConfig, where: str) -> int:
+def _num_selected(total: int, config: NeuronsConfig, layer: str) -> int:
     if config.count is None:
-        return max(1, round(config.fraction * out))
-    if config.count > out:
-        raise UserError(f"neurons.count ({config.count}) is more than the {out} neurons of {where}.")
+        return max(1, round(config.fraction * total))
+    if config.count > total:
+        raise UserError(f"neurons.count ({config.count}) is more than the {total} neurons of {layer}.")
     return config.count
 
 
-def _best(scores: np.ndarray, count: int) -> np.ndarray:
+def _top_indices(scores: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int32)

@@ -10,16 +10,20 @@ import jax
 import numpy as np
 
 from tljax.data import Split
-from tljax.tasks.task import Arrays, Predictions, PredictionSet, Task
+from tljax.report.ranking import worst_first
+from tljax.tasks.task import Arrays, Metric, Predictions, PredictionSet, Task
+
+# scikit-learn has no annotations, and this argument is a string by default.
+_ZERO: Any = 0
 
 METRICS = (
-    ("accuracy", "accuracy"),
-    ("top5", "top-5 accuracy"),
-    ("precision_macro", "precision, macro"),
-    ("recall_macro", "recall, macro"),
-    ("f1_macro", "F1, macro"),
-    ("roc_auc", "ROC AUC"),
-    ("ece", "expected calibration error"),
+    Metric("accuracy"),
+    Metric("top5", title="top-5 accuracy"),
+    Metric("precision_macro", title="precision, macro"),
+    Metric("recall_macro", title="recall, macro"),
+    Metric("f1_macro", title="F1, macro"),
+    Metric("roc_auc", title="ROC AUC"),
+    Metric("ece", higher_is_better=False, title="expected calibration error"),
 )
 
 
@@ -40,7 +44,7 @@ def compute_metrics(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, 
     classes = np.arange(probabilities.shape[1])
     predicted = probabilities.argmax(1)
     precision, recall, f1, _ = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=classes, average="macro", zero_division=0
+        labels, predicted, labels=classes, average="macro", zero_division=_ZERO
     )
     top5 = (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == labels[:, None]).any(1).mean()
     likelihood = probabilities[np.arange(len(labels)), labels]
@@ -62,7 +66,7 @@ def class_metrics(labels: np.ndarray, probabilities: np.ndarray, classes: tuple[
 
     index = np.arange(len(classes))
     predicted = probabilities.argmax(1)
-    table = metrics.precision_recall_fscore_support(labels, predicted, labels=index, zero_division=0)
+    table: Any = metrics.precision_recall_fscore_support(labels, predicted, labels=index, zero_division=_ZERO)
     rows = zip(classes, *(column.tolist() for column in table), strict=True)
     return {
         "per_class": [dict(zip(("class", "precision", "recall", "f1", "support"), row, strict=True)) for row in rows],
@@ -108,10 +112,10 @@ def metrics_at_thresholds(
     rows = []
     for index, (name, threshold) in enumerate(zip(classes, thresholds.tolist(), strict=True)):
         predicted = probabilities[:, index] >= threshold
-        scores = metrics.precision_recall_fscore_support(labels == index, predicted, average="binary", zero_division=0)[
-            :3
-        ]
-        values = [None] * 4 if np.isnan(threshold) else [threshold, *map(float, scores)]
+        scores: Any = metrics.precision_recall_fscore_support(
+            labels == index, predicted, average="binary", zero_division=_ZERO
+        )
+        values = [None] * 4 if np.isnan(threshold) else [threshold, *map(float, scores[:3])]
         rows.append({"class": name, **dict(zip(("threshold", "precision", "recall", "f1"), values, strict=True))})
     return {"thresholded": rows}
 
@@ -170,12 +174,6 @@ def _figure_data(predictions: Predictions, split: Split, side: int, count: int) 
     return {"label": split.labels, "probabilities": scores, "worst": worst, "images": split.images[worst]}
 
 
-def worst_first(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return indices of the misclassified images, by ascending probability of the true class."""
-    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
-    return wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")]
-
-
 def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
     from tljax.report import figures  # imported here: Matplotlib takes a second
 
@@ -198,7 +196,8 @@ def _write_predictions(prediction_set: PredictionSet, count: int = 5) -> Iterato
     for scores in probabilities(prediction_set.predictions):
         order = np.argsort(-scores, kind="stable")[:count]
         top = [{"class": prediction_set.classes[i], "probability": float(scores[i])} for i in order]
-        yield {"top": top}, "  ".join(f"{row['class']} {100 * row['probability']:.1f} %" for row in top)
+        row = {"top": top, "probabilities": dict(zip(prediction_set.classes, scores.tolist(), strict=True))}
+        yield row, "  ".join(f"{row['class']} {100 * row['probability']:.1f} %" for row in top)
 
 
 CLASSIFICATION = Task(

@@ -8,18 +8,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from tljax.data import Split
 from tljax.losses.detection import MAX_DETECTIONS, decode, loss_terms, make_targets
 from tljax.ops import boxes as box_ops
-from tljax.tasks.task import Arrays, Predictions, PredictionSet, Task
+from tljax.tasks.task import Arrays, Metric, Predictions, PredictionSet, Task
 
 # Index of the object sizes along the last axis of COCOeval's arrays.
 AREAS = {"ap": 0, "ap_small": 1, "ap_medium": 2, "ap_large": 3}
@@ -118,6 +119,7 @@ def per_image_metric(
     """
     from pycocotools import mask as coco_mask
 
+    assert split.boxes is not None
     f1 = np.full(len(split), np.nan)
     for i, is_object in enumerate(_is_object(split)):
         true_boxes = split.boxes[i][is_object]
@@ -141,9 +143,7 @@ def per_image_metric(
     return f1
 
 
-def coco_results(
-    predictions: Predictions, ids: Sequence, sizes: Sequence[tuple[int, int]], side: int
-) -> list[dict[str, Any]]:
+def coco_results(predictions: Predictions, ids: Sequence, sizes: ArrayLike, side: int) -> list[dict[str, Any]]:
     """Return the detections in the format of COCO's result files.
 
     Args:
@@ -202,6 +202,7 @@ def _evaluate(predictions: Predictions, split: Split, side: int) -> tuple[np.nda
 
 def _true_annotations(split: Split) -> list[dict[str, Any]]:
     """Return the true boxes of a split, crowds included, as COCO annotations."""
+    assert split.boxes is not None
     image, slot = np.nonzero(split.labels >= 0)
     crowd = np.zeros(len(image), int) if split.crowd is None else split.crowd[image, slot].astype(int)
     columns = (image, split.labels[image, slot], _to_coco(split.boxes[image, slot]), crowd)
@@ -220,7 +221,7 @@ def _is_object(split: Split) -> np.ndarray:
 def _coco_data_set(annotations: list[dict], num_images: int, class_indices: list[int]):
     from pycocotools.coco import COCO
 
-    data = COCO()
+    data: Any = COCO()
     data.dataset = {
         "images": [{"id": i} for i in range(num_images)],
         "categories": [{"id": index} for index in class_indices],
@@ -231,8 +232,8 @@ def _coco_data_set(annotations: list[dict], num_images: int, class_indices: list
     return data
 
 
-def _to_coco(boxes: np.ndarray) -> np.ndarray:
-    """Convert boxes [N, 4] from [y0, x0, y1, x1] to [x, y, width, height], in float64."""
+def _to_coco(boxes: ArrayLike) -> np.ndarray:
+    """Convert boxes [N, 4], or one [4], from [y0, x0, y1, x1] to [x, y, width, height], in float64."""
     y0, x0, y1, x1 = np.asarray(boxes, np.float64).T
     return np.stack([x0, y0, x1 - x0, y1 - y0], -1)
 
@@ -246,6 +247,7 @@ def _mean(values: np.ndarray) -> float | None:
 def _figure_data(predictions: Predictions, split: Split, side: int, count: int) -> dict[str, np.ndarray]:
     f1 = per_image_metric(predictions, split, side)
     worst = np.argsort(f1, kind="stable")[: count // 2]
+    assert split.boxes is not None
     return {
         "images": split.images[worst],
         "boxes": split.boxes[worst],
@@ -262,13 +264,15 @@ def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str],
 
     curves = test["precision_recall"]
     curves_path = folder / "precision_recall.png"
-    order = np.arange(len(data["f1"]))
-    arrays = (data[name] for name in ("images", "boxes", "label", "predicted_boxes", "scores", "classes"))
+    truth = image_grids.Boxes(data["boxes"], data["label"])
+    predicted = image_grids.Boxes(data["predicted_boxes"], data["classes"], data["scores"])
+    count = len(data["f1"])
+    ranking = image_grids.Ranking(np.arange(count), data["f1"], "F1", count)
     return {
         "precision_recall": image_grids.draw_precision_recall(
             curves["recall"], curves["precision"], classes, curves_path
         ),
-        "boxes": image_grids.box_grid(*arrays, classes, folder / "boxes.png", order, data["f1"], len(order), "F1"),
+        "boxes": image_grids.box_grid(data["images"], truth, predicted, classes, folder / "boxes.png", ranking),
     }
 
 
@@ -278,10 +282,6 @@ def _write_predictions(prediction_set: PredictionSet) -> Iterator[tuple[dict[str
     folder = prediction_set.folder
     predictions = prediction_set.predictions
     folder.mkdir(parents=True, exist_ok=True)
-    ids = [path.name for path in prediction_set.files.values()]
-    sizes = [image.shape[:2] for image in prediction_set.images]
-    results = coco_results(predictions, ids, sizes, prediction_set.side)
-    (folder / "results.json").write_text(json.dumps(results))
     columns = (predictions[key] for key in ("boxes", "classes", "scores"))
     for name, image, boxes, labels, scores in zip(prediction_set.files, prediction_set.images, *columns, strict=True):
         height, width = image.shape[:2]
@@ -298,17 +298,29 @@ def _write_predictions(prediction_set: PredictionSet) -> Iterator[tuple[dict[str
         yield {"boxes": rows}, "  ".join(words) or "nothing"
 
 
+def _merge_predictions(rows: Iterable[Mapping[str, Any]], classes: Sequence[str], folder: Path) -> None:
+    """Write all boxes to results.json in COCO's format for results."""
+    index = {name: i for i, name in enumerate(classes)}
+    results = []
+    for row in rows:
+        for box in row["boxes"]:
+            ids = {"image_id": Path(row["image"]).name, "category_id": index[box["class"]]}
+            results.append({**ids, "bbox": _to_coco(box["box"]).tolist(), "score": box["score"]})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
 DETECTION = Task(
     name="detection",
     heads=("detector",),
     metrics=(
-        ("ap", "AP"),
-        ("ap50", "AP50"),
-        ("ap75", "AP75"),
-        ("ap_small", "AP, small"),
-        ("ap_medium", "AP, medium"),
-        ("ap_large", "AP, large"),
-        ("ar", "AR, 100 detections"),
+        Metric("ap", title="AP"),
+        Metric("ap50", title="AP50"),
+        Metric("ap75", title="AP75"),
+        Metric("ap_small", title="AP, small"),
+        Metric("ap_medium", title="AP, medium"),
+        Metric("ap_large", title="AP, large"),
+        Metric("ar", title="AR, 100 detections"),
     ),
     train_metric_name="iou",
     label_loss="detection",
@@ -319,4 +331,5 @@ DETECTION = Task(
     figure_data=_figure_data,
     figures=_figures,
     write_predictions=_write_predictions,
+    merge_predictions=_merge_predictions,
 )

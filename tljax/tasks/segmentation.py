@@ -16,7 +16,7 @@ from PIL import Image
 from tljax.data import Split
 from tljax.data.sources.images import resize
 from tljax.losses.pixelwise import IGNORED, resize_logits
-from tljax.tasks.task import Arrays, Predictions, PredictionSet, Task
+from tljax.tasks.task import Arrays, Metric, Predictions, PredictionSet, Task
 
 # Maximum distance of matching boundary pixels, as a share of the diagonal (Perazzi et al. 2016, section 5.1).
 TOLERANCE = 0.008
@@ -248,11 +248,12 @@ def _figure_data(predictions: Predictions, split: Split, side: int, count: int) 
 def _figures(data: Predictions, test: Mapping[str, Any], classes: Sequence[str], folder: Path) -> dict[str, Path]:
     from tljax.report import figures, image_grids  # imported here: Matplotlib takes a second
 
-    arrays = (data[name] for name in ("images", "label", "classes"))
-    order = np.arange(len(data["iou"]))
+    images, labels, predicted = (data[name] for name in ("images", "label", "classes"))
+    count = len(data["iou"])
+    ranking = image_grids.Ranking(np.arange(count), data["iou"], "IoU", count)
     return {
         "confusion": figures.draw_confusion(test["confusion"], classes, folder / "confusion.png"),
-        "masks": image_grids.mask_grid(*arrays, classes, folder / "masks.png", order, data["iou"], len(order)),
+        "masks": image_grids.mask_grid(images, labels, predicted, classes, folder / "masks.png", ranking),
     }
 
 
@@ -276,10 +277,10 @@ SEGMENTATION = Task(
     name="segmentation",
     heads=("unet", "fcn"),
     metrics=(
-        ("miou", "mean IoU"),
-        ("dice", "Dice, macro"),
-        ("pixel_accuracy", "pixel accuracy"),
-        ("boundary_f1", "boundary F1"),
+        Metric("miou", title="mean IoU"),
+        Metric("dice", title="Dice, macro"),
+        Metric("pixel_accuracy"),
+        Metric("boundary_f1", title="boundary F1"),
     ),
     train_metric_name="pixel_accuracy",
     label_loss="cross_entropy",

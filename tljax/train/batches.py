@@ -1,4 +1,4 @@
-"""How the batches of a phase reach the device: all arrays live there if they fit, else batches come in blocks."""
+"""Transfer of batches to the device: all arrays at once if they fit, else in blocks of steps."""
 
 from __future__ import annotations
 
@@ -8,37 +8,45 @@ from typing import Any
 import jax
 import numpy as np
 
+from tljax.data.dataset import ImageRows, Images
 from tljax.data.loader import train_batches
 from tljax.distributed.mesh import DeviceMesh
 
-# Data takes at most this share of the device's memory, and at most so many bytes are on their way to it at once.
-SHARE, BLOCK_BYTES = 0.3, 1 << 26
-# Steps of one program; further ones are another call of it.
+# Arrays stay on the device if they take at most this share of its memory.
+MAX_MEMORY_FRACTION = 0.3
+# Maximum size of a block of batches that is copied to the device.
+BLOCK_BYTES = 1 << 26
+# Maximum number of steps in one call of the compiled program.
 MAX_STEPS_PER_CALL = 512
 
 
 class BatchStream:
     """The batches of a phase, in blocks of steps.
 
-    If all arrays fit on the device, they are put there once, as `data`, and a block has the rows of each batch,
-    [steps, B]. Otherwise `data` is empty, and a block has the batches themselves, [steps, B, ...], which are gathered
-    while the device computes the block before. Either way a block has room for `max_steps` steps.
+    If all arrays fit on the device, they are put there once, as `data`, and a block contains the row indices of each
+    batch, [steps, B]. Otherwise `data` is empty and a block contains the batches themselves, [steps, B, ...], which are
+    gathered while the device computes the previous block. Arrays of a block always have length `max_steps`.
 
     Args:
-      arrays: equally long; of `image`, each image once, of the others maybe several views of it.
-      rows: from `row_batches`: which rows each batch has.
+      arrays: arrays [N, ...] by name; with views of N images, arrays other than `image` may be [views * N, ...].
+      rows: iterator over the row indices of each batch, from `row_batches`.
       mesh: the devices.
-      max_steps: of a block.
+      max_steps: maximum number of steps in a block.
+
+    Attributes:
+      data: the arrays on the device, or {}.
+      max_steps: maximum number of steps in a block, less than the argument if blocks would be too large.
     """
 
-    def __init__(
-        self, arrays: Mapping[str, np.ndarray], rows: Any, mesh: DeviceMesh, max_steps: int = MAX_STEPS_PER_CALL
-    ):
+    def __init__(self, arrays: Mapping[str, Images], rows: Any, mesh: DeviceMesh, max_steps: int = MAX_STEPS_PER_CALL):
         self._rows = rows
         self._arrays = dict(arrays)
         self._mesh = mesh
-        fits = sum(x.nbytes for x in self._arrays.values()) <= SHARE * mesh.device_memory()
-        self.data = mesh.put(self._arrays) if fits else {}
+        on_disk = {name: x for name, x in self._arrays.items() if isinstance(x, ImageRows)}
+        fits = sum(x.nbytes for x in self._arrays.values()) <= MAX_MEMORY_FRACTION * mesh.device_memory()
+        if on_disk and mesh.is_cpu:
+            fits = False  # the images are on disk because they would take too much memory of the host
+        self.data = mesh.put(self._arrays | {name: x[:] for name, x in on_disk.items()}) if fits else {}
         self.max_steps = max_steps
         if not fits:
             batch_size = len(self._peek()["row"])
@@ -51,7 +59,7 @@ class BatchStream:
         return bool(self.data)
 
     def next_block(self, steps: int) -> dict[str, jax.Array]:
-        """Return the next block, of so many steps, padded to `max_steps`."""
+        """Return the next block of `steps` batches, padded to `max_steps`."""
         rows = [next(self._rows) for _ in range(steps)]
         block = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
         if not self.on_device:
@@ -63,11 +71,11 @@ class BatchStream:
 
     @property
     def position(self) -> Any:
-        """Where the next block starts, for a checkpoint."""
+        """Position of the next block, as stored in checkpoints."""
         return self._rows.get_state()
 
     def seek(self, position: Any) -> None:
-        """Continue from a checkpoint's position."""
+        """Continue at a position from a checkpoint."""
         self._rows.set_state(position)
 
     def _peek(self) -> dict[str, np.ndarray]:
@@ -92,15 +100,15 @@ def row_batches(
     unlabelled: tuple[int, int] | None = None,
     views: int = 1,
 ) -> Any:
-    """Return the iterator over the rows of each batch of a phase: `row` [B] and, with `unlabelled`, those of these.
+    """Return an iterator over the row indices of each batch: `row` [B], and `unlabelled` [U] if there are such images.
 
     Args:
-      size: number of rows, those of all views together.
-      batch_size: rows of a batch.
-      seed: of the order.
-      steps: length of the phase.
-      unlabelled: how many unlabelled images there are, and how many of them a batch has.
-      views: how many times the rows have every image.
+      size: number of rows, including all views.
+      batch_size: number of rows per batch.
+      seed: seed of the order.
+      steps: number of batches.
+      unlabelled: number of unlabelled images, and of those per batch.
+      views: number of views of each image among the rows.
     """
     rows = {"row": np.arange(size, dtype=np.int32)}
     extra = None if unlabelled is None else (np.arange(unlabelled[0], dtype=np.int32), unlabelled[1])

@@ -1,4 +1,4 @@
-"""Where the training loop reports to, and the progress of a run that its checkpoints hold."""
+"""Callbacks of the training loop, and the progress of a run as stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -7,56 +7,56 @@ from typing import Protocol
 
 
 class MetricWriter(Protocol):
-    """Receives a row of metrics per validation."""
+    """Receives the metrics of each validation."""
 
     def write(self, row: dict) -> None:
-        """Write the row of a validation."""
+        """Write the metrics of a validation."""
 
     def truncate(self, rows: int) -> None:
-        """Keep only the first rows: the others are newer than the checkpoint that training resumes from."""
+        """Keep only the first `rows` rows; the others are newer than the checkpoint that training resumes from."""
 
 
 class ProgressReporter(Protocol):
-    """Receives what happens between validations."""
+    """Receives the progress between validations."""
 
     def start_phase(self, name: str, steps: int, done: int) -> None:
-        """Report a phase of so many steps, of which some may be done."""
+        """Report the start of a phase of `steps` steps, of which `done` are already done."""
 
     def start_task(self, name: str, images: int) -> None:
-        """Report work other than training steps, over so many images."""
+        """Report the start of a task other than training steps, over `images` images."""
 
     def advance_task(self, images: int) -> None:
-        """Report that so many more images are done."""
+        """Report that `images` more images of the task are done."""
 
     def advance_steps(self, count: int, images: int, loss: float, metric: float) -> None:
-        """Report finished steps over so many images, with the last loss and the training metric of an image."""
+        """Report `count` finished steps over `images` images, with the latest loss and the mean training metric."""
 
     def print_note(self, text: str) -> None:
         """Print a line."""
 
 
 def empty_sums() -> dict:
-    """Return the sums of training metrics after a validation."""
+    """Return the empty sums of training metrics."""
     return {"loss": 0.0, "correct": 0.0, "steps": 0, "terms": []}
 
 
 @dataclasses.dataclass
 class TrainProgress:
-    """How far a run is, as plain values that a checkpoint stores as JSON.
+    """Progress of a run, as plain values that a checkpoint stores as JSON.
 
     Attributes:
       phase: index of the current phase.
-      step: steps done in it.
-      total: steps done in the run.
-      epoch: epochs done in earlier phases.
+      step: number of steps done in the current phase.
+      total: number of steps done in the run.
+      epoch: number of epochs done in earlier phases.
       data: position of the batch iterator.
-      sums: of loss, loss terms, training metric and steps since the last validation.
+      sums: sums of loss, loss terms and training metric, and number of steps, since the last validation.
       best: metrics, step, epoch and phase of the best validation of the run.
-      phase_best: the same within the phase; early stopping counts from it.
-      frozen: hash of each frozen variable at the start of the phase; with sliced parameters, of their other channels.
-      channels: output channels that train, by the layer's path, where single channels do.
-      phases: a record of each finished phase.
-      rows: lines of metrics.jsonl up to this point.
+      phase_best: the same for the current phase; early stopping counts from it.
+      frozen: hash of each frozen variable at the start of the phase; of sliced parameters, hash of the other channels.
+      channels: trainable output channels by layer path, if single channels train.
+      phases: record of each finished phase.
+      rows: number of rows written to metrics.jsonl.
       seconds: training time, over all sessions.
       phase_seconds: `seconds` at the start of the phase.
     """

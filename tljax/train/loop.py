@@ -1,7 +1,7 @@
 """The training loop on the host: phases in order, validation, early stopping and checkpoints.
 
-Everything the loop knows is in the arrays of the state and in `TrainProgress`, and every checkpoint holds both: a run
-that is killed resumes bit for bit.
+All state of the loop is in the arrays of `TrainState` and in `TrainProgress`. Checkpoints store both, so that a killed
+run resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-import numpy as np
 
 from tljax.data import DataSplits
+from tljax.data.dataset import Images
 from tljax.data.loader import train_batches
 from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import Interrupted
@@ -29,7 +29,7 @@ from tljax.train.replicas import Replicas
 from tljax.train.run_state import RunState
 from tljax.train.state import StepInputs
 
-# A program runs for about this long before the host checks whether to stop and updates the progress bar.
+# Duration of a compiled program, after which the host updates the progress bar and checks for a stop request.
 TARGET_BLOCK_SECONDS = 0.3
 
 
@@ -41,11 +41,11 @@ class Trainer:
       replicas: the runs and their arrays.
       data: the splits; the test split is not read.
       mesh: the devices.
-      source_params: pretrained values of parameters, where the strategy loads any.
+      source_params: pretrained values of parameters, or {}.
       networks: variables of the teachers and the source network, by name.
-      features: outputs of frozen networks that are computed once.
-      progress: receives steps and other work.
-      stop_requested: called after every program; if true, checkpoints are made and training ends.
+      features: cache of the outputs of frozen networks.
+      progress: receives finished steps and other tasks.
+      stop_requested: called after every program; if it returns true, training saves checkpoints and stops.
     """
 
     replicas: Replicas
@@ -63,7 +63,7 @@ class Trainer:
         Raises:
           TrainingStopped: a loss or update is not finite. Of several runs, the failing one stops and the others
             continue; its error is in `RunState.failure`.
-          Interrupted: a stop was requested; checkpoints are made.
+          Interrupted: a stop was requested; checkpoints are saved.
         """
         self.replicas.resume()
         run = self.replicas.runs[0]
@@ -72,7 +72,7 @@ class Trainer:
                 self.fit_phase(index)
 
     def fit_phase(self, index: int) -> None:
-        """Train one phase from the step where the runs are."""
+        """Train one phase from its current step."""
         replicas = self.replicas
         run = replicas.first(index)
         plan = run.plans[index]
@@ -94,7 +94,7 @@ class Trainer:
             state, metrics = run_steps(state, block, key)
             step += count
             replicas.advance(count)
-            self.record(pending)  # one block late: the device computes this one while the host reads the last
+            self.record(pending)  # one block late: the device computes this block while the host reads the previous one
             pending = count, metrics
             blocks.sent(count)
             stop = self.stop_requested()
@@ -111,7 +111,7 @@ class Trainer:
         replicas.end_phase()
 
     def record(self, pending: tuple[int, Mapping[str, jax.Array]] | None) -> None:
-        """Fetch the metrics of a block of steps, add them to the sums of the runs and report them."""
+        """Fetch the metrics of a block of steps, add them to the sums of each run, and report them."""
         if pending is None:
             return
         count, metrics = pending
@@ -121,11 +121,11 @@ class Trainer:
         self.progress.advance_steps(count, images * len(self.replicas), loss, correct / images)
 
     def phase_key(self, run: RunState, index: int) -> jax.Array:
-        """Return the random key of a phase; steps fold in their number."""
+        """Return the random key of a phase; each step folds in its number."""
         return self.mesh.put(jax.random.fold_in(jax.random.key(run.config.seed), index))
 
     def channel_index(self, plan: PhasePlan, run: RunState, variables: Variables) -> dict[str, jax.Array]:
-        """Return the channels that train, by path, where single channels do; selected at the start of the phase."""
+        """Return the trainable channels by path, if single channels train; selects them at the start of the phase."""
         if not plan.layers:
             return {}
         progress, config = run.progress, plan.phase.neurons
@@ -133,7 +133,7 @@ class Trainer:
             size, train = run.config.train.batch_size, self.data.train
             steps = max(1, min(config.num_images, len(train)) // size)
             self.progress.start_task(f"{plan.phase.name}: scoring neurons", steps * size)
-            arrays = {"image": train.images} | train.targets(plan.spec.preprocess.size)
+            arrays = {"image": train.images} | train.targets(plan.spec.preprocess.side)
             batches = self._reported(train_batches(arrays, size, (run.config.seed, progress.phase), steps), size)
             model = neuron_scores.ScoredModel(plan.spec.graphdef, plan.spec.task, plan.spec.preprocess, plan.spec.dtype)
             key = self.phase_key(run, progress.phase)
@@ -148,29 +148,29 @@ class Trainer:
             self.progress.advance_task(size)
 
     def step_inputs(self, plan: PhasePlan, variables: Variables, index: Mapping[str, jax.Array]) -> StepInputs:
-        """Return the inputs of the phase's steps, without the frozen variables."""
-        needed = plan.trainable if "source_params" in plan.spec.requires else ()
-        source = {path: self.source_params[path] for path in needed if path in self.source_params}
-        source |= neurons.gather(
-            {p: source[p] for p in index if p in source}, {p: index[p] for p in index if p in source}
-        )
+        """Return the inputs of the steps of a phase, still without the frozen variables."""
+        paths = plan.trainable if "source_params" in plan.spec.requires else ()
+        source = {path: self.source_params[path] for path in paths if path in self.source_params}
+        sliced = {path: channels for path, channels in index.items() if path in source}
+        source |= neurons.gather_channels({path: source[path] for path in sliced}, sliced)
         networks = tuple(network.variables(self.networks, variables) for network in plan.spec.networks)
         return StepInputs({}, index, source, networks)
 
     def make_batches(self, plan: PhasePlan, run: RunState, variables: Variables) -> BatchStream:
-        """Return the phase's batches, with cached outputs of frozen networks, at the position of the run."""
+        """Return the batches of a phase, with cached outputs of frozen networks, at the current position of the run."""
         config, train, progress = run.config, self.data.train, run.progress
         views = plan.cache_plan.num_views
         weighted = "boundary_weights" in plan.spec.requires
-        arrays = self.features.targets(train, plan.spec.preprocess.size, weighted, views)
+        arrays: dict[str, Images] = {**self.features.targets(train, plan.spec.preprocess.side, weighted, views)}
         arrays |= {"image": train.images} if plan.needs_images else {}
         for network in plan.cache_plan.cached:
             name = f"{plan.phase.name}: {network.name}, training"
-            passes = plan.phase.epochs / max(1, views)
+            passes = plan.phase.length / max(1, views)
             values = network.variables(self.networks, variables)
             arrays |= self.features.get(network, values, train, name, views, passes)
         size, unlabelled = max(map(len, arrays.values())), None
         if plan.spec.views:
+            assert self.data.unlabelled is not None  # `prepare` checks it
             arrays["unlabelled"] = self.data.unlabelled.images
             unlabelled = len(arrays["unlabelled"]), config.train.batch_size * config.strategy.unlabelled_ratio
         # XLA on CPU computes convolutions inside a loop many times slower: ResNet-8 takes 26 ms a step instead of 4.
@@ -183,20 +183,21 @@ class Trainer:
             batches.seek(progress.data)
         return batches
 
-    def validation_arrays(self, plan: PhasePlan, variables: Variables) -> Mapping[str, np.ndarray]:
-        """Return the validation images, or cached features of the frozen stages, with the targets."""
+    def validation_arrays(self, plan: PhasePlan, variables: Variables) -> Mapping[str, Images]:
+        """Return the validation targets with the images, or with cached features of the frozen stages."""
         valid = self.data.valid
-        targets = valid.targets(plan.spec.preprocess.size)
+        targets = valid.targets(plan.spec.preprocess.side)
         network = plan.cache_plan.cached_valid
         if network is None:
             return {"image": valid.images} | targets
         name = f"{plan.phase.name}: {network.name}, validation"
         values = network.variables(self.networks, variables)
-        return self.features.get(network, values, valid, name, passes=len(plan.evaluations)) | targets
+        features = self.features.get(network, values, valid, name, passes=len(plan.evaluations))
+        return {**features, **targets}
 
 
 class BlockSizer:
-    """Chooses how many steps a program takes, so that it runs for about `TARGET_BLOCK_SECONDS`."""
+    """Number of steps of the next program, chosen so that it runs for about `TARGET_BLOCK_SECONDS`."""
 
     def __init__(self):
         self.steps = 1
@@ -204,15 +205,15 @@ class BlockSizer:
         self._programs = 0
 
     def sent(self, steps: int) -> None:
-        """A program of so many steps was sent, and the one before it is finished."""
+        """Record that a program of `steps` steps was sent and that the previous one is finished."""
         now = time.monotonic()
         self._programs += 1
-        # The first program was compiled, and the second one waited for that.
+        # The first program includes compilation, and the second one waits for it.
         if self._sent_at is not None and self._programs > 3:
             seconds_per_step = max(1e-9, now - self._sent_at) / steps
             self.steps = max(1, min(2 * self.steps, int(TARGET_BLOCK_SECONDS / seconds_per_step)))
         self._sent_at = now
 
     def pause(self) -> None:
-        """The host did other work: the next interval does not measure a program."""
+        """Record that the host did other work, so that the next interval is not the duration of a program."""
         self._sent_at = None

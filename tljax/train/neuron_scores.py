@@ -1,7 +1,7 @@
-"""What makes a neuron worth learning: a score for each output channel of the layers in question.
+"""Selection criteria of neurons: a score for each output channel of given layers.
 
-Criteria see the network in inference mode: running statistics, nothing dropped, no auxiliary classifier. The layers of
-an auxiliary classifier have no gradient and no activation then, and score 0 by the criteria that look at these.
+The network is in inference mode: it uses running statistics, no dropout and no auxiliary classifiers. Layers of an
+auxiliary classifier therefore have no gradient and no activation, and score 0 by criteria that need these.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,13 @@ Batch = Mapping[str, jax.Array]
 
 
 class ScoredModel(NamedTuple):
-    """What is measured, without the values of its leaves.
+    """Everything about a model that shapes the computation of scores.
 
     Attributes:
-      graphdef: of the model.
-      task: whose labels' loss counts.
-      preprocess: of the weights, at the run's own input size.
-      dtype: of the computation.
+      graphdef: graph definition of the model.
+      task: the task, whose loss of labels is used.
+      preprocess: preprocessing of the pretrained weights, at the input size of the run.
+      dtype: data type of the computation.
     """
 
     graphdef: nnx.GraphDef
@@ -44,99 +44,101 @@ class ScoredModel(NamedTuple):
 
 
 def score_channels(
-    network: ScoredModel,
-    leaves: Variables,
+    model: ScoredModel,
+    variables: Variables,
     layers: Layers,
     batches: Iterable[Batch],
     config: NeuronsConfig,
     key: jax.Array,
 ) -> dict[str, np.ndarray]:
-    """The scores [out] of every layer's neurons, float64; the higher, the more worth learning.
+    """Return the scores [out] of every layer's channels, float64; the channels with the highest scores should train.
 
     Args:
-      network: the model.
-      leaves: all of the model's.
-      layers: from `neurons.layers_of`.
-      batches: uint8 `image` [B, H, W, C] and the task's targets; criteria that look at no pictures read none.
+      model: the model.
+      variables: all variables of the model.
+      layers: layers to score, from `neurons.find_layers`.
+      batches: uint8 `image` [B, H, W, C] and the targets of the task; not read by criteria that need no images.
       config: its `criterion`.
-      key: of chance.
+      key: random key, for the criterion "random".
     """
     if config.criterion == "random":
-        return {layer: _random(key, layer, leaves[paths[0]].shape[-1]) for layer, paths in layers.items()}
+        return {layer: _random_scores(key, layer, variables[paths[0]].shape[-1]) for layer, paths in layers.items()}
     if config.criterion == "magnitude":
-        return {layer: _magnitude(leaves[paths[0]]) for layer, paths in layers.items()}
-    static = tuple((layer, tuple(paths)) for layer, paths in layers.items())
-    measure = _compiled(config.criterion, network, static)
+        return {layer: _kernel_norms(variables[paths[0]]) for layer, paths in layers.items()}
+    layer_paths = tuple((layer, tuple(paths)) for layer, paths in layers.items())
+    measure = _compile_measure(config.criterion, model, layer_paths)
     sizes, measured = [], []
     for batch in batches:
         sizes.append(len(batch["label"]))
-        measured.append(jax.device_get(measure(leaves, dict(batch))))
-    shares = np.array(sizes) / sum(sizes)
+        measured.append(jax.device_get(measure(variables, dict(batch))))
+    weights = np.array(sizes) / sum(sizes)
     _, combine = CRITERIA[config.criterion]
-    return {layer: combine(np.stack([m[layer] for m in measured]).astype(np.float64), shares) for layer in layers}
+    return {layer: combine(np.stack([m[layer] for m in measured]).astype(np.float64), weights) for layer in layers}
 
 
-def fisher(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
-    """The diagonal of the empirical Fisher information, summed over the neuron's leaves.
+def fisher(model: ScoredModel, layers: Layers, variables: Variables, images: jax.Array, batch: Batch):
+    """Return the diagonal of the empirical Fisher information, summed over the parameters of each channel.
 
-    That is the mean over pictures of the squared gradient of a picture's loss (Kirkpatrick et al. 2017,
-    arXiv:1612.00796). Sung et al. 2021, arXiv:2111.09839, choose the weights that learn by it.
+    This is the mean over images of the squared gradient of the loss of one image (Kirkpatrick et al. 2017,
+    arXiv:1612.00796). Sung et al. 2021, arXiv:2111.09839, select trainable weights by it.
     """
 
-    def of_picture(picture):
-        grads = _gradients(network, layers, leaves, *picture)
-        return _over_leaves(layers, {path: grad**2 for path, grad in grads.items()})
+    def measure_image(image_and_targets):
+        grads = _gradients(model, layers, variables, *image_and_targets)
+        return _sum_by_channel(layers, {path: grad**2 for path, grad in grads.items()})
 
-    # One after another: each has gradients as large as the leaves.
-    of_each = jax.lax.map(of_picture, jax.tree.map(lambda x: x[:, None], (images, batch)))
-    return jax.tree.map(lambda x: x.mean(0), of_each)
+    # One image after another, because the gradients of one image need as much memory as the parameters.
+    per_image = jax.lax.map(measure_image, jax.tree.map(lambda x: x[:, None], (images, batch)))
+    return jax.tree.map(lambda x: x.mean(0), per_image)
 
 
-def gradient_weight(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
-    """Gradient of the loss times weight, summed over the neuron's leaves; the score is the magnitude.
+def gradient_weight(model: ScoredModel, layers: Layers, variables: Variables, images: jax.Array, batch: Batch):
+    """Return the gradient of the loss times the weight, summed over each channel; the score is the absolute value.
 
-    To first order that is how much the loss changes when the neuron's weights become zero together (Molchanov et al.
-    2019, arXiv:1906.10771, who square it for weights behind one gate). A sum of |gradient · weight| would count changes
-    that cancel, and favour neurons with many weights.
+    To first order this is the change of the loss if all weights of the channel are set to zero (Molchanov et al. 2019,
+    arXiv:1906.10771, who square it for weights behind one gate). A sum of |gradient · weight| would include changes
+    that cancel, and favor channels with many weights.
     """
-    grads = _gradients(network, layers, leaves, images, batch)
-    return _over_leaves(layers, {path: grad * leaves[path] for path, grad in grads.items()})
+    grads = _gradients(model, layers, variables, images, batch)
+    return _sum_by_channel(layers, {path: grad * variables[path] for path, grad in grads.items()})
 
 
-def activation_moments(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch):
-    """Mean and variance [2, out] of the layer's output over pictures and places; the score is the variance.
+def activation_moments(model: ScoredModel, layers: Layers, variables: Variables, images: jax.Array, batch: Batch):
+    """Return mean and variance [2, out] of each layer's output over images and locations; the score is the variance.
 
-    A channel that is the same everywhere tells nothing; Polyak & Wolf 2015 prune such ones
+    A channel with constant output carries no information; Polyak & Wolf 2015 prune such channels
     (doi:10.1109/ACCESS.2015.2494536).
     """
-    model, seen = params_lib.merge(network.graphdef, leaves), {}
-    model.remat = False  # outputs could not be seen from outside, and there is no backward pass
+    network = params_lib.merge(model.graphdef, variables)
+    network.remat = False  # rematerialization would hide the outputs, and there is no backward pass
+    outputs: dict[str, jax.Array] = {}
     for layer in layers:
-        module = functools.reduce(getattr, layer.split("/"), model)
-        module.on_output = functools.partial(seen.__setitem__, layer)
-    model(images, train=False)
+        module: Any = functools.reduce(getattr, layer.split("/"), network)
+        module.on_output = functools.partial(outputs.__setitem__, layer)
+    network(images, train=False)
 
     def moments(layer: str) -> jax.Array:
-        if layer not in seen:
-            return jnp.zeros((2, leaves[layers[layer][0]].shape[-1]))
-        y = seen[layer].astype(jnp.float32)
+        if layer not in outputs:
+            return jnp.zeros((2, variables[layers[layer][0]].shape[-1]))
+        y = outputs[layer].astype(jnp.float32)
         axes = range(y.ndim - 1)
         return jnp.stack([y.mean(axes), y.var(axes)])
 
     return {layer: moments(layer) for layer in layers}
 
 
-def _absolute_mean(measured: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    return np.abs(shares @ measured)
+def _absolute_mean(measured: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.abs(weights @ measured)
 
 
-def _total_variance(measured: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """[batches, 2, out] → [out]: the mean of the batches' variances and the variance of their means."""
+def _total_variance(measured: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the total variance [out] from moments [batches, 2, out]: mean of variances plus variance of means."""
     means, variances = measured[:, 0], measured[:, 1]
-    return shares @ (variances + (means - shares @ means) ** 2)
+    return weights @ (variances + (means - weights @ means) ** 2)
 
 
-# What is measured on a batch, and how batches, each with its share of the pictures, add up to the score.
+# Per criterion: the measurement on a batch, and the function that combines batches, weighted by their fraction of the
+# images, to the score.
 CRITERIA: dict[str, tuple[Callable, Callable]] = {
     "fisher": (fisher, _absolute_mean),
     "gradient_weight": (gradient_weight, _absolute_mean),
@@ -144,40 +146,40 @@ CRITERIA: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-def _magnitude(kernel: jax.Array) -> np.ndarray:
-    """The L2 norm of each neuron's part of the kernel (He et al. 2018, arXiv:1808.06866, prune by it)."""
-    kernel = np.asarray(kernel, np.float64)
-    return np.sqrt((kernel**2).sum(tuple(range(kernel.ndim - 1))))
+def _kernel_norms(kernel: jax.Array) -> np.ndarray:
+    """Return the L2 norm of each channel's kernel slice (He et al. 2018, arXiv:1808.06866, prune by it)."""
+    values = np.asarray(kernel, np.float64)
+    return np.sqrt((values**2).sum(tuple(range(values.ndim - 1))))
 
 
-def _random(key: jax.Array, layer: str, out: int) -> np.ndarray:
-    """Uniform in [0, 1), by the layer's path, so that other layers change nothing."""
+def _random_scores(key: jax.Array, layer: str, channels: int) -> np.ndarray:
+    """Return uniform numbers in [0, 1), seeded by the layer's path, so that they do not depend on other layers."""
     words = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    return np.random.default_rng([*words, zlib.crc32(layer.encode())]).random(out)
+    return np.random.default_rng([*words, zlib.crc32(layer.encode())]).random(channels)
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(criterion: str, network: ScoredModel, layers):
-    measure, _ = CRITERIA[criterion]
-    prepare = make_preprocess(network.preprocess, network.preprocess.size, network.dtype)
+def _compile_measure(criterion: str, model: ScoredModel, layer_paths: tuple[tuple[str, tuple[str, ...]], ...]):
+    criterion_fn, _ = CRITERIA[criterion]
+    prepare = make_preprocess(model.preprocess, model.preprocess.size, model.dtype)
 
-    def measured(leaves: Variables, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return measure(network, dict(layers), leaves, prepare(batch.pop("image")), batch)
+    def measure(variables: Variables, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return criterion_fn(model, dict(layer_paths), variables, prepare(batch.pop("image")), batch)
 
-    return jax.jit(measured)
+    return jax.jit(measure)
 
 
-def _gradients(network: ScoredModel, layers: Layers, leaves: Variables, images: jax.Array, batch: Batch) -> Variables:
-    """Of the labels' loss, with respect to the leaves of `layers`."""
-    loss = losses.get_loss(network.task.label_loss)
+def _gradients(model: ScoredModel, layers: Layers, variables: Variables, images: jax.Array, batch: Batch) -> Variables:
+    """Return the gradients of the loss of labels with respect to the parameters of `layers`."""
+    loss = losses.get_loss(model.task.label_loss)
 
-    def loss_fn(watched: Variables) -> jax.Array:
-        outputs = params_lib.merge(network.graphdef, leaves | watched).forward_all(images)
+    def loss_fn(layer_params: Variables) -> jax.Array:
+        outputs = params_lib.merge(model.graphdef, variables | layer_params).forward_all(images)
         return loss(outputs, batch, {}, {"label_smoothing": 0.0})
 
-    return jax.grad(loss_fn)({path: leaves[path] for paths in layers.values() for path in paths})
+    return jax.grad(loss_fn)({path: variables[path] for paths in layers.values() for path in paths})
 
 
-def _over_leaves(layers: Layers, values: Variables) -> dict[str, jax.Array]:
-    """Sums over all that belongs to a neuron: {path: [..., out]} → {layer: [out]}."""
+def _sum_by_channel(layers: Layers, values: Variables) -> dict[str, Any]:
+    """Sum arrays over everything but the channel and over a layer's parameters: {path: [..., out]} → {layer: [out]}."""
     return {layer: sum(values[p].sum(range(values[p].ndim - 1)) for p in paths) for layer, paths in layers.items()}

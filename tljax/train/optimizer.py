@@ -1,14 +1,14 @@
-"""The Optax chain over the trainable parameters, and the schedules of the learning rate.
+"""The Optax optimizer of the trainable parameters, and learning-rate schedules.
 
-What shapes the program (which optimizer, clipping or not) is static; every number is an argument of the compiled
-step, so runs that differ only in numbers share one program.
+The structure of the optimizer is static; all numbers are arguments of the compiled step, so that runs that differ only
+in numbers share one program.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -20,7 +20,7 @@ from tljax.strategies import Masks, ParamGroup, masks_of_groups
 
 
 class OptimizerSpec(NamedTuple):
-    """What shapes an optimizer's program.
+    """The static structure of an optimizer.
 
     Attributes:
       name: a value of `optim.name`, or `FILE.py:NAME` of a function (hparams, masks) → GradientTransformation.
@@ -36,18 +36,18 @@ class OptimizerSpec(NamedTuple):
 
 
 def optimizer_spec(optim: OptimConfig) -> OptimizerSpec:
-    """Return the part of the config that shapes the program."""
+    """Return the static structure of the optimizer."""
     return OptimizerSpec(optim.name, bool(_momentum(optim)), optim.clip_norm is not None, optim.weight_decay > 0)
 
 
 def optimizer_hparams(optim: OptimConfig) -> dict[str, float]:
-    """Return the numbers of the config, as the compiled step takes them; the learning rate comes per step."""
+    """Return the numbers of the optimizer, as the compiled step takes them, except the learning rate."""
     return {
         "momentum": _momentum(optim),
         "b1": optim.b1,
         "b2": optim.b2,
         "rho": optim.rho,
-        # Keras' RMSprop has 1e-7, Adam's paper 1e-8.
+        # RMSprop in Keras uses 1e-7, the paper of Adam 1e-8.
         "eps": optim.eps or (1e-7 if optim.name == "rmsprop" else 1e-8),
         "clip_norm": optim.clip_norm or 0.0,
         "weight_decay": optim.weight_decay,
@@ -55,49 +55,75 @@ def optimizer_hparams(optim: OptimConfig) -> dict[str, float]:
     }
 
 
+def _scale_by_adam(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
+    return optax.scale_by_adam(hparams["b1"], hparams["b2"], hparams["eps"])
+
+
+def _scale_by_rms(hparams: Mapping[str, Any]) -> optax.GradientTransformation:
+    # As in Keras, eps is added inside the square root.
+    return optax.scale_by_rms(hparams["rho"], hparams["eps"], eps_in_sqrt=True)
+
+
+# Values of `optim.name`, with the scaling of gradients before momentum; None: there is none.
+OPTIMIZERS: dict[str, Callable[[Mapping[str, Any]], optax.GradientTransformation] | None] = {
+    "sgd": None,
+    "momentum": None,
+    "nesterov": None,
+    "adam": _scale_by_adam,
+    "adamw": _scale_by_adam,
+    "rmsprop": _scale_by_rms,
+}
+
+
 def make_optimizer(
-    spec: OptimizerSpec, hparams: Mapping[str, jax.Array], groups: Mapping[str, ParamGroup]
+    spec: OptimizerSpec, hparams: Mapping[str, Any], groups: Mapping[str, ParamGroup]
 ) -> optax.GradientTransformation:
-    """Return clipping, the optimizer's scaling, decoupled decay and the learning rates of the groups, in this order.
+    """Return the optimizer: clipping, scaling, decoupled weight decay, and the learning rates of the groups.
 
     Args:
       spec: from `optimizer_spec`.
-      hparams: from `optimizer_hparams`, with `lr`, as floats or traced scalars; the structure of the optimizer's state
+      hparams: numbers from `optimizer_hparams` and `lr`, floats or traced scalars. The structure of the optimizer state
         does not depend on them.
-      groups: of the trainable parameters, by path.
+      groups: groups of the trainable parameters, by path.
+
+    Raises:
+      UserError: a custom optimizer is not a function, or returns something else.
     """
     masks = masks_of_groups(groups)
     if plugins.is_plugin(spec.name):
         return _custom_optimizer(spec.name, hparams, masks)
     chain = [optax.clip_by_global_norm(hparams["clip_norm"])] if spec.clip else []
-    if spec.name in ("adam", "adamw"):
-        chain.append(optax.scale_by_adam(hparams["b1"], hparams["b2"], hparams["eps"]))
-    if spec.name == "rmsprop":
-        # As in Keras: eps stands under the root.
-        chain.append(optax.scale_by_rms(hparams["rho"], hparams["eps"], eps_in_sqrt=True))
+    if (scaling := OPTIMIZERS[spec.name]) is not None:
+        chain.append(scaling(hparams))
     if spec.momentum:
         chain.append(optax.trace(hparams["momentum"], nesterov=spec.name == "nesterov"))
     if spec.decay:
-        # A function, because the layer of a sliced parameter may have no channel that trains.
-        chain.append(optax.add_decayed_weights(hparams["weight_decay"], lambda p: {k: masks.decay[k] for k in p}))
+
+        def decays(params: Any) -> dict[str, bool]:
+            # A function, because a layer with sliced parameters may have no trainable channel.
+            return {path: masks.decay[path] for path in params}
+
+        chain.append(optax.add_decayed_weights(hparams["weight_decay"], decays))
     chain.append(scale_by_multiplier(hparams["lr"], masks.lr_multiplier))
     return optax.chain(*chain)
 
 
 def scale_by_multiplier(lr: jax.Array, multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Return the transformation that scales updates by -lr times the multiplier of their parameter."""
-    scales = {m: optax.scale(-lr * m) for m in sorted(set(multipliers.values()))}
+    scales: dict[Any, optax.GradientTransformation] = {
+        m: optax.scale(-lr * m) for m in sorted(set(multipliers.values()))
+    }
     return optax.partition(scales, lambda params: {path: multipliers[path] for path in params})
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: float) -> float:
-    """Return the learning rate of a phase's step, before the multipliers of the groups.
+    """Return the learning rate of a step, before the multipliers of the groups.
 
     Args:
-      optim: of the phase.
-      step: 0-based, within the phase.
+      optim: optimizer config of the phase.
+      step: index of the step within the phase, from 0.
       steps: length of the phase.
-      steps_per_epoch: for the times that the config gives in epochs.
+      steps_per_epoch: conversion of times that the config gives in epochs.
     """
     warmup = min(steps, round(optim.warmup_epochs * steps_per_epoch))
     if step < warmup:
@@ -110,7 +136,7 @@ def learning_rate(optim: OptimConfig, step: int, steps: int, steps_per_epoch: fl
 
 
 def optimizer_bytes(opt_state: optax.OptState) -> int:
-    """Return the bytes of the optimizer's moments; step counters do not count."""
+    """Return the size of the optimizer state in bytes, without step counters."""
     return int(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(opt_state) if x.ndim or x.size > 1))
 
 
@@ -121,9 +147,12 @@ def _momentum(optim: OptimConfig) -> float:
 
 def _custom_optimizer(name: str, hparams: Mapping[str, jax.Array], masks: Masks) -> optax.GradientTransformation:
     make = plugins.load_plugin(name, "optimizer")
-    if not callable(make):
-        raise UserError(f"{name} is no optimizer: it must be a function, got {type(make).__name__}.")
+    if not callable(make) or not plugins.accepts(make, hparams, masks):
+        kind = "a function of other arguments" if callable(make) else type(make).__name__
+        raise UserError(f"optim.name={name!r} must be a function (hparams, masks), got {kind}.")
     optimizer = make(hparams, masks)
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise UserError(f"{name} must return an optax.GradientTransformation, got {type(optimizer).__name__}.")
+        raise UserError(
+            f"optim.name={name!r} must return an optax.GradientTransformation, got {type(optimizer).__name__}."
+        )
     return optimizer

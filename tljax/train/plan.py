@@ -1,4 +1,4 @@
-"""The plan of a phase for one model and data set: what trains, what shapes the step, and when things happen."""
+"""The plan of a phase for one model and data set: trainable parameters, step configuration, and event steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tljax import losses
+from tljax import plugins
 from tljax.config import Config, OptimConfig, Phase
 from tljax.errors import UserError
 from tljax.features.cache_plan import CachePlan, plan_cache
 from tljax.features.frozen_network import FROZEN_STAGES, FrozenNetwork, frozen_backbone
 from tljax.inference.predictor import Predictor
-from tljax.losses import Loss
+from tljax.losses import losses_of, requirements_of
 from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.layers import BatchNorm, Dropout
@@ -27,7 +27,7 @@ from tljax.train.state import StepSpec
 
 
 class SplitSizes(NamedTuple):
-    """How many labelled images a phase trains on, how many it validates on, and the shape [H, W, C] of one."""
+    """Numbers of labelled training images and validation images, and the shape [H, W, C] of an image."""
 
     train: int
     valid: int
@@ -36,25 +36,25 @@ class SplitSizes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PhasePlan:
-    """Everything that is known of a phase before it starts.
+    """Everything that is determined before a phase starts.
 
     Attributes:
-      phase: as the strategy gave it.
-      optim: of the run, with the phase's changes.
-      hparams: numbers of the optimizer and the losses, without those that differ from step to step.
-      groups: the group of every variable.
+      phase: the phase of the strategy.
+      optim: optimizer config of the run, with the changes of the phase.
+      hparams: numbers of the optimizer and the losses, except those that differ between steps.
+      groups: parameter group of every variable.
       trainable: paths of the trainable parameters, whole or sliced.
       batch_stats: paths of the BatchNorm statistics that training updates.
-      frozen: all other paths, and those of sliced parameters.
-      layers: layers of which single channels train, with the paths of their parameters.
-      channel_counts: how many channels of each of these layers train; an even share, where the best of all are chosen.
+      frozen: all other paths, and the paths of sliced parameters.
+      layers: layers in which single channels train, with the paths of their parameters.
+      channel_counts: number of trainable channels of each of these layers; estimated if selected over all layers.
       frozen_stages: the stages before the first that trains, updates statistics or has dropout.
-      cache_plan: which outputs of frozen networks, these stages among them, are computed once.
-      spec: of the compiled step.
-      steps: length.
-      steps_per_epoch: training images over batch size.
-      evaluations: steps after which the model is validated, the last one among them.
-      checkpoints: additional steps after which a checkpoint is made.
+      cache_plan: which outputs of frozen networks, including these stages, are cached.
+      spec: static configuration of the step.
+      steps: length of the phase in steps.
+      steps_per_epoch: number of training images divided by the batch size.
+      evaluations: steps after which the model is validated, including the last one.
+      checkpoints: additional steps after which a checkpoint is saved.
     """
 
     phase: Phase
@@ -81,37 +81,37 @@ class PhasePlan:
 
     @property
     def events(self) -> frozenset[int]:
-        """Steps after which the host evaluates or saves."""
+        """Steps after which the host evaluates or saves a checkpoint."""
         return self.evaluations | self.checkpoints
 
     def next_event(self, step: int) -> int:
-        """Return the first event after a step."""
+        """Return the step of the first event after a step."""
         return min(event for event in self.events if event > step)
 
     @property
     def needs_images(self) -> bool:
-        """Whether a step reads the images themselves, and not only cached outputs of frozen networks."""
+        """Whether a step reads images, not only cached outputs of frozen networks."""
         cached = any(network.name == FROZEN_STAGES for network in self.cache_plan.cached)
         return not cached or bool(self.cache_plan.recomputed)
 
     def partition(
         self, variables: Variables, channel_index: Mapping[str, jax.Array]
     ) -> tuple[Variables, Variables, Variables]:
-        """Divide a model's variables into trainable parameters, updated statistics and frozen ones.
+        """Split the variables of a model into trainable parameters, updated statistics and frozen variables.
 
         Args:
-          variables: of the whole model, by path.
-          channel_index: which channels of the sliced parameters train.
+          variables: all variables of the model, by path.
+          channel_index: trainable channels of the sliced parameters, by path.
         """
         params = {path: variables[path] for path in self.trainable if not self.groups[path].partial}
-        params |= neurons.gather({path: variables[path] for path in channel_index}, channel_index)
+        params |= neurons.gather_channels({path: variables[path] for path in channel_index}, channel_index)
         batch_stats = {path: variables[path] for path in self.batch_stats}
         return params, batch_stats, {path: variables[path] for path in self.frozen}
 
     def combine(self, changing: Variables, frozen: Variables, channel_index: Mapping[str, jax.Array]) -> Variables:
-        """Return the model's variables from those that change and the frozen ones: the reverse of `partition`."""
+        """Return all variables of the model from those that change and the frozen ones: the inverse of `partition`."""
         slices = {path: changing[path] for path in channel_index}
-        whole = neurons.scatter({path: frozen[path] for path in channel_index}, slices, channel_index)
+        whole = neurons.scatter_channels({path: frozen[path] for path in channel_index}, slices, channel_index)
         return frozen | changing | whole
 
 
@@ -122,81 +122,108 @@ def plan_phase(
     networks: Sequence[FrozenNetwork] = (),
     prior: np.ndarray | None = None,
 ) -> PhasePlan:
-    """Plan a phase; the model may be abstract, only shapes are read.
+    """Return the plan of a phase; the model may be abstract, because only shapes are used.
 
     Args:
-      phase: of the strategy.
-      predictor: config and model, with all outputs that the losses ask for.
-      sizes: of the splits.
-      networks: teachers and source network that the losses ask for.
+      phase: the phase of the strategy.
+      predictor: config and model, with all outputs that the losses need.
+      sizes: sizes of the splits.
+      networks: teachers and source network that the losses need.
       prior: [classes], frequencies of the classes among the labelled images.
 
     Raises:
-      UserError: rules that do not fit the model, an unknown loss, or fields that contradict each other.
+      UserError: rules do not match the model, a loss is unknown, or fields contradict each other.
     """
     config, model, flat = predictor.config, predictor.model, predictor.flat
-    terms = losses_of(phase)
-    requires = frozenset().union(*(loss.requires for loss in terms))
-    _check_losses(phase, terms, predictor)
     optim = dataclasses.replace(config.optim, **phase.optim)
-    patterns = phase.neurons.layers
-    layers = neurons.find_layers(flat.params, patterns, model.norm_of_conv) if patterns else {}
+    hparams = optimizer.optimizer_hparams(optim) | _loss_hparams(config, phase, model, prior)
+    layers = neurons.find_layers(flat.params, phase.neurons.layers, model.norm_of_conv)
+    channel_counts = neurons.channel_counts(layers, flat.params, phase.neurons) if layers else {}
     groups = assign_param_groups(flat.params, flat.batch_stats, phase, model.stages_with_params, layers)
-    trainable = tuple(path for path in flat.params if groups[path].trainable)
     graphdef, random_stages = _with_frozen_modules(model, groups)
     frozen = tuple(frozen_stages(model.stage_names, groups, random_stages))
-    views = tuple(view for view in ("weak", "strong") if view in requires)
-    backbone = None
-    if frozen:
-        matched = [student for network in networks for student, _ in network.maps]
-        dtype = config.train.compute_dtype
-        backbone = frozen_backbone(model, frozen, matched, "maps" in requires, predictor.preprocess, dtype)
-        backbone = backbone.with_output_bytes(backbone.variables({}, flat.variables), sizes.image_shape)
-    cache_plan = plan_cache(config, phase.name, backbone, networks, sizes, unlabelled=bool(views))
-    spec = StepSpec(
-        task=predictor.task,
-        graphdef=graphdef,
-        param_groups=tuple((path, groups[path]) for path in trainable),
-        optimizer=optimizer.optimizer_spec(optim),
-        losses=terms,
-        preprocess=predictor.preprocess,
-        dtype=config.train.compute_dtype,
-        augment=config.augment,
-        views=views,
-        ema=phase.ema_decay is not None,
-        networks=cache_plan.recomputed,
-        grad_accum_steps=config.train.grad_accum_steps,
-        dense=all(path.startswith("head/") and flat.params[path].ndim <= 2 for path in trainable),
-    )
+    cache_plan = _plan_cache(phase, predictor, frozen, networks, sizes)
+    spec = _step_spec(phase, predictor, graphdef, optim, groups, cache_plan.recomputed)
     per_epoch = sizes.train / config.train.batch_size
-    steps = max(1, round(phase.epochs * per_epoch))
-    extra = config.train.checkpoint_epochs
+    steps = max(1, round(phase.length * per_epoch))
     return PhasePlan(
         phase=phase,
         optim=optim,
-        hparams=optimizer.optimizer_hparams(optim) | _loss_hparams(config, phase, model, prior),
+        hparams=hparams,
         groups=groups,
-        trainable=trainable,
+        trainable=tuple(path for path in flat.params if groups[path].trainable),
         batch_stats=tuple(path for path in flat.batch_stats if groups[path].trainable),
         frozen=tuple(path for path in groups if not groups[path].trainable or groups[path].partial),
         layers=layers,
-        channel_counts=neurons.channel_counts(layers, flat.params, phase.neurons) if layers else {},
+        channel_counts=channel_counts,
         frozen_stages=frozen,
         cache_plan=cache_plan,
         spec=spec,
         steps=steps,
         steps_per_epoch=per_epoch,
         evaluations=_multiples(config.train.eval_epochs, per_epoch, steps) | {steps},
-        checkpoints=_multiples(extra, per_epoch, steps) if extra else frozenset(),
+        checkpoints=_multiples(config.train.checkpoint_epochs, per_epoch, steps),
     )
 
 
-def _check_losses(phase: Phase, terms: Sequence[Loss], predictor: Predictor) -> None:
-    requires = frozenset().union(*(loss.requires for loss in terms))
+def _plan_cache(
+    phase: Phase,
+    predictor: Predictor,
+    frozen: Sequence[str],
+    networks: Sequence[FrozenNetwork],
+    sizes: SplitSizes,
+) -> CachePlan:
+    config, requires = predictor.config, requirements_of(phase)
+    backbone = None
+    if frozen:
+        matched = [student for network in networks for student, _ in network.maps]
+        dtype, all_maps = config.train.compute_dtype, "maps" in requires
+        backbone = frozen_backbone(predictor.model, frozen, matched, all_maps, predictor.preprocess, dtype)
+        backbone = backbone.with_output_bytes(backbone.variables({}, predictor.flat.variables), sizes.image_shape)
+    return plan_cache(config, phase.name, backbone, networks, sizes, unlabelled=bool(_views(phase)))
+
+
+def _step_spec(
+    phase: Phase,
+    predictor: Predictor,
+    graphdef: nnx.GraphDef,
+    optim: OptimConfig,
+    groups: Mapping[str, ParamGroup],
+    recomputed: tuple[FrozenNetwork, ...],
+) -> StepSpec:
+    _check_losses(phase, predictor)
+    config, params = predictor.config, predictor.flat.params
+    trainable = [path for path in params if groups[path].trainable]
+    return StepSpec(
+        task=predictor.task,
+        graphdef=graphdef,
+        param_groups=tuple((path, groups[path]) for path in trainable),
+        optimizer=optimizer.optimizer_spec(optim),
+        losses=losses_of(phase),
+        preprocess=predictor.preprocess,
+        dtype=config.train.compute_dtype,
+        augment=config.augment,
+        views=_views(phase),
+        ema=phase.ema_decay is not None,
+        networks=recomputed,
+        grad_accum_steps=config.train.grad_accum_steps,
+        dense=all(path.startswith("head/") and params[path].ndim <= 2 for path in trainable),
+        files=tuple(plugins.plugin_hashes([optim.name, *(name for name, _ in config.augment.ops)]).values()),
+    )
+
+
+def _views(phase: Phase) -> tuple[str, ...]:
+    """Return the views of unlabelled images that the losses of a phase read."""
+    requires = requirements_of(phase)
+    return tuple(view for view in ("weak", "strong") if view in requires)
+
+
+def _check_losses(phase: Phase, predictor: Predictor) -> None:
+    terms, requires = losses_of(phase), requirements_of(phase)
     if "ema" in requires and phase.ema_decay is None:
         raise UserError(f'Phase "{phase.name}": a loss needs the average of the weights, but ema_decay is not set.')
     for target, task in (("masks", "segmentation"), ("boxes", "detection")):
-        if target in requires and predictor.task.name != task:
+        if target in requires and predictor.task.labels != task:
             name = next(loss.name for loss in terms if target in loss.requires)
             raise UserError(
                 f'Phase "{phase.name}": {name} needs {target}, but model.head={predictor.config.model.head!r} is for '
@@ -204,16 +231,8 @@ def _check_losses(phase: Phase, terms: Sequence[Loss], predictor: Predictor) -> 
             )
 
 
-def losses_of(phase: Phase) -> tuple[Loss, ...]:
-    """Return the losses of a phase; raises UserError, with the phase's name, for an unknown one."""
-    try:
-        return tuple(losses.get_loss(name) for name, _ in phase.losses)
-    except UserError as error:
-        raise UserError(f'Phase "{phase.name}": {error}') from error
-
-
 def _loss_hparams(config: Config, phase: Phase, model: Model, prior: np.ndarray | None) -> dict[str, Any]:
-    """Return what losses find in `hparams`, besides the numbers of the optimizer and of a step."""
+    """Return the `hparams` of losses, without those of the optimizer and of single steps."""
     strategy = config.strategy
     hparams = {
         "loss_weights": tuple(weight for _, weight in phase.losses),
@@ -224,7 +243,7 @@ def _loss_hparams(config: Config, phase: Phase, model: Model, prior: np.ndarray 
         "prior": np.ones(1, np.float32) if prior is None else prior.astype(np.float32),
         "class_weights": _class_weights(config.optim.class_weights, prior),
         "ema_decay": phase.ema_decay or 0.0,
-        # The head's default where the config asks for nothing.
+        # 0 means the default of the head.
         "dropout": config.model.dropout or getattr(getattr(model.head, "drop", None), "rate", 0.0),
     }
     reserved = {*hparams, *optimizer.optimizer_hparams(config.optim), "lr", "progress"}
@@ -243,16 +262,18 @@ def _class_weights(weights: Sequence[float], prior: np.ndarray | None) -> np.nda
     return np.array(weights or (1.0,) * classes, np.float32)
 
 
-def _multiples(every_epochs: float, steps_per_epoch: float, steps: int) -> frozenset[int]:
+def _multiples(every_epochs: float | None, steps_per_epoch: float, steps: int) -> frozenset[int]:
+    if every_epochs is None:
+        return frozenset()
     count = int(steps / (every_epochs * steps_per_epoch)) + 1
-    marks = (max(1, round(k * every_epochs * steps_per_epoch)) for k in range(1, count + 1))
-    return frozenset(mark for mark in marks if mark <= steps)
+    multiples = (max(1, round(k * every_epochs * steps_per_epoch)) for k in range(1, count + 1))
+    return frozenset(step for step in multiples if step <= steps)
 
 
 def _with_frozen_modules(model: Model, groups: Mapping[str, ParamGroup]) -> tuple[nnx.GraphDef, list[str]]:
-    """Return the graph definition with frozen modules marked, and the stages in which dropout stays on.
+    """Return the graph definition with frozen modules marked, and the stages with active dropout.
 
-    The dropout rate of the head is a hyperparameter of the step, so that runs of several rates share one program.
+    The dropout rate of the head is a hyperparameter of the step, so that runs with different rates share one program.
     """
     modules = {
         "/".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, (BatchNorm, Dropout))
@@ -262,12 +283,12 @@ def _with_frozen_modules(model: Model, groups: Mapping[str, ParamGroup]) -> tupl
     rate = drop.rate if drop is not None else 0.0
     for path, module in modules.items():
         module.frozen = path in frozen
-    if rate:
-        drop.rate = 0.5  # any: the step replaces it
+    if drop is not None and rate:
+        drop.rate = 0.5  # an arbitrary value, which the step replaces
     graphdef = params_lib.flatten_model(model).graphdef
     for module in modules.values():
         module.frozen = False
-    if rate:
+    if drop is not None and rate:
         drop.rate = rate
     random = {p.split("/")[0] for p, m in modules.items() if isinstance(m, Dropout) and m.rate > 0 and p not in frozen}
     return graphdef, sorted(random)

@@ -1,7 +1,7 @@
-"""Runs that train as one program. Only this module knows that their arrays have a leading axis [N].
+"""Training of N runs as one program. Only this module knows that their arrays have a leading axis [N].
 
-They share images, order and random keys, and differ in hyperparameters and in the variables that they have trained. One
-run is N == 1.
+The runs share images, their order and random keys; they differ in hyperparameters and trained variables. A single run
+is N == 1.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax.data import Split
+from tljax.data.dataset import Images
 from tljax.distributed.mesh import DeviceMesh
 from tljax.errors import TrainingStopped
 from tljax.features.extract import inference_batch_size
@@ -28,15 +29,21 @@ from tljax.train.run_state import RunState, param_hashes
 from tljax.train.state import StepInputs, StepSpec, TrainState, init_state
 
 
+def _latest_step(run: RunState) -> int:
+    """Return the step of the checkpoint that a run resumes from."""
+    assert run.checkpoints.latest is not None
+    return run.checkpoints.latest
+
+
 class Replicas:
-    """The runs and the arrays of one training.
+    """The runs that train together, and their arrays.
 
     Args:
-      runs: at the same step of the same phase, with plans that differ in numbers alone.
-      variables: the model's initial values, on the devices; the runs share them.
-      predict: the compiled forward pass of the model, (variables, batch) → predictions.
+      runs: runs at the same step of the same phase, whose plans differ only in numbers.
+      variables: initial variables of the model, on the devices, shared by the runs.
+      predict: compiled forward pass of the model, (variables, batch) → predictions.
       mesh: the devices.
-      mode: how several runs are computed, "vmap" (at once) or "map" (one after another).
+      mode: "vmap" to compute several runs at once, "map" to compute one after another.
     """
 
     def __init__(
@@ -47,27 +54,27 @@ class Replicas:
         self.mode = mode
         self._initial = variables
         self._predict = predict
-        # What this training has changed, {path: [N, ...]}; of the rest, every run has the initial values.
+        # Variables that training has changed, {path: [N, ...]}; all others have their initial values.
         self._trained: Variables = {}
 
     def __len__(self) -> int:
         return len(self.runs)
 
     def resume(self) -> None:
-        """Go back to the latest checkpoints; without one for every run, start from the beginning."""
+        """Resume from the latest checkpoints, or start from the beginning unless every run has one."""
         if all([run.resume() for run in self.runs]):
-            latest = [run.checkpoints.restore_params(run.checkpoints.latest, self._initial) for run in self.runs]
+            latest = [run.checkpoints.restore_params(_latest_step(run), self._initial) for run in self.runs]
             self._trained = stack(latest)
 
     def in_phase(self, index: int) -> bool:
-        """Whether any run is still in this phase."""
+        """Return whether any run is still in this phase."""
         return bool(self._running(index))
 
     def _running(self, index: int) -> list[tuple[int, RunState]]:
         return [(i, run) for i, run in enumerate(self.runs) if run.in_phase(index)]
 
     def first(self, index: int) -> RunState:
-        """Return the first run in a phase: step and data position are the same for all of them."""
+        """Return the first run in a phase; step and data position are the same for all runs in it."""
         return self._running(index)[0][1]
 
     def variables(self) -> Variables:
@@ -77,15 +84,15 @@ class Replicas:
     def start_phase(self, index: int, inputs: StepInputs) -> tuple[TrainState, StepInputs]:
         """Return the state at the current step of a phase, and the inputs with the frozen variables.
 
-        `inputs.frozen` then has the variables that the runs share; those that each run has trained before are kept
-        here. The frozen variables are hashed, for `save` to compare them at the end of the phase.
+        `inputs.frozen` has the frozen variables that the runs share; those that earlier phases trained, and that differ
+        by run, stay in this object. Frozen variables are hashed here, and compared by `save` at the end of the phase.
         """
         plan = self.runs[0].plans[index]
         new = {path: self._initial[path] for path in plan.changing if path not in self._trained}
         trained = self._trained | broadcast(new, len(self))
         params, batch_stats, frozen = plan.partition(self._initial | trained, inputs.channel_index)
         self._frozen = {path: x for path, x in frozen.items() if path not in trained}
-        self._own_frozen = {path: x for path, x in frozen.items() if path in trained}
+        self._frozen_per_run = {path: x for path, x in frozen.items() if path in trained}
         self._hparams = jax.tree.map(lambda *x: np.stack(x), *(run.plans[index].hparams for run in self.runs))
         self._index, self._plan, self._channels = index, plan, inputs.channel_index
         state = _init_states(plan.spec, len(self))(params, batch_stats, self._hparams)
@@ -94,34 +101,35 @@ class Replicas:
         self._trained = trained
         shared = param_hashes(self._frozen, self._channels)
         for i, run in self._running(index):
-            run.start_phase(shared | param_hashes(unstack(self._own_frozen, i), self._channels))
+            run.start_phase(shared | param_hashes(unstack(self._frozen_per_run, i), self._channels))
         return self.mesh.put_variables(state), inputs._replace(frozen=self._frozen)
 
     def _restore(self, state: TrainState) -> TrainState:
-        """Return the state of the latest checkpoints, in the shapes of a new one."""
+        """Return the state of the latest checkpoints; `state` has the same structure and shapes."""
         like = unstack(_resume_tree(state), 0)
-        saved = stack([run.checkpoints.restore(run.checkpoints.latest, like) for run in self.runs])
+        saved = stack([run.checkpoints.restore(_latest_step(run), like) for run in self.runs])
         restored = state._replace(opt_state=saved["opt_state"], step=saved["step"])
-        if state.ema:  # the checkpoint's own parameters are the average
+        if state.ema:  # the parameters of the checkpoint are the averaged ones
             average = state.params | state.batch_stats
             return restored._replace(params=saved["raw_params"], batch_stats=saved["raw_batch_stats"], ema=average)
         return restored
 
     def compile_steps(self, plan: PhasePlan, inputs: StepInputs) -> Callable:
-        """Return the program `(state, block, key) → (state, metrics [N, steps, ...])`."""
+        """Return the compiled program `(state, block, key) → (state, metrics [N, steps, ...])`."""
         program = compile_replicas(plan.spec, len(self), self.mode, self.mesh.sharding)
 
         def run_steps(state: TrainState, block: StepBlock, key: jax.Array):
-            each = self._own_frozen, block.schedule["lr"], self._hparams
-            return program(state, each, inputs, block, key)
+            per_run = self._frozen_per_run, block.schedule["lr"], self._hparams
+            return program(state, per_run, inputs, block, key)
 
         return run_steps
 
-    def schedule(self, step: int, room: int) -> dict[str, np.ndarray]:
-        """Return the hyperparameters of the next steps: `lr` [N, room] and `progress` [room], from 0 to 1."""
+    def schedule(self, step: int, length: int) -> dict[str, np.ndarray]:
+        """Return the hyperparameters of the next steps: `lr` [N, length] and `progress` [length], from 0 to 1."""
         plans = [run.plans[self._index] for run in self.runs]
-        steps = range(step, min(step + room, self._plan.steps))
-        lr, progress = np.zeros((len(self), room), np.float32), np.zeros(room, np.float32)
+        steps = range(step, min(step + length, self._plan.steps))
+        lr = np.zeros((len(self), length), np.float32)
+        progress = np.zeros(length, np.float32)
         for i, plan in enumerate(plans):
             lr[i, : len(steps)] = [learning_rate(plan.optim, s, plan.steps, plan.steps_per_epoch) for s in steps]
         progress[: len(steps)] = [s / self._plan.steps for s in steps]
@@ -133,10 +141,13 @@ class Replicas:
             run.advance(steps)
 
     def record(self, metrics: Mapping[str, np.ndarray]) -> tuple[float, float]:
-        """Add the metrics [N, steps, ...] to each run's sums; return the best last loss and the best training metric.
+        """Add the metrics [N, steps, ...] to the sums of each run.
 
         Raises:
-          TrainingStopped: a loss or update is not finite and the run is alone. Of several, only the failing run stops.
+          TrainingStopped: a loss or update is not finite, for a single run. Of several, only the failing run stops.
+
+        Returns:
+          The lowest last loss and the highest summed training metric of the runs, for the progress bar.
         """
         for i, run in self._running(self._index):
             try:
@@ -148,48 +159,54 @@ class Replicas:
         return float(metrics["loss"][:, -1].min()), float(metrics["correct"].sum(1).max())
 
     def update(self, state: TrainState) -> None:
-        """Take over the variables of a state: the average of the weights where there is one."""
+        """Update the trained variables from a state: the averaged ones if the phase averages weights."""
         changing = state.ema or state.params | state.batch_stats
-        self._trained = self._plan.combine(changing, self._own_frozen, self._channels)
+        self._trained = self._plan.combine(changing, self._frozen_per_run, self._channels)
 
-    def evaluate(self, arrays: Mapping[str, np.ndarray], split: Split) -> list[dict | None]:
-        """Return each run's metrics on a split; `arrays` are its images or cached features, with the targets."""
-        side = self._plan.spec.preprocess.size
+    def evaluate(self, arrays: Mapping[str, Images], split: Split) -> list[dict | None]:
+        """Return the metrics of each run on a split, None for runs that are not in the phase.
+
+        Args:
+          arrays: images or cached features of the split, with the targets.
+          split: the split.
+        """
+        side = self._plan.spec.preprocess.side
         size = inference_batch_size(side, self.mesh)
-        if len(self) == 1:  # the same program as for the final evaluation
+        if len(self) == 1:  # the same compiled program as in the final evaluation
             variables = self._frozen | unstack(self._trained, 0)
             outputs = [predict_batches(self._predict, variables, arrays, size, self.mesh)]
         else:
             predict = _compile_predict(self._predict, len(self), self.mode)
-            rows = predict_batches(predict, (self._trained, self._frozen), arrays, size, self.mesh)
-            outputs = [{name: x[:, i] for name, x in rows.items()} for i in range(len(self))]
+            stacked = predict_batches(predict, (self._trained, self._frozen), arrays, size, self.mesh)
+            outputs = [{name: x[:, i] for name, x in stacked.items()} for i in range(len(self))]
         running = dict(self._running(self._index))
         return [
-            running[i].task.compute_metrics(predictions, split, side) if i in running else None
+            running[i].compute_metrics(predictions, split, side) if i in running else None
             for i, predictions in enumerate(outputs)
         ]
 
     def save(self, state: TrainState, position: Any, metrics: list[dict | None] | None) -> None:
-        """Make the checkpoints, with the metrics of a validation if there was one; end the phase of finished runs.
+        """Save checkpoints, with the metrics of a validation if there was one; end the phase of finished runs.
 
         Raises:
           TrainingStopped: a phase has changed a frozen variable.
         """
         trainable = sum(x.size for x in state.params.values()) // len(self)
-        shared = functools.cache(lambda: param_hashes(self._frozen, self._channels))
-        frozen_paths = set(self._own_frozen)
+        shared_hashes = functools.cache(lambda: param_hashes(self._frozen, self._channels))
+        frozen_paths = set(self._frozen_per_run)
         for i, run in self._running(self._index):
             arrays = unstack({"params": self._trained, **_resume_tree(state)}, i)
-            own = {path: arrays["params"][path] for path in frozen_paths}
+            frozen_of_run = {path: arrays["params"][path] for path in frozen_paths}
 
-            def hashes(own=own):
-                return shared() | param_hashes(own, self._channels)
+            def frozen_hashes(frozen_of_run=frozen_of_run):
+                return shared_hashes() | param_hashes(frozen_of_run, self._channels)
 
-            mark = run.record_validation(metrics[i]) if metrics is not None else None
-            run.save(arrays, position, mark, hashes, trainable)
+            valid = metrics[i] if metrics is not None else None
+            ranking = run.record_validation(valid) if valid is not None else None
+            run.save(arrays, position, ranking, frozen_hashes, trainable)
 
     def end_phase(self) -> None:
-        """Take over the variables that each run had when its phase ended; early stopping ends some before others."""
+        """Restore the variables of each run at the end of its phase, which early stopping ends at different steps."""
         if len(self) > 1:
             self._trained = stack([run.final_params or unstack(self._trained, i) for i, run in enumerate(self.runs)])
 
@@ -200,31 +217,31 @@ class Replicas:
 
 
 def over_replicas(count: int, mode: str) -> Callable:
-    """Return `each(function, tree)`, which maps a function of one run's part over the leading axis of a tree."""
+    """Return `map_runs(function, tree)`, which applies a function of one run's tree to a tree with leading axis [N]."""
     if count > 1:
         return {"vmap": lambda f, x: jax.vmap(f)(x), "map": lambda f, x: jax.lax.map(f, x)}[mode]
 
-    def alone(function: Callable, tree):
-        # Without batching rules, which could change how a single run is computed.
+    def apply_single(function: Callable, tree):
+        # Without vmap, whose batching rules could change how a single run is computed.
         return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], tree)))
 
-    return alone
+    return apply_single
 
 
 @functools.lru_cache(maxsize=64)
 def compile_replicas(spec: StepSpec, count: int, mode: str, sharding: str) -> Callable:
     """Compile `program(state, (frozen, lr, hparams), inputs, block, key)`, with [N, ...] arrays in the first two."""
     multi_step = make_multi_step(spec, sharding)
-    each = over_replicas(count, mode)
+    map_runs = over_replicas(count, mode)
 
     def program(state: TrainState, per_run: tuple, inputs: StepInputs, block: StepBlock, key: jax.Array):
-        def one(replica):
+        def run_one(replica):
             state, (frozen, lr, hparams) = replica
-            own_inputs = inputs._replace(frozen=inputs.frozen | frozen)
-            own_block = block._replace(schedule={**block.schedule, "lr": lr})
-            return multi_step(state, own_inputs, own_block, hparams, key)
+            run_inputs = inputs._replace(frozen=inputs.frozen | frozen)
+            run_block = block._replace(schedule={**block.schedule, "lr": lr})
+            return multi_step(state, run_inputs, run_block, hparams, key)
 
-        return each(one, (state, per_run))
+        return map_runs(run_one, (state, per_run))
 
     return jax.jit(program, donate_argnums=0, compiler_options=spec.compiler_options)
 
@@ -232,11 +249,11 @@ def compile_replicas(spec: StepSpec, count: int, mode: str, sharding: str) -> Ca
 @functools.lru_cache(maxsize=64)
 def _compile_predict(predict: Callable, count: int, mode: str) -> Callable:
     """Compile `predict((trained [N, ...], frozen), batch) → {name: [B, N, ...]}`."""
-    each = over_replicas(count, mode)
+    map_runs = over_replicas(count, mode)
 
     def predict_all(variables: tuple[Variables, Variables], batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         trained, frozen = variables
-        outputs = each(lambda own: predict.__wrapped__(frozen | own, batch), trained)
+        outputs = map_runs(lambda trained_of_run: predict.__wrapped__(frozen | trained_of_run, batch), trained)
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), outputs)
 
     return jax.jit(predict_all, compiler_options=inference_options())
@@ -244,10 +261,11 @@ def _compile_predict(predict: Callable, count: int, mode: str) -> Callable:
 
 @functools.lru_cache(maxsize=64)
 def _init_states(spec: StepSpec, count: int) -> Callable:
-    return jax.jit(lambda *each: over_replicas(count, "vmap")(lambda x: init_state(spec, *x), each))
+    map_runs = over_replicas(count, "vmap")
+    return jax.jit(lambda *stacked: map_runs(lambda args: init_state(spec, *args), stacked))
 
 
-# Each a program of its own: a tree has many arrays.
+# jit, so that the many arrays of a tree are handled by one program.
 @functools.partial(jax.jit, static_argnums=1)
 def broadcast(tree: Any, count: int) -> Any:
     """Return `count` copies of a tree, along a new leading axis."""
@@ -262,11 +280,11 @@ def unstack(tree: Any, i: int) -> Any:
 
 @jax.jit
 def stack(trees: list) -> Any:
-    """Return the trees of several runs as one, along a new leading axis."""
+    """Return the trees of several runs stacked along a new leading axis."""
     return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def _resume_tree(state: TrainState) -> dict:
-    """Return what a checkpoint holds besides the model: with an average, the weights that are averaged too."""
+    """Return the content of a checkpoint besides the model; with averaging, also the weights that are averaged."""
     raw = {"raw_params": state.params, "raw_batch_stats": state.batch_stats} if state.ema else {}
     return {"opt_state": state.opt_state, "step": state.step, **raw}

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from tljax.config import Config
+from tljax.data import Split
 from tljax.errors import TrainingStopped
 from tljax.models.params import Variables
 from tljax.storage.checkpoints import CheckpointManager, ranking_key
-from tljax.tasks import Task, task_of
+from tljax.tasks import Task, compute_metrics, metrics_of, task_of
 from tljax.train.callbacks import MetricWriter, TrainProgress, empty_sums
 from tljax.train.optimizer import learning_rate, optimizer_bytes
 from tljax.train.plan import PhasePlan
@@ -26,13 +27,13 @@ class RunState:
     """Host-side bookkeeping of one training run: progress, metrics, checkpoints.
 
     Attributes:
-      config: of the run.
-      plans: of its phases.
-      checkpoints: of its work directory.
-      log: receives the metrics of its validations.
-      progress: how far it is.
-      failure: the error that ended it early, or None.
-      final_params: variables that the run had trained at the end of its last phase, or None before that.
+      config: config of the run.
+      plans: plans of the phases.
+      checkpoints: checkpoints in the work directory.
+      log: receives the metrics of validations.
+      progress: progress of the run.
+      failure: error that ended the run early, or None.
+      final_params: trained variables at the end of the latest finished phase, or None before that.
     """
 
     config: Config
@@ -46,7 +47,7 @@ class RunState:
     _recorded: int = 0
 
     def resume(self) -> bool:
-        """Go back to the latest checkpoint; return False if there is none."""
+        """Load the progress of the latest checkpoint; return False if there is none."""
         if (latest := self.checkpoints.latest) is None:
             return False
         self.progress = TrainProgress(**self.checkpoints.progress(latest))
@@ -54,7 +55,7 @@ class RunState:
         return True
 
     def position(self) -> tuple[int, int] | None:
-        """Return phase and step of the latest checkpoint, or None."""
+        """Return phase index and step of the latest checkpoint, or None."""
         if (latest := self.checkpoints.latest) is None:
             return None
         progress = self.checkpoints.progress(latest)
@@ -72,15 +73,21 @@ class RunState:
 
     @property
     def task(self) -> Task:
-        """The task of the run."""
+        """The task."""
         return task_of(self.config)
 
+    def compute_metrics(
+        self, predictions: Mapping[str, np.ndarray], split: Split, side: int
+    ) -> dict[str, float | None]:
+        """Return the metrics of the run's predictions; `side` is that of the network's input in pixels."""
+        return compute_metrics(self.task, metrics_of(self.config), predictions, split, side)
+
     def in_phase(self, index: int) -> bool:
-        """Whether the run is in this phase and has not failed."""
+        """Return whether the run is in this phase and has not failed."""
         return self.failure is None and self.progress.phase == index
 
     def start_phase(self, frozen: Mapping[str, str]) -> None:
-        """Start or resume a phase; `frozen` are the hashes of its frozen variables."""
+        """Start or resume a phase; `frozen` contains the hashes of the frozen variables by path."""
         self._started = time.monotonic() - self.progress.seconds
         self._recorded = self.progress.total
         if self.progress.frozen is None:
@@ -100,7 +107,7 @@ class RunState:
         if not metrics["finite"].all():
             self._stop_not_finite(metrics)
         sums = dict(self.progress.sums)
-        # One by one: the sum is the same to the last bit however the steps are grouped into programs.
+        # Added step by step, so that the sums do not depend on how steps are grouped into programs.
         for loss, correct, terms in zip(metrics["loss"], metrics["correct"], metrics["terms"], strict=True):
             sums["loss"] += float(loss)
             sums["correct"] += float(correct)
@@ -110,20 +117,21 @@ class RunState:
         self.progress.sums = sums
 
     def _stop_not_finite(self, metrics: Mapping[str, np.ndarray]) -> None:
-        bad = int(np.argmin(metrics["finite"]))
+        first = int(np.argmin(metrics["finite"]))
         self.checkpoints.wait()
         latest = self.checkpoints.latest
+        step = self._recorded + first + 1
         raise TrainingStopped(
-            f"The loss or its update is not finite at step {self._recorded + bad + 1} (loss {metrics['loss'][bad]}); "
-            + (f"the last good checkpoint is step {latest}." if latest is not None else "no checkpoint was made yet.")
+            f"The loss or its update is not finite at step {step} (loss {metrics['loss'][first]}); "
+            + (f"the last good checkpoint is step {latest}." if latest is not None else "there is no checkpoint yet.")
             + " Try a smaller optim.lr, optim.clip_norm, or optim.warmup_epochs."
         )
 
     def record_validation(self, valid: dict[str, float | None]) -> dict[str, float]:
-        """Record the metrics of a validation and write their row; return the metrics that rank its checkpoint."""
+        """Record the metrics of a validation and write them to the log; return the metrics that rank its checkpoint."""
         plan, progress = self.plan, self.progress
         sums, progress.sums = progress.sums, empty_sums()
-        ranked_by = self.task.metrics[0][0]
+        ranked_by = self.task.metrics[0].name
         ranking = {
             ranked_by: valid[ranked_by] or 0.0,  # None: there was nothing to find
             "loss": valid["loss"],
@@ -163,13 +171,13 @@ class RunState:
         frozen_hashes: Callable[[], Mapping[str, str]],
         trainable: int,
     ) -> None:
-        """Make a checkpoint; at the end of the phase, compare the frozen variables and go to the next one.
+        """Save a checkpoint; at the end of a phase, check the frozen variables and move on to the next phase.
 
         Args:
-          arrays: `params`, the variables that training has changed, and `opt_state`, `step` and the like.
-          position: of the data.
-          ranking: from `record_validation`, or None without a validation.
-          frozen_hashes: computes the hashes of the frozen variables.
+          arrays: `params`, the variables that training has changed, with `opt_state`, `step` and others.
+          position: position of the batch iterator.
+          ranking: metrics from `record_validation`, or None without a validation.
+          frozen_hashes: function that returns the current hashes of the frozen variables.
           trainable: number of trainable parameters, for the record of the phase.
 
         Raises:
@@ -185,6 +193,7 @@ class RunState:
 
     def _finish_phase(self, opt_state: Any, trainable: int, hashes: Mapping[str, str]) -> None:
         plan, progress = self.plan, self.progress
+        assert progress.frozen is not None  # `start_phase` sets it
         if changed := [path for path, digest in hashes.items() if digest != progress.frozen[path]]:
             raise TrainingStopped(f'Phase "{plan.phase.name}" changed frozen variables: {", ".join(changed)}.')
         epochs = progress.step / plan.steps_per_epoch
@@ -215,12 +224,12 @@ class RunState:
         patience, best = self.config.train.patience_epochs, self.progress.phase_best
         if patience is None or best is None:
             return False
-        # In steps; validations are at rounded ones, so two of them may be a step closer than their epochs say.
+        # Validations are at rounded steps, so that two of them may be one step closer than their epochs.
         return self.progress.total - best["step"] > patience * self.plan.steps_per_epoch - 1
 
 
 def param_hashes(variables: Variables, channel_index: Mapping[str, jax.Array]) -> dict[str, str]:
-    """Return the hash of each variable; of those in `channel_index`, without the channels that train."""
+    """Return the hash of each variable; for those in `channel_index`, without the trainable channels."""
     hashes = {}
     for path, value in variables.items():
         array = np.asarray(value)

@@ -1,4 +1,4 @@
-"""What a training step reads and writes, and what shapes its program."""
+"""State, inputs and static configuration of a training step."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flax import nnx
 from tljax.config import AugmentConfig
 from tljax.features.frozen_network import FrozenNetwork
 from tljax.losses import Loss
+from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.params import Variables
 from tljax.ops.convolution import inference_options
@@ -24,14 +25,14 @@ from tljax.weights import Preprocess
 
 
 class TrainState(NamedTuple):
-    """What a step changes.
+    """Arrays that a step changes.
 
     Attributes:
-      params: trainable parameters; of layers whose single channels train, the slices of these channels.
+      params: trainable parameters; if single channels of a layer train, only their slices.
       batch_stats: BatchNorm statistics that the step updates.
-      opt_state: of the optimizer.
-      step: steps taken within the phase.
-      ema: running average of `params` and `batch_stats`; empty unless the phase averages weights.
+      opt_state: state of the optimizer.
+      step: number of steps taken in the phase.
+      ema: exponential moving average of `params` and `batch_stats`; empty unless the phase averages weights.
     """
 
     params: Variables
@@ -45,8 +46,8 @@ class StepInputs(NamedTuple):
     """Arrays that every step of a phase reads and none writes.
 
     Attributes:
-      frozen: all other variables of the model, and the whole arrays of those of which slices train.
-      channel_index: output channels that train, [k] by the path of a sliced parameter.
+      frozen: all other variables of the model, and the whole arrays of parameters whose slices train.
+      channel_index: trainable output channels [k] by the path of a sliced parameter.
       source_params: pretrained values of the trainable parameters, used by L2-SP (Li et al. 2018).
       networks: variables of the networks in `StepSpec.networks`, in their order.
     """
@@ -59,22 +60,23 @@ class StepInputs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """Everything that shapes a step's program and is not a number; equal specs share one compiled program.
+    """Static configuration of a step; equal specs share one compiled program.
 
     Attributes:
       task: classification, segmentation or detection.
-      graphdef: of the model, with frozen BatchNorms and Dropouts marked.
+      graphdef: graph definition of the model, with frozen BatchNorms and Dropouts marked.
       param_groups: (path, group) of every trainable parameter.
-      optimizer: what shapes the optimizer.
+      optimizer: static structure of the optimizer.
       losses: terms of the loss; their weights are hyperparameters.
-      preprocess: of the pretrained weights, at the run's input size.
-      dtype: of the computation.
-      augment: of the training images.
-      views: of the unlabelled images that the losses ask for, among "weak" and "strong".
-      ema: whether a running average of the weights is kept.
+      preprocess: preprocessing of the pretrained weights, at the input size of the run.
+      dtype: data type of the computation.
+      augment: augmentation of the training images.
+      views: views of unlabelled images that the losses need, among "weak" and "strong".
+      ema: whether weights are averaged.
       networks: frozen networks that run within the step.
-      grad_accum_steps: parts of a batch whose gradients are computed one after another.
-      dense: whether only dense layers of the head train: then there is no convolution to differentiate.
+      grad_accum_steps: number of parts of a batch whose gradients are accumulated.
+      dense: whether only dense layers of the head train, so that no convolution is differentiated.
+      files: SHA-256 of the files of a custom optimizer and of custom augmentations.
     """
 
     task: Task
@@ -90,6 +92,7 @@ class StepSpec:
     networks: tuple[FrozenNetwork, ...] = ()
     grad_accum_steps: int = 1
     dense: bool = False
+    files: tuple[str, ...] = ()
 
     @property
     def compiler_options(self) -> dict[str, str]:
@@ -98,7 +101,7 @@ class StepSpec:
 
     @property
     def requires(self) -> frozenset[str]:
-        """Everything that the losses ask for, as names of `tljax.losses.REQUIREMENTS`."""
+        """Requirements of all losses, names of `tljax.losses.REQUIREMENTS`."""
         return frozenset().union(*(loss.requires for loss in self.losses))
 
 
@@ -109,17 +112,17 @@ def init_state(spec: StepSpec, params: Variables, batch_stats: Variables, hparam
     return TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32), ema)
 
 
-def merge_model(graphdef: nnx.GraphDef, changing: Variables, inputs: StepInputs) -> nnx.Module:
+def merge_model(graphdef: nnx.GraphDef, changing: Variables, inputs: StepInputs) -> Model:
     """Return the model of a step.
 
     Args:
-      graphdef: of the model.
-      changing: trainable parameters and updated statistics; for the paths in `inputs.channel_index`, slices.
-      inputs: the frozen variables, and which channels the slices are of.
+      graphdef: graph definition of the model.
+      changing: trainable parameters and updated statistics; slices for the paths in `inputs.channel_index`.
+      inputs: the frozen variables and the channels of the slices.
     """
     index = inputs.channel_index
     slices = {path: changing[path] for path in index}
-    whole = neurons.scatter({path: inputs.frozen[path] for path in index}, slices, index)
+    whole = neurons.scatter_channels({path: inputs.frozen[path] for path in index}, slices, index)
     model = params_lib.merge(graphdef, inputs.frozen | changing | whole)
     neurons.attach_channels(model, slices, index)
     return model

@@ -13,6 +13,7 @@ from flax import nnx
 
 from tljax.augment.pipeline import make_augment
 from tljax.features.frozen_network import FROZEN_STAGES, apply_frozen, group_outputs
+from tljax.models import Model
 from tljax.models import params as params_lib
 from tljax.models.params import Variables
 from tljax.train.optimizer import make_optimizer
@@ -33,17 +34,17 @@ def make_step_fn(spec: StepSpec) -> Callable:
     """Return the pure function `step(state, inputs, batch, hparams, key) → (state, metrics)`.
 
     `batch` has uint8 `image` [B, H, W, C], the targets of the task (`label`; in detection also `boxes` in pixels of the
-    input), uint8 `unlabelled` [U, H, W, C] where the spec has views, and cached outputs of frozen networks. If the
-    features of the frozen stages are cached, there may be no `image`. `hparams` are those of `PhasePlan.hparams` with
-    `lr` and `progress` of the step; `key` is the phase's. `metrics` are `loss`, `terms` (each loss, unweighted),
-    `correct` (the sum of the task's training metric) and `finite`: whether loss and update are.
+    input), uint8 `unlabelled` [U, H, W, C] if the spec has views, and cached outputs of frozen networks. `image` may be
+    absent if the features of the frozen stages are cached. `hparams` are `PhasePlan.hparams` with `lr` and `progress`
+    of the step; `key` is the key of the phase. `metrics` are `loss`, `terms` (each loss, unweighted), `correct` (sum of
+    the task's training metric over the batch) and `finite` (whether loss and update are finite).
     """
     make_views = views_fn(spec)
 
     def gradients(state: TrainState, inputs: StepInputs, batch: Batch, hparams: Mapping, key: jax.Array):
         augment_key, dropout_key = jax.random.split(key)
         batch, views = make_views(augment_key, batch)
-        references = frozen_outputs(spec, inputs, batch) | {"params": inputs.source_params}
+        references: dict[str, Any] = frozen_outputs(spec, inputs, batch) | {"params": inputs.source_params}
         cached_features = references.pop(FROZEN_STAGES, {"maps": {}})["maps"]
         if "ema" in spec.requires:
             references["ema"] = merge_model(spec.graphdef, state.ema, inputs).forward_all(views.pop("ema"))
@@ -68,7 +69,7 @@ def make_step_fn(spec: StepSpec) -> Callable:
         grads, batch_stats, metrics = grad_fn(state, inputs, batch, hparams, key)
         optimizer = make_optimizer(spec.optimizer, hparams, dict(spec.param_groups))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = metrics | {"finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(optax.tree.norm(updates))}
         ema = update_ema(state.ema, params | batch_stats, state.step, hparams) if spec.ema else {}
         return TrainState(params, batch_stats, opt_state, state.step + 1, ema), metrics
@@ -79,20 +80,20 @@ def make_step_fn(spec: StepSpec) -> Callable:
 def views_fn(spec: StepSpec) -> Callable[[jax.Array, Batch], tuple[Batch, dict[str, jax.Array]]]:
     """Return the function `(key, batch) → (augmented batch, {view: preprocessed images})`.
 
-    The views are "labelled" where the batch has images, "weak" and "strong" of the unlabelled images, and "ema", the
-    weak view that the averaged weights see.
+    The views are "labelled" if the batch has images, "weak" and "strong" of the unlabelled images, and "ema", the weak
+    view for the averaged weights.
     """
     preprocess = make_preprocess(spec.preprocess, spec.preprocess.size, spec.dtype)
-    # A class is that of any view of an image; masks and boxes are only comparable between views drawn by the same key.
+    # All views of an image have the same class. Masks and boxes are comparable only between views with the same key.
     spatial = spec.task.spatial
-    augment = make_augment(spec.augment, spec.preprocess.size if spatial else None)
+    augment = make_augment(spec.augment, spec.preprocess.size if spatial else None, spec.preprocess.crop_share)
 
     def make_views(key: jax.Array, batch: Batch) -> tuple[Batch, dict[str, jax.Array]]:
         views = {}
         if "image" in batch:
             batch = augment["weak"](key, batch)
             views["labelled"] = preprocess(batch["image"])
-        unlabelled = {"image": batch.get("unlabelled")}
+        unlabelled: dict[str, Any] = {"image": batch.get("unlabelled")}
         keys = [jax.random.fold_in(key, 0 if spatial else i) for i in range(3)]
         for view_key, name in zip(keys, spec.views, strict=False):
             views[name] = preprocess(augment[name](view_key, unlabelled)["image"])
@@ -104,15 +105,15 @@ def views_fn(spec: StepSpec) -> Callable[[jax.Array, Batch], tuple[Batch, dict[s
 
 
 def frozen_outputs(spec: StepSpec, inputs: StepInputs, batch: Batch) -> dict[str, Any]:
-    """Return the outputs of the frozen networks, cached in the batch or computed, as losses take them."""
+    """Return the outputs of the frozen networks, cached in the batch or computed, as losses read them."""
     outputs = {name: value for name, value in batch.items() if "/" in name}
     for network, variables in zip(spec.networks, inputs.networks, strict=True):
         outputs |= apply_frozen(network, variables, batch["image"])
     return group_outputs(outputs)
 
 
-def forward(model: nnx.Module, views: Mapping[str, jax.Array], cached_features: Mapping, key: jax.Array) -> dict:
-    """Return the outputs for the labelled images, with `{view: outputs}` of the others, from one forward pass."""
+def forward(model: Model, views: Mapping[str, jax.Array], cached_features: Mapping, key: jax.Array) -> dict:
+    """Return the outputs for labelled images, and `{view: outputs}` for other views, from one forward pass."""
     images = jnp.concatenate(list(views.values())) if len(views) > 1 else views.get("labelled")
     outputs = model.forward_all(images, train=True, rngs=nnx.Rngs(dropout=key), cached_features=cached_features)
     if len(views) < 2:
@@ -125,30 +126,30 @@ def forward(model: nnx.Module, views: Mapping[str, jax.Array], cached_features: 
     return by_view.pop("labelled") | by_view
 
 
-def set_dropout(model: nnx.Module, hparams: Mapping) -> None:
-    """Set the dropout rate of the head, which is a hyperparameter: runs of several rates are one program."""
+def set_dropout(model: Model, hparams: Mapping) -> None:
+    """Set the dropout rate of the head, a hyperparameter, so that runs with different rates share one program."""
     drop = getattr(model.head, "drop", None)
     if drop is not None and drop.rate:
         drop.rate_override = nnx.data(hparams["dropout"])
 
 
 def accumulate(gradients: Callable, parts: int) -> Callable:
-    """Return `gradients` computed over equal parts of the batch, one after another: less memory, same mean."""
+    """Return a function that averages `gradients` over equal parts of the batch, computed one after another."""
 
     def accumulated(state: TrainState, inputs: StepInputs, batch: Batch, hparams: Mapping, key: jax.Array):
-        # Part i has every parts-th row, so that each device keeps the rows that it has.
+        # Part i has every parts-th row, so that rows stay on their device.
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
-        def compute_part(batch_stats: Variables, numbered):
-            number, rows = numbered
-            state_now = state._replace(batch_stats=batch_stats)
-            grads, batch_stats, metrics = gradients(state_now, inputs, rows, hparams, jax.random.fold_in(key, number))
+        def compute_part(batch_stats: Variables, indexed_part):
+            i, part = indexed_part
+            part_state = state._replace(batch_stats=batch_stats)
+            grads, batch_stats, metrics = gradients(part_state, inputs, part, hparams, jax.random.fold_in(key, i))
             return batch_stats, (grads, metrics)
 
         # XLA on CPU computes convolutions inside a loop many times slower.
         unroll = jax.default_backend() == "cpu"
-        numbered = jnp.arange(parts), split
-        batch_stats, (grads, metrics) = jax.lax.scan(compute_part, state.batch_stats, numbered, unroll=unroll)
+        indexed_parts = jnp.arange(parts), split
+        batch_stats, (grads, metrics) = jax.lax.scan(compute_part, state.batch_stats, indexed_parts, unroll=unroll)
         correct = metrics["correct"].sum()
         grads, metrics = jax.tree.map(lambda x: x.mean(0), (grads, metrics))
         return grads, batch_stats, metrics | {"correct": correct}
@@ -157,6 +158,6 @@ def accumulate(gradients: Callable, parts: int) -> Callable:
 
 
 def update_ema(ema: Variables, new: Variables, step: jax.Array, hparams: Mapping) -> Variables:
-    """Return the running average of weights; its horizon is short at first, as in Tarvainen & Valpola's code (2017)."""
+    """Return the updated average of weights, with less decay in the first steps (Tarvainen & Valpola 2017)."""
     decay = jnp.minimum(hparams["ema_decay"], 1 - 1 / (step + 1))
     return {path: decay * ema[path] + (1 - decay) * new[path] for path in new}

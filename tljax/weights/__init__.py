@@ -6,8 +6,8 @@ from tljax.weights.load import WeightSource, load, open_weights, params_hash, re
 from tljax.weights.preprocess import PRESETS, Preprocess, make_preprocess
 
 
-def list(pattern: str = "*") -> tuple[PretrainedConfig, ...]:
-    """Return the catalog entries whose name matches a shell pattern, e.g. `tljax.weights.list("*resnet50*")`."""
+def list_weights(pattern: str = "*") -> tuple[PretrainedConfig, ...]:
+    """Return the catalog entries whose name matches a shell pattern, e.g. `list_weights("*resnet50*")`."""
     import fnmatch
 
     return tuple(entry for entry in CATALOG.values() if fnmatch.fnmatch(entry.name, pattern))
@@ -22,7 +22,7 @@ __all__ = [
     "adapt_channels",
     "assign_weights",
     "export_weights",
-    "list",
+    "list_weights",
     "load",
     "make_preprocess",
     "open_weights",

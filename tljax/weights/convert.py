@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from tljax.models.heads.auxiliary import TRAIN_ONLY_PARAMS
 from tljax.storage.run_files import read_config
 from tljax.weights.detect import detect_backbone
 from tljax.weights.download import error_summary
-from tljax.weights.formats import LazyTensor, write_safetensors
+from tljax.weights.formats import LazyTensor, Tensors, write_safetensors
 from tljax.weights.layouts import NATIVE, Layout, layouts
 from tljax.weights.layouts.table import TRANSFORMS, Rule
 from tljax.weights.load import WeightSource, open_weights, resolve_weights
@@ -86,15 +85,14 @@ def _backbone_of_run(run: WeightSource) -> tuple[str, dict]:
     return model.backbone, dict(model.options)
 
 
-def _convert_tensors(
-    tensors: Mapping[str, LazyTensor | np.ndarray], source: Layout, target: Layout, target_name: str
-) -> dict[str, LazyTensor]:
+def _convert_tensors(tensors: Tensors, source: Layout, target: Layout, target_name: str) -> dict[str, LazyTensor]:
     """Return the tensors in the target layout, unread, without those that only training uses."""
     converted, unnamed = {}, []
     for name, tensor in tensors.items():
         if source.ignores(name) or re.fullmatch(TRAIN_ONLY_PARAMS, name):
             continue
         source_rule = source.rule_for_name(name)
+        assert source_rule is not None  # `convert` checks that the layout names all tensors
         path = source_rule.path
         target_rule = target.rule_for_path(path)
         if target_rule is None:

@@ -6,12 +6,11 @@ import functools
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tljax import models
 from tljax.errors import UserError
 from tljax.models import Model
 from tljax.weights.assign import MatchReport, match_tensors, native_shape
+from tljax.weights.formats import Tensors
 from tljax.weights.layouts import Layout, layouts
 
 
@@ -36,7 +35,7 @@ class BackboneGuess(NamedTuple):
         return len(self.match.unexpected) + len(self.match.missing) + len(self.match.shape_mismatches)
 
 
-def detect_backbone(tensors: Mapping[str, np.ndarray]) -> BackboneGuess:
+def detect_backbone(tensors: Tensors) -> BackboneGuess:
     """Return the backbone that fits the tensors best, by names and shapes alone; no values are read.
 
     Raises:
@@ -65,7 +64,7 @@ def detect_backbone(tensors: Mapping[str, np.ndarray]) -> BackboneGuess:
     return best
 
 
-def _rank_by_names(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[int, int, str, str]]:
+def _rank_by_names(tensors: Tensors) -> Iterator[tuple[int, int, str, str]]:
     """Yield (number of tensors unknown to the layout, 1 if layout and variant differ in library, backbone, layout)."""
     num_unknown = {}  # by layout, because many variants share one
     for backbone in models.list_backbones():
@@ -82,7 +81,7 @@ def _layouts(backbone: str) -> dict[str, Layout]:
     return layouts(*models.get_variant(backbone))
 
 
-def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> BackboneGuess:
+def _fit(tensors: Tensors, backbone: str, name: str) -> BackboneGuess:
     """Match the tensors to a backbone in the layout called `name`."""
     layout = _layouts(backbone)[name]
     options = head_options(tensors, layout)
@@ -93,7 +92,7 @@ def _fit(tensors: Mapping[str, np.ndarray], backbone: str, name: str) -> Backbon
     return BackboneGuess(backbone, name, model, match_tensors(tensors, model, layout, keep=keep))
 
 
-def head_options(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, Any]:
+def head_options(tensors: Tensors, layout: Layout) -> dict[str, Any]:
     """Return the arguments of `models.create_model` for the head that the tensors imply; 0 classes if there is none."""
     shapes = {}
     for name, tensor in tensors.items():

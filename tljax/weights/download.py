@@ -82,7 +82,7 @@ def from_url(
     return target
 
 
-def error_summary(error: Exception) -> str:
+def error_summary(error: BaseException) -> str:
     """Return the first sentence of an error's message without its period, to be part of another message."""
     return re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".") or type(error).__name__
 

@@ -9,20 +9,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from tljax import models
 from tljax.errors import UserError, did_you_mean
 from tljax.models import Model
-from tljax.models import params as params_lib
 from tljax.storage.checkpoints import CheckpointManager
 from tljax.storage.run_files import read_json
 from tljax.weights.assign import assign_weights
 from tljax.weights.catalog import CATALOG, PretrainedConfig
 from tljax.weights.detect import detect_backbone
-from tljax.weights.formats import LazyTensor, open_tensors
+from tljax.weights.formats import Tensors, open_tensors
 from tljax.weights.formats.keras_h5 import number_from_one
 from tljax.weights.layouts import NATIVE, detect_layout, layouts
+from tljax.weights.packages import from_package
 from tljax.weights.preprocess import PRESETS, Preprocess
 
 
@@ -36,7 +37,7 @@ class WeightSource:
       sha256: digest of the file; for a work directory, `params_hash` of its best model.
       preprocess: the preprocessing they were trained with; None if unknown.
       backbone: name of the backbone they fit; None if unknown.
-      revision: commit of a Hub repository.
+      revision: commit of a Hub repository, or version of a package.
     """
 
     name: str
@@ -57,7 +58,7 @@ def resolve_weights(source: str, preprocess: str | None = None) -> WeightSource:
 
     Args:
       source: a catalog name; a file's path, also as `file:PATH`; `hf:OWNER/REPO`, optionally with `@REVISION` and
-        `:FILE`; or `workdir:PATH`, a finished run.
+        `:FILE`; `package:DISTRIBUTION/FILE`, a file of an installed package; or `workdir:PATH`, a finished run.
       preprocess: name of a preset, for files that are not in the catalog. If the preprocessing is already known, it
         must have the same values.
 
@@ -115,7 +116,7 @@ def load(
     return weights
 
 
-def _other_backbone_hint(tensors: Mapping[str, np.ndarray], model: Model) -> str:
+def _other_backbone_hint(tensors: Tensors, model: Model) -> str:
     """Return a sentence that names the backbone the tensors fit completely, if it is not the model's; else ""."""
     try:
         best = detect_backbone(tensors)
@@ -127,7 +128,7 @@ def _other_backbone_hint(tensors: Mapping[str, np.ndarray], model: Model) -> str
 
 
 @contextlib.contextmanager
-def open_weights(weights: WeightSource) -> Iterator[Mapping[str, LazyTensor | np.ndarray]]:
+def open_weights(weights: WeightSource) -> Iterator[Tensors]:
     """Open resolved weights as {foreign name: tensor}; for a run, {variable path: array}."""
     if weights.path.is_dir():
         with CheckpointManager(weights.path) as checkpoints:
@@ -139,7 +140,7 @@ def open_weights(weights: WeightSource) -> Iterator[Mapping[str, LazyTensor | np
         yield {renamed.get(name, name): tensor for name, tensor in tensors.items()}
 
 
-def params_hash(variables: params_lib.Variables) -> str:
+def params_hash(variables: Mapping[str, jax.Array | np.ndarray]) -> str:
     """Return the SHA-256 of all variables in path order, over path, dtype, shape and bytes."""
     digest = hashlib.sha256()
     for path in sorted(variables):
@@ -152,6 +153,8 @@ def params_hash(variables: params_lib.Variables) -> str:
 def _resolve_file(source: str) -> WeightSource:
     """Resolve a file by its path, or by its catalog name if it is in `$TLJAX_WEIGHTS_DIR`."""
     entry = CATALOG.get(source)
+    if entry is not None and entry.source.startswith("package:"):
+        return _resolve_package(source)
     path = Path(source.removeprefix("file:"))
     if entry is not None:
         local_path = _local_path(entry)
@@ -161,12 +164,34 @@ def _resolve_file(source: str) -> WeightSource:
     if not path.is_file():
         hint = "" if entry or "/" in source else did_you_mean(source, CATALOG)
         raise UserError(f"There are no weights at {path}{hint or '.'}")
+    return _identify(source, path, entry)
+
+
+def _identify(source: str, path: Path, entry: PretrainedConfig | None, revision: str | None = None) -> WeightSource:
+    """Return a file as a source; if its digest is that of a catalog entry, preprocessing and backbone are known.
+
+    Raises:
+      UserError: `entry` is given, and the file has another digest.
+    """
     sha256 = _file_digest(path)
     if entry is not None and sha256 != entry.digest:
         raise UserError(f"{path} is not {source}: its SHA-256 is {sha256}, expected {entry.digest}.")
     digest = _file_digest(path, "md5") if path.suffix == ".h5" else sha256  # Keras publishes MD5
     entry = next((e for e in CATALOG.values() if e.digest and digest.startswith(e.digest)), None)
-    return WeightSource(source, path, sha256, entry and entry.preprocess, entry and entry.backbone)
+    return WeightSource(source, path, sha256, entry and entry.preprocess, entry and entry.backbone, revision)
+
+
+def _resolve_package(source: str) -> WeightSource:
+    """Resolve a file of an installed package, by its source or its catalog name."""
+    packaged = {e.source: e for e in CATALOG.values() if e.source.startswith("package:")}
+    entry = CATALOG.get(source) or packaged.get(source)
+    path = _local_path(entry) if entry else None
+    if path is not None and path.is_file():
+        return _identify(source, path, entry)
+    distribution, _, filename = (entry.source if entry else source).removeprefix("package:").partition("/")
+    known = [source.removeprefix("package:").partition("/")[0] for source in packaged]
+    file = from_package(distribution, filename, known)
+    return _identify(source, file.path, entry, file.version)
 
 
 def _resolve_url(source: str) -> WeightSource:
@@ -178,9 +203,11 @@ def _resolve_url(source: str) -> WeightSource:
     if path is None or not path.is_file():
         from tljax.weights.download import from_url  # imported here: HTTP clients take half a second
 
-        path = from_url(entry.source, **{"md5" if entry.digest_is_md5 else "prefix": entry.digest})
+        md5, prefix = (entry.digest, None) if entry.digest_is_md5 else (None, entry.digest)
+        path = from_url(entry.source, prefix=prefix, md5=md5)
     else:
         digest = _file_digest(path, "md5" if entry.digest_is_md5 else "sha256")
+        assert entry.digest is not None  # only entries of the Hub have none
         if not digest.startswith(entry.digest):
             raise UserError(f"{path} is not {source}: its digest is {digest}, expected {entry.digest}.")
     return WeightSource(source, path, _file_digest(path), entry.preprocess, entry.backbone)
@@ -214,7 +241,13 @@ def _resolve_run(source: str) -> WeightSource:
     return WeightSource(source, path, result["parameters_digest"], Preprocess.from_dict(result["preprocess"]))
 
 
-_RESOLVERS = {"workdir": _resolve_run, "hf": _resolve_hub, "torchvision": _resolve_url, "keras": _resolve_url}
+_RESOLVERS = {
+    "workdir": _resolve_run,
+    "hf": _resolve_hub,
+    "torchvision": _resolve_url,
+    "keras": _resolve_url,
+    "package": _resolve_package,
+}
 
 
 def _local_path(entry: PretrainedConfig) -> Path | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,8 @@ class Preprocess:
       channels: number of input channels. With one, color images are converted to grayscale, and mean and std are
         averaged over the three channels. With more than three, mean and std are repeated in turn, as
         `weights.adapt_channels` repeats the first convolution's kernel.
+      crop: share of the image's side that the input shows in the publisher's evaluation.
+      center_crop: whether the input shows the center of the image, `crop` of each side; else all of it.
     """
 
     name: str
@@ -35,11 +39,25 @@ class Preprocess:
     size: int | None = None
     interpolation: str = "bilinear"
     channels: int = 3
+    crop: float = 1.0
+    center_crop: bool = False
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> Preprocess:
         """Restore a `Preprocess` from its fields in result.json."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
+
+    @property
+    def side(self) -> int:
+        """`size`, where it is known, as it is for every network of a run."""
+        assert self.size is not None
+        return self.size
+
+    @property
+    def crop_share(self) -> float:
+        """Share of the image's side that the input shows."""
+        return self.crop if self.center_crop else 1.0
 
     def same_values(self, other: Preprocess) -> bool:
         """Return whether image values are converted in the same way; size and interpolation may differ."""
@@ -58,8 +76,17 @@ PRESETS = {
 }
 
 
+def crop_length(length: int, share: float) -> int:
+    """Return the number of pixels of a share of `length`; of an input size over the share, rounded up, the input size.
+
+    >>> crop_length(256, 0.875), crop_length(147, 0.875)
+    (224, 128)
+    """
+    return max(1, math.floor(length * share + 1e-6))
+
+
 # ITU-R BT.601 luma weights, as in Pillow.
-RGB_TO_GRAY = np.float32([[0.299], [0.587], [0.114]])
+RGB_TO_GRAY = np.array([[0.299], [0.587], [0.114]], np.float32)
 
 
 def make_preprocess(spec: Preprocess, size: int | None, dtype=jnp.float32) -> Callable[[jax.Array], jax.Array]:
@@ -73,10 +100,10 @@ def make_preprocess(spec: Preprocess, size: int | None, dtype=jnp.float32) -> Ca
       dtype: dtype of the network input.
     """
     method = {"bilinear": "linear", "bicubic": "cubic"}[spec.interpolation]
-    mean, std = (_for_channels(np.float32(values), spec.channels) for values in (spec.mean, spec.std))
+    mean, std = (_for_channels(np.array(values, np.float32), spec.channels) for values in (spec.mean, spec.std))
 
     def preprocess(images: jax.Array) -> jax.Array:
-        x = images.astype(jnp.float32)
+        x = _center_crop(images, spec.crop_share).astype(jnp.float32)
         if size is not None and x.shape[1:3] != (size, size):
             # Before gray images are broadcast to three channels: a third of the work.
             x = jax.image.resize(x, (len(x), size, size, x.shape[-1]), method, antialias=True)
@@ -88,6 +115,15 @@ def make_preprocess(spec: Preprocess, size: int | None, dtype=jnp.float32) -> Ca
         return ((x * spec.scale - mean) / std).astype(dtype)
 
     return preprocess
+
+
+def _center_crop(images: jax.Array, share: float) -> jax.Array:
+    """Return the center of images [B, H, W, C], `share` of each side."""
+    if share == 1:
+        return images
+    height, width = (crop_length(n, share) for n in images.shape[1:3])
+    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+    return images[:, top : top + height, left : left + width]
 
 
 def _for_channels(values: np.ndarray, channels: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +51,12 @@ def load(config: DataConfig, task: str) -> RawDataset:
     categories = None
     for split, pattern in (("train", "instances_train*.json"), ("valid", None), ("test", "instances_val*.json")):
         name = getattr(options, split)
-        if name is None and pattern is None:
+        if name:
+            path = root / name
+        elif pattern:
+            path = _find_json(root / "annotations", pattern, split)
+        else:
             continue
-        path = root / name if name else _find_json(root / "annotations", pattern, split)
         content = _read_json(path)
         if categories not in (None, content["categories"]):
             raise UserError(f"{path} has other categories than the file for train.")
@@ -172,7 +176,7 @@ def _decode_region(segmentation, size: tuple[int, int], origin: str) -> np.ndarr
     if isinstance(segmentation, dict):
         if segmentation.get("size") != [height, width]:
             raise UserError(f"{origin} has run lengths of another size than the image.")
-        runs = segmentation.get("counts")
+        runs: Any = segmentation.get("counts")
         runs = _decompress_runs(runs) if isinstance(runs, str) else runs
         valid = isinstance(runs, list) and all(type(r) is int and r >= 0 for r in runs)
         if not valid or sum(runs) != height * width:
@@ -188,7 +192,7 @@ def _decode_region(segmentation, size: tuple[int, int], origin: str) -> np.ndarr
         raise UserError(f"{origin} has a polygon far outside the image.")
     from pycocotools import mask as coding  # imported late: only polygons need it
 
-    merged = coding.merge(coding.frPyObjects(segmentation, height, width))
+    merged: Any = coding.merge(coding.frPyObjects(segmentation, height, width))
     return _decode_region({"size": [height, width], "counts": merged["counts"].decode()}, size, origin)
 
 

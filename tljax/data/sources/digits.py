@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def _digits() -> RawDataset:
     # Imported late: the import takes a second that other sources need not spend.
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     all_digits = Split(images, bunch.target.astype(np.int32))
     test, train = stratified_sample(all_digits.labels, lambda count: round(count / 4), key="digits test")

@@ -89,7 +89,7 @@ def read_source(folder: Path, classes: tuple[str, ...] | None = None) -> RawData
     count = 1 + max(int(split.labels.max()) for split in splits.values())
     if classes is not None and count > len(classes):
         raise UserError(f"{folder} has the label {count - 1}, but there are {len(classes)} class names.")
-    return RawDataset(**splits, classes=classes or tuple(map(str, range(count))))
+    return RawDataset(splits["train"], splits["test"], classes or tuple(map(str, range(count))))
 
 
 def _read_split(folder: Path, prefix: str) -> Split:

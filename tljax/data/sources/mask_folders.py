@@ -79,8 +79,8 @@ def files_by_stem(folder: Path) -> dict[str, Path]:
 def _read_example(
     folder: Path, stem: str, image_file: Path | None, mask_file: Path | None, num_classes: int | None
 ) -> Example:
-    for kind, file in (("images", image_file), ("masks", mask_file)):
-        if file is None:
-            raise UserError(f"There is no {folder / kind / stem}.* for {image_file or mask_file}.")
+    if image_file is None or mask_file is None:
+        kind = "images" if image_file is None else "masks"
+        raise UserError(f"There is no {folder / kind / stem}.* for {image_file or mask_file}.")
     image = read_image(image_file)
     return Example(image, check_mask(read_mask(mask_file), image, num_classes, str(mask_file)))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tljax.config import DataConfig
 from tljax.config.fields import from_dict
 from tljax.config.renamed import renamed_hint
 from tljax.errors import UserError, did_you_mean
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 @dataclasses.dataclass(frozen=True)

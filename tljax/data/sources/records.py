@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -71,9 +72,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read: it is not UTF-8.") from error
 
 
-def make_objects(
-    image: np.ndarray, boxes: Sequence, labels: Sequence[int], crowd: Sequence[bool] | None = None
-) -> Objects:
+def make_objects(image: np.ndarray, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike | None = None) -> Objects:
     """Clip boxes to the image and leave out those without area.
 
     Args:
@@ -129,7 +128,8 @@ def read_records(
                     raise UserError(f"{record.file} differs in size from the images before it: set data.image_size.")
             if not examples[split]:
                 raise UserError(f"None of the {len(rows)} images for {split} can be used; first error: {first_error}")
-    return RawDataset(**_stack_splits(examples), classes=classes, skipped=tuple(skipped))
+    splits = _stack_splits(examples)
+    return RawDataset(splits["train"], splits["test"], classes, splits.get("valid"), tuple(skipped))
 
 
 def _resize_example(example: Example, side: int | None) -> Example:
@@ -158,21 +158,16 @@ def _stack(examples: list[Example], channels: int, max_boxes: int, has_crowds: b
     count = len(examples)
     height, width = examples[0].image.shape[:2]
     images = np.empty((count, height, width, channels), np.uint8)
-    masks, boxes, crowd = None, None, None
-    if isinstance(examples[0].target, Objects):
-        labels = np.full((count, max_boxes), -1, np.int32)
-        boxes = np.zeros((count, max_boxes, 4), np.float32)
-        crowd = np.zeros((count, max_boxes), bool) if has_crowds else None
-    else:
-        masks = np.empty((count, height, width), np.uint8)
+    dense = not isinstance(examples[0].target, Objects)
+    labels = np.empty((count, height, width), np.uint8) if dense else np.full((count, max_boxes), -1, np.int32)
+    boxes = np.zeros((count, max_boxes, 4), np.float32)
+    crowd = np.zeros((count, max_boxes), bool)
     # Examples are popped from the list as they are copied, so that memory never has two copies of all of them.
     for i in reversed(range(count)):
         images[i], target = examples.pop()  # a grayscale image is copied to all channels
-        if masks is not None:
-            masks[i] = target
-            continue
-        k = len(target.labels)
-        labels[i, :k], boxes[i, :k] = target.labels, target.boxes
-        if has_crowds:
-            crowd[i, :k] = target.crowd
-    return Split(images, labels if masks is None else masks, boxes, crowd)
+        if isinstance(target, Objects):
+            k = len(target.labels)
+            labels[i, :k], boxes[i, :k], crowd[i, :k] = target.labels, target.boxes, target.crowd
+        else:
+            labels[i] = target
+    return Split(images, labels, None if dense else boxes, crowd if has_crowds else None)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from tljax import plugins
 from tljax.config import DataConfig
-from tljax.data.dataset import RawDataset
-from tljax.data.sources import coco, digits, idx, mask_folders, synthetic_scenes, tfds, voc, yolo
+from tljax.data.dataset import RawDataset, Split
+from tljax.data.labeled_files import LabeledFiles
+from tljax.data.sources import coco, digits, idx, image_folders, mask_folders, synthetic_scenes, tables, tfds, voc, yolo
 from tljax.errors import UserError, did_you_mean
 
 
@@ -16,11 +17,12 @@ class Source(NamedTuple):
     """A row of `SOURCES`.
 
     Attributes:
-      load: function (config, task) that returns the dataset with the labels, masks or boxes of the task.
+      load_fn: function (config, task) that returns the dataset with the labels, masks or boxes of the task; or image
+        files with one class each, which are decoded and split by `labeled_files.make_dataset`.
       tasks: tasks that the source has labels for.
     """
 
-    load: Callable[[DataConfig, str], RawDataset]
+    load_fn: Callable[[DataConfig, str], RawDataset | LabeledFiles]
     tasks: tuple[str, ...] = ()
 
 
@@ -28,6 +30,8 @@ SOURCES = {
     "digits": Source(digits.load, ("classification",)),
     "idx": Source(idx.load, ("classification",)),
     "fashion-mnist": Source(idx.load_fashion, ("classification",)),
+    "folder": Source(image_folders.load, ("classification",)),
+    "csv": Source(tables.load, ("classification",)),
     "scenes": Source(synthetic_scenes.load, ("segmentation", "detection")),
     "coco": Source(coco.load, ("segmentation", "detection")),
     "voc": Source(voc.load, ("segmentation", "detection")),
@@ -37,7 +41,7 @@ SOURCES = {
 }
 
 
-def load_source(config: DataConfig, task: str = "classification") -> RawDataset:
+def load_source(config: DataConfig, task: str = "classification") -> RawDataset | LabeledFiles:
     """Load the data source `config.name` with the labels of a task.
 
     Args:
@@ -56,15 +60,33 @@ def load_source(config: DataConfig, task: str = "classification") -> RawDataset:
     source = SOURCES[name]
     if task not in source.tasks:
         suitable = ", ".join(row for row in SOURCES if task in SOURCES[row].tasks)
+        suitable = suitable or "none; the task can name a source_task, or use a source of the form FILE.py:NAME"
         raise UserError(f'data.name="{name}" has no labels for the task {task}; sources that have: {suitable}.')
-    return source.load(config, task)
+    return source.load_fn(config, task)
 
 
-def _load_plugin(config: DataConfig, task: str) -> RawDataset:
-    load = plugins.load_plugin(config.name, "data source")
-    if not callable(load):
-        raise UserError(f"{config.name} is not a data source: it must be a function, got {type(load).__name__}.")
-    dataset = load(config, task)
+def _load_plugin(config: DataConfig, task: str) -> RawDataset | LabeledFiles:
+    load_fn = plugins.load_plugin(config.name, "data source")
+    if not callable(load_fn):
+        raise UserError(f"{config.name} is not a data source: it must be a function, got {type(load_fn).__name__}.")
+    if not plugins.accepts(load_fn, config, task):
+        raise UserError(f"{config.name} is not a data source: the function must take (config, task).")
+    dataset = load_fn(config, task)
+    if isinstance(dataset, LabeledFiles) and task == "classification":
+        return dataset
     if not isinstance(dataset, RawDataset):
         raise UserError(f"{config.name} must return a tljax.data.RawDataset, got {type(dataset).__name__}.")
+    for split in (dataset.train, dataset.test, dataset.valid):
+        if split is not None and not _has_labels(split, task):
+            raise UserError(f"{config.name} must return labels for the task {task}, got {_describe(split)}.")
     return dataset
+
+
+def _has_labels(split: Split, task: str) -> bool:
+    """Return whether a split has the labels of a built-in task; a custom task may have any."""
+    expected = {"classification": (1, False), "segmentation": (3, False), "detection": (2, True)}
+    return expected.get(task) in (None, (split.labels.ndim, split.boxes is not None))
+
+
+def _describe(split: Split) -> str:
+    return f"{split.labels.dtype}{list(split.labels.shape)} with{'' if split.boxes is not None else 'out'} boxes"

@@ -8,7 +8,9 @@ from PIL import Image
 _NUM_CANDIDATES = 16
 
 
-def background(rng: np.random.Generator, side: int, channels: int, strength: float, color_range=(0, 1)) -> np.ndarray:
+def background(
+    rng: np.random.Generator, side: int, channels: int, strength: float, color_range: tuple[float, float] = (0, 1)
+) -> np.ndarray:
     """Return a canvas [S, S, C] that blends two random colors by smooth noise, a gradient or stripes.
 
     Args:
@@ -24,7 +26,11 @@ def background(rng: np.random.Generator, side: int, channels: int, strength: flo
 
 
 def contrasting_color(
-    rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, min_distance: float, color_range=(0, 1)
+    rng: np.random.Generator,
+    canvas: np.ndarray,
+    coverage: np.ndarray,
+    min_distance: float,
+    color_range: tuple[float, float] = (0, 1),
 ) -> np.ndarray:
     """Return a random color [C] that is far from the mean color that an object covers.
 

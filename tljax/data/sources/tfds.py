@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -75,7 +75,7 @@ def open_dataset(config: DataConfig, options: Options = Options()):
 
     name = config.name.removeprefix("tfds:")
     try:
-        builder = tfds.builder(name, data_dir=config.path)
+        builder: Any = tfds.builder(name, data_dir=config.path)
         available = dict(builder.info.splits)
         test = options.test or next((s for s in ("test", "validation") if s in available), None)
         splits = {"train": options.train, "valid": options.valid, "test": test}
@@ -146,7 +146,7 @@ def _load_classification(config: DataConfig) -> RawDataset:
     if not {"image", "label"} <= set(features):
         raise UserError(f"{config.name} has no image and label; it has {list(features)}.")
     splits = {split: _read_labeled_images(rows[split], config) for split in ("train", "test")}
-    return RawDataset(**splits, classes=label_names(features["label"]))
+    return RawDataset(splits["train"], splits["test"], label_names(features["label"]))
 
 
 def _read_labeled_images(rows, config: DataConfig) -> Split:
@@ -172,7 +172,7 @@ def _find_field(features: dict, kind: str, name: str | None, dataset: str) -> st
       dataset: name of the dataset, for messages.
     """
     if kind == "objects":
-        sequences = {k: getattr(f, "feature", None) for k, f in features.items()}
+        sequences: dict[str, Any] = {k: getattr(f, "feature", None) for k, f in features.items()}
         parts = {k: dict(f.items()) for k, f in sequences.items() if hasattr(f, "items")}
         candidates = [k for k, f in parts.items() if _of_type(f, "BBoxFeature") and _of_type(f, "ClassLabel")]
     else:

@@ -94,7 +94,8 @@ def _parse_line(line: str, origin: str, num_classes: int) -> tuple[int, float, f
         raise UserError(f"{origin} has the class {label}, but there are names for 0..{num_classes - 1}.")
     if min(numbers[:2]) < -_TOLERANCE or max(numbers) > 1 + _TOLERANCE:
         raise UserError(f"{origin} must have numbers in 0..1, relative to the image's sides: {line.strip()[:80]!r}.")
-    return label, *numbers
+    cx, cy, w, h = numbers
+    return label, cx, cy, w, h
 
 
 def _read_class_names(root: Path) -> tuple[str, ...]:
@@ -124,8 +125,9 @@ def _yaml_names(text: str) -> list[str]:
     if flow.startswith(("[", "{")):
         parts = re.findall(r"""(?:[^,"']|"[^"]*"|'[^']*')+""", flow.strip("[]{} "))
         body = [part.strip() if flow.startswith("{") else f"- {part.strip()}" for part in parts if part.strip()]
-    matches = [re.match(r"(?:-|(\d+)\s*:)\s*(.+)", line) for line in body if line]
-    if not all(matches):
+    rows = [line for line in body if line]
+    matches = [match for row in rows if (match := re.match(r"(?:-|(\d+)\s*:)\s*(.+)", row))]
+    if len(matches) < len(rows):
         return []
     names = {int(m[1] or i): m[2].strip().strip("\"'") for i, m in enumerate(matches)}
     return [names[k] for k in sorted(names)] if sorted(names) == list(range(len(matches))) else []

@@ -103,7 +103,7 @@ def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> d
     """Build the stages: `stem` at stride 4, `stage1` at the same stride, then each stage at twice the stride."""
     common = {"dtype": dtype, "rngs": rngs}
     channels = config.widths[0]
-    modules = {"stem": Stem(inputs, channels, **common)}
+    modules: dict[str, nnx.Module] = {"stem": Stem(inputs, channels, **common)}
     rates = drop_path_rates(config.drop_path, config.depths)
     for k, (width, stage_rates) in enumerate(zip(config.widths, rates, strict=True), start=1):
         modules[f"stage{k}"] = Stage(channels, width, config.size, stage_rates, **common)

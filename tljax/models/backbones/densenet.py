@@ -121,7 +121,7 @@ def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> d
     """
     common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
     channels = config.initial
-    modules = {"stem": Stem(inputs, channels, 7, 2, common=common)}
+    modules: dict[str, nnx.Module] = {"stem": Stem(inputs, channels, 7, 2, common=common)}
     for k, depth in enumerate(config.depths, start=1):
         width = None if k == 1 else channels // 2
         modules[f"stage{k}"] = Stage(channels, width, depth, config, last=k == len(config.depths), common=common)

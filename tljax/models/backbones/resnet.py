@@ -8,6 +8,7 @@ Wide ResNet: Zagoruyko & Komodakis 2016, arXiv:1605.07146.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from flax import nnx
@@ -103,7 +104,7 @@ class Stem(nnx.Module):
 class Stage(nnx.Module):
     """Blocks `block0`, `block1`, ..., after an optional 3×3 max pool at stride 2."""
 
-    def __init__(self, blocks: list[Block], pool: bool = False):
+    def __init__(self, blocks: Sequence[nnx.Module], pool: bool = False):
         self.pool = pool
         self.names = tuple(f"block{i}" for i in range(len(blocks)))
         for name, block in zip(self.names, blocks, strict=True):
@@ -125,7 +126,7 @@ def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> d
     common = {"norm": config.norm, "bias": config.bias, "dtype": dtype, "rngs": rngs}
     channels = config.widths[0]
     stem_size, stem_stride = (3, 1) if config.small else (7, 2)
-    modules = {"stem": Stem(inputs, channels, stem_size, stem_stride, common=common)}
+    modules: dict[str, nnx.Module] = {"stem": Stem(inputs, channels, stem_size, stem_stride, common=common)}
     total_stride = 1 if config.small else 4
     dilation = 1
     rates = drop_path_rates(config.drop_path, config.depths)

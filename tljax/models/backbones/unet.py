@@ -61,7 +61,7 @@ def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> d
     """
     common = {"norm": config.norm, "bias": config.bias, "dtype": dtype, "rngs": rngs}
     channels, *stage_widths = config.widths
-    modules = {"stem": DoubleConv(inputs, channels, common=common)}
+    modules: dict[str, nnx.Module] = {"stem": DoubleConv(inputs, channels, common=common)}
     for k, width in enumerate(stage_widths, start=1):
         rate = config.dropout if k >= len(stage_widths) - 1 else 0.0
         modules[f"stage{k}"] = DoubleConv(channels, width, pool=True, rate=rate, common=common)

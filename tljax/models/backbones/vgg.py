@@ -64,7 +64,7 @@ def stages(config: Variant, *, inputs: int = 3, dtype=None, rngs: nnx.Rngs) -> d
     """
     common = {"norm": config.norm, "dtype": dtype, "rngs": rngs}
     first_widths, *other_widths = config.blocks
-    modules = {"stem": Convs(inputs, first_widths[:1], **common)}
+    modules: dict[str, nnx.Module] = {"stem": Convs(inputs, first_widths[:1], **common)}
     modules["stage1"] = Convs(first_widths[0], first_widths[1:], first=2, **common)
     channels = first_widths[-1]
     for k, widths in enumerate(other_widths, start=2):

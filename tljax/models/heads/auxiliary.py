@@ -6,14 +6,16 @@ predictions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
 
-from tljax.models.factory import Model, default_head_options, feature_shapes
-from tljax.models.heads import HEADS
+from tljax.models.factory import default_head_options, feature_shapes
+from tljax.models.heads import get_head
 from tljax.models.layers import Conv
+from tljax.models.model import Model
 
 # Pattern of the paths of all parameters that this module adds.
 TRAIN_ONLY_PARAMS = "head/(source|hint_[^/]+)/.*"
@@ -41,11 +43,12 @@ def add_source_head(
       image_size: side of the input in pixels.
       options: head options; defaults are those of the published network.
       dtype: dtype of the computation.
-      head: key of `HEADS`.
+      head: key of `HEADS`, or `FILE.py:NAME`.
     """
     options = default_head_options(head, model.family, image_size) | dict(options)
     shapes = feature_shapes(model, image_size)
-    _add_output(model, "source", None, lambda rngs: HEADS[head](shapes, num_classes, **options, dtype=dtype, rngs=rngs))
+    make = functools.partial(get_head(head), shapes, num_classes, **options, dtype=dtype)
+    _add_output(model, "source", None, lambda rngs: make(rngs=rngs))
 
 
 def add_hint(model: Model, stage: str, channels: int, dtype=None) -> None:

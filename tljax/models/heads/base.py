@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -21,12 +21,14 @@ class Head(nnx.Module):
     returns the logits, or a dict of outputs.
 
     Attributes:
+      task: the task of a custom head where the config names none: a `Task`, or the name of a built-in one.
       reusable_params: pattern of paths below `head/` that pretrained weights of another head can provide.
       weight_aliases: layer of another head → layer of this one that can load its weights, reshaped.
       auxiliary_stages: (name, stage) of auxiliary outputs; each is an attribute that reads the features of its stage,
         or like a head those of all stages if that is None.
     """
 
+    task: Any = None
     reusable_params: str = "(?!)"
     weight_aliases: Mapping[str, str] = MappingProxyType({})
     auxiliary_stages: tuple[tuple[str, str | None], ...] = ()

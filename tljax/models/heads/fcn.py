@@ -44,6 +44,7 @@ class FCN(Head):
 
     reusable_params = r"(fc6|fc7|(aux\d+/)?unit)/.*"
     weight_aliases = MappingProxyType({"head/hidden0": "head/fc6", "head/hidden1": "head/fc7"})
+    unit: ConvNorm
 
     def __init__(
         self,
@@ -122,6 +123,10 @@ class FCN(Head):
 
 class AuxiliaryFCN(nnx.Module):
     """The head of variant "torchvision" on another stage."""
+
+    unit: ConvNorm
+    drop: Dropout
+    score: Conv
 
     def __init__(self, inputs: int, num_classes: int, side: int, channels, dropout, common):
         self.side = side

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from tljax.errors import UserError
 from tljax.weights.formats.keras_h5 import open_keras_h5
-from tljax.weights.formats.safetensors import LazyTensor, open_safetensors, write_safetensors
+from tljax.weights.formats.safetensors import LazyTensor, Tensors, open_safetensors, write_safetensors
 from tljax.weights.formats.torch_pickle import LEGACY_MAGIC, open_torch
 
-__all__ = ["LazyTensor", "open_tensors", "write_safetensors"]
+__all__ = ["SUFFIXES", "LazyTensor", "Tensors", "open_tensors", "write_safetensors"]
 
 _BY_SUFFIX = {
     ".safetensors": open_safetensors,
     **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt"), open_torch),
     **dict.fromkeys((".h5", ".hdf5"), open_keras_h5),
 }
+SUFFIXES = tuple(_BY_SUFFIX)
 _BY_MAGIC = {b"PK\x03\x04": open_torch, LEGACY_MAGIC: open_torch, b"\x89HDF\r\n\x1a\n": open_keras_h5}
 
 

@@ -62,6 +62,10 @@ class LazyTensor:
         return np.array(self.read(), dtype=dtype, copy=copy)
 
 
+# {foreign name: tensor}; `np.asarray` of a value reads it.
+Tensors = Mapping[str, LazyTensor | np.ndarray]
+
+
 def map_file(path: Path) -> np.ndarray:
     """Return the bytes of a file, uint8 [size], memory-mapped: pages load on access and can be evicted.
 

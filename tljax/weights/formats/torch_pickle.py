@@ -17,7 +17,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -51,7 +51,7 @@ def open_torch(path: Path, stack: contextlib.ExitStack | None = None) -> dict[st
       UserError: the file has no state dict, is damaged, or refers to code, which is never executed.
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]  # optional
     except ImportError:
         return read_without_torch(path)
     with _user_errors(path):
@@ -152,7 +152,8 @@ def _unpickle(file: io.BytesIO | mmap.mmap, size: int) -> tuple[Any, dict[str, s
     """Return the next object, and {key: dtype name} of the storages that it refers to."""
     start = file.tell()
     # Checked first: lengths beyond the end raise here, and a huge memo index would allocate gigabytes.
-    if any("PUT" in opcode.name and argument > size for opcode, argument, _ in pickletools.genops(file)):
+    opcodes = pickletools.genops(cast(IO[bytes], file))
+    if any("PUT" in opcode.name and (argument or 0) > size for opcode, argument, _ in opcodes):
         raise pickle.UnpicklingError("a memo index beyond the file")
     file.seek(start)
     unpickler = _Unpickler(file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from tljax.models.backbones.inception import Conv, Step, Variant, unit_names
 from tljax.weights.layouts.table import (
@@ -45,7 +45,7 @@ _V3 = (
 )
 
 
-def _units(steps: Iterable[Step], path: str) -> Iterator[str]:
+def _units(steps: tuple[Step, ...], path: str) -> Iterator[str]:
     """Yield the paths of the units (convolution and norm) of a chain, in the order of construction."""
     for name, step in unit_names(steps):
         if isinstance(step, Conv):

@@ -156,11 +156,13 @@ def _fill(pattern: str, digits: dict[str, str]) -> str:
 class NativeLayout(Layout):
     """The layout of our own models and of a run's checkpoints."""
 
-    def place(self, name: str) -> Rule:
+    def rule_for_name(self, name: str) -> Rule:
         """Return the rule that leaves name and values unchanged."""
         return Rule(name, name)
 
-    origin = place
+    def rule_for_path(self, path: str) -> Rule:
+        """Return the rule that leaves path and values unchanged."""
+        return Rule(path, path)
 
 
 NATIVE = NativeLayout(())

@@ -106,7 +106,7 @@ def test_probe_handles_missing_class(name, classes, n, width, seed, data):
     labels = labels[present]
     x[:, 0] = 2.0  # a constant channel, with standard deviation 0
     probe = PROBES[name]
-    values = [v for v in probe.values if not (probe.neighbours and v > len(labels))]
+    values = [v for v in probe.values if not (probe.is_neighbor_count and v > len(labels))]
     predict = probe.fit(x, labels, classes, data.draw(st.sampled_from(values)))
     probabilities = predict(make_clusters(9, width, classes, 1)[0])
     assert probabilities.shape == (9, classes)
@@ -134,7 +134,7 @@ def test_fit_best_order_of_criteria():
 
     train = (np.zeros((5, 1)), np.zeros(5, int))
     valid = (np.zeros((4, 1)), labels)
-    best = fit_best(Probe("k", (6, 5, 4, 3, 2, 1), fit, neighbours=True), train, valid, 2)
+    best = fit_best(Probe("k", (6, 5, 4, 3, 2, 1), fit, is_neighbor_count=True), train, valid, 2)
     assert fitted_values == [5, 4, 3, 2, 1]  # five images cannot have six neighbors
     assert (best.value, best.scores["accuracy"]) == (3, 1.0)
     np.testing.assert_array_equal(best.predict(valid[0])[:, 0], probabilities[3])
