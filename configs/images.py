@@ -20,10 +20,9 @@ def get_config():
     c.model.weights = "efficientnet_lite0"
     c.strategy.name = "lp_ft"
     c.strategy.probe_fraction = 0.25
-    c.optim.name = "momentum"
-    c.optim.lr = 0.01
+    c.optim.name = "adam"
+    c.optim.lr = 1e-3
     c.optim.schedule = "cosine"
-    c.optim.weight_decay = 1e-4
     c.augment.flip = True
     c.augment.crop_scale = (0.5, 1.0)
     c.train.epochs = 20

@@ -26,7 +26,7 @@ from tljax.weights.layouts import layouts  # noqa: E402
 
 TITLES = {
     "vgg": "VGG", "resnet": "ResNet, ResNeXt, Wide ResNet", "densenet": "DenseNet", "inception": "Inception",
-    "convnext": "ConvNeXt", "unet": "U-Net (encoder)",
+    "convnext": "ConvNeXt", "efficientnet": "EfficientNet-Lite", "unet": "U-Net (encoder)",
 }  # fmt: skip
 
 COLUMNS = "backbone", "parameters", "GFLOP", "inference", "training", "gradient"
@@ -105,7 +105,8 @@ def largest_error(errors: dict[zoo.Case, dict[str, float]], kind: str) -> str:
     if not measured:
         return "-"
     case = max(measured, key=measured.get)
-    return f"{measured[case]:.0e} ({case.reference if case.reference != 'unet' else case.variant.split('_')[0]})"
+    library = {"efficientnet": "timm", "unet": case.variant.split("_")[0]}.get(case.reference, case.reference)
+    return f"{measured[case]:.0e} ({library})"
 
 
 if __name__ == "__main__":

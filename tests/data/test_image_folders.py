@@ -201,7 +201,7 @@ def test_progressive_and_broken_jpegs_are_left_to_pillow(tmp_path, monkeypatch):
 # Folders.
 
 
-def test_folder_classes_are_sorted_and_nested_images_belong_to_them(tmp_path):
+def test_folder_classes_are_sorted_and_read_with_their_folders(tmp_path):
     make_folder(tmp_path, {"b": 3, "a": 3})
     save(tmp_path / "a" / "deeper" / "still" / "x.JPG", format="jpeg")
     (tmp_path / "a" / "notes.txt").write_text("x")

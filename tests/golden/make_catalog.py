@@ -36,6 +36,7 @@ SHARED = [
     "inception_v3",
     *(f"convnext_{size}" for size in ("tiny", "small", "base")),
 ]
+EFFICIENTNETS = ["efficientnet_lite0", *(f"tf_efficientnet_lite{k}" for k in range(5))]
 KERAS = {
     "vgg16": "VGG16",
     "vgg19": "VGG19",
@@ -102,7 +103,7 @@ def from_timm():
         architecture, _, _ = model.partition(".")
         cfg = timm.get_pretrained_cfg(model)
         # With fewer there are no classes at all, or the embedding that CLIP shares with text.
-        if architecture not in SHARED or cfg.num_classes < 1000:
+        if architecture not in (*SHARED, *EFFICIENTNETS) or cfg.num_classes < 1000:
             continue
         rows[f"hf:{cfg.hf_hub_id}"] = {
             "architecture": architecture,

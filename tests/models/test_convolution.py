@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +84,33 @@ def test_algorithms_match_xla(case, dtype):
         for actual, expected in compare_with_xla(lambda x, k: convolution._convolve(static, x, k), spec, x, kernel):
             assert actual.dtype == expected.dtype
             assert_close(actual, expected, 1e-5 if dtype == np.float32 else 2**-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "stride", "dilation", "expected"),
+    [(4, 3, 2, 1, (0, 1)), (5, 3, 2, 1, (1, 1)), (4, 5, 2, 1, (1, 2)), (7, 5, 1, 1, (2, 2)), (6, 3, 2, 2, (1, 2))],
+)
+def test_same_padding_by_hand(side, size, stride, dilation, expected):
+    spec = ConvSpec((stride, 1), "SAME", (dilation, 1))
+    assert convolution.explicit_padding((1, side, 9, 1), (size, 1, 1, 1), spec).padding == (expected, (0, 0))
+    # Numbers stay as they are.
+    assert convolution.explicit_padding((1, side, 9, 1), (size, 1, 1, 1), ConvSpec(padding=SAME)).padding == SAME
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("side", "size", "stride"), [((4, 5), 3, 2), ((10, 7), 5, 2), ((3, 2), 5, 1)])
+def test_same_padding_matches_xla(groups, side, size, stride):
+    spec = ConvSpec((stride, stride), "SAME", groups=groups)
+    x = normal(0, (2, *side, 4))
+    kernel = normal(1, (size, size, 4 // groups, 4))
+    # XLA pads by itself: `xla_conv` passes the string on.
+    for actual, expected in compare_with_xla(lambda x, k: convolve(x, k, spec), spec, x, kernel):
+        assert_close(actual, expected)
+    layer = layers.Conv(4, 4, size, stride=stride, padding="same", groups=groups, rngs=nnx.Rngs(0))
+    layer.kernel.set_value(kernel)
+    assert_close(layer(x), xla_conv(x, kernel, spec))
+    if groups == 1:
+        assert_close(layer.apply_kernel(x, kernel[..., :2]), xla_conv(x, kernel[..., :2], spec))
 
 
 SHAPES = {

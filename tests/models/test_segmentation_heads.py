@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.models.small import (
     CONVNEXT,
     DENSENET,
+    EFFICIENTNET,
     RESNET,
     TINY,
     VGG,
@@ -68,6 +69,7 @@ def test_stride_levels_ignore_unpadded_convolutions():
         (RESNET, 45, ("stage3", "stage2", "stage1", "stem", None), "stage4"),
         (DENSENET, 64, ("stage3", "stage2", "stage1", "stem", None), "stage4"),
         (CONVNEXT, 64, ("stage3", "stage2", "stage1", None, None), "stage4"),
+        (EFFICIENTNET, 43, ("stage5", "stage3", "stage2", "stage1", None), "top"),
         (INCEPTION, 27, ("stage1", "stem", None), "stage2"),
     ],
 )
@@ -141,6 +143,7 @@ def test_unet_reads_only_required_features():
         (VGG, 47, "8s", ["pool", "stage5", "stage4"]),
         (RESNET, 45, "8s", ["stage4", "stage3", "stage2"]),
         (CONVNEXT, 64, "torchvision", ["stage4"]),
+        (EFFICIENTNET, 43, "8s", ["top", "stage5", "stage3"]),
         (TINY, 13, "8s", ["stage2", "stage1", "stem"]),
     ],
 )

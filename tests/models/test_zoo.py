@@ -1,5 +1,4 @@
-"""Comparison of every network with its reference implementation (tests/golden/make_zoo.py and
-make_efficientnet.py).
+"""Comparison of every network with its reference (tests/golden/make_zoo.py and make_efficientnet.py).
 
 By default the outputs of the smallest network of each kind of block, norm and layout are compared, and only parameter
 names and shapes of the others. `pytest -m deep` compares the outputs of all networks, and the gradients of most.

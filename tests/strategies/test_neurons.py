@@ -13,7 +13,7 @@ from tljax.config import NeuronsConfig
 from tljax.errors import UserError
 from tljax.models import layers
 from tljax.models import params as params_lib
-from tljax.models.backbones import convnext, densenet, inception, resnet, unet, vgg
+from tljax.models.backbones import convnext, densenet, efficientnet, inception, resnet, unet, vgg
 from tljax.strategies import neurons
 
 CONV = inception.Conv
@@ -97,6 +97,18 @@ def test_find_layers_of_convnext_without_norms():
     assert all(paths == (f"{layer}/kernel", f"{layer}/bias") for layer, paths in by_layer.items())
 
 
+def test_find_layers_of_efficientnet():
+    variant = efficientnet.Variant(0.05, 0.1)
+    assert find_layers(variant, "stage1/.*", "top/.*") == {
+        **unit("stage1/block0/depthwise", *NORMED),
+        **unit("stage1/block0/project", *NORMED),
+        **unit("top/unit", *NORMED),
+    }
+    assert set(find_layers(variant, "stage2/.*")) == {
+        f"stage2/block0/{name}/conv" for name in ("expand", "depthwise", "project")
+    }
+
+
 def test_find_layers_of_inception():
     assert find_layers(INCEPTION, "stage1/.*") == {
         **unit("stage1/block1/branch1/unit1", *NORMED),
@@ -120,6 +132,7 @@ def test_find_layers_of_unet():
         resnet.Variant((1,), (4,)),
         densenet.Variant((1, 1), growth=4, initial=4, bottleneck=2),
         convnext.Variant((1, 1), (4, 6), size=3),
+        efficientnet.Variant(0.05, 0.1),
         INCEPTION,
     ],
 )

@@ -23,9 +23,10 @@ def golden_fields(entry):
         order = preset.order
     else:
         (mean, std), order = entry.normalization, "rgb"
-    prefix = "fcn_" if "fcn_" in entry.name else ""
+    architecture = entry.backbone.removesuffix("_v1").removesuffix("_keras").removesuffix("_torch")
+    prefix = "fcn_" if "fcn_" in entry.name else "tf_" if "tf_efficientnet" in entry.name else ""
     return {
-        "architecture": prefix + entry.backbone.removesuffix("_v1").removesuffix("_keras"),
+        "architecture": prefix + architecture,
         "source": entry.source,
         "digest": entry.digest,
         "classes": entry.num_classes,

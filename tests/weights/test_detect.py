@@ -21,6 +21,7 @@ from tljax.weights.detect import detect_backbone
         ("torchvision", "convnext_tiny", ("convnext_tiny", "torchvision")),
         ("timm", "vgg11", ("vgg11", "timm")),
         ("timm", "convnext_tiny", ("convnext_tiny", "timm")),
+        ("efficientnet", "tf_efficientnet_lite2", ("efficientnet_lite2", "timm")),
         ("keras", "VGG16", ("vgg16", "keras")),
         ("keras", "ResNet50", ("resnet50_v1", "keras")),
         ("keras", "DenseNet121", ("densenet121_keras", "keras")),

@@ -97,7 +97,7 @@ def test_list_prints_full_names(command):
     assert code == 0
     # Names are printed without ellipsis or line break, because users copy them into configs.
     assert {
-        line.split()[0] for line in out.splitlines() if line.startswith((" torch", " hf", " keras", " vgg"))
+        line.split()[0] for line in out.splitlines() if line.startswith((" torch", " hf", " keras", " vgg", " eff"))
     } == set(weights.CATALOG)
     assert f"{len(weights.CATALOG)} of {len(weights.CATALOG)}." in out
     assert "SHA-256 f37072fd" in out  # the columns at the right are printed too

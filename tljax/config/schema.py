@@ -93,8 +93,9 @@ class ModelConfig:
     weights: str | None = field(
         None,
         "pretrained weights: a name in the catalogue (python -m tljax.weights), a file (.safetensors, .pth, .h5), "
-        "hf:OWNER/REPO, torchvision:NAME, keras:NAME, workdir:PATH (the best model of a finished run), or "
-        "recipe:CONFIG.py (a run that is trained first if it does not exist)",
+        "hf:OWNER/REPO, torchvision:NAME, keras:NAME, package:DISTRIBUTION/FILE (of an installed package), "
+        "workdir:PATH (the best model of a finished run), or recipe:CONFIG.py (a run that is trained first if it does "
+        "not exist)",
     )
     preprocess: str | None = field(
         None,
@@ -315,7 +316,11 @@ class Config:
     cache: CacheConfig = dataclasses.field(default_factory=CacheConfig)
     features: FeaturesConfig = dataclasses.field(default_factory=FeaturesConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
-    sweep: Mapping = field({}, "dotted field -> list of values; one run per combination")
+    sweep: Mapping = field(
+        {},
+        "dotted field -> list of values, or a label of yours -> {name: {dotted field: value}} for settings that belong "
+        "together; one run per combination",
+    )
 
     @property
     def folder(self) -> Path:

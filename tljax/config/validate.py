@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tljax.config.fields import from_dict
@@ -37,11 +37,28 @@ def validate(config: Any, fields: Sequence[str]) -> None:
     for phase in config.strategy.phases:
         validate_phase(phase, config.optim)
     _raise_first([*_optim(config.optim, "optim"), *_data_and_model(config), *_images(config), *_strategy(config)])
-    for dotted, values in config.sweep.items():
+    for name, values in config.sweep.items():
+        _check_sweep(name, values, fields)
+
+
+def swept_fields(sweep: Mapping) -> set[str]:
+    """Return the dotted fields that a sweep varies, alone or in named settings."""
+    named = [settings for values in sweep.values() if isinstance(values, Mapping) for settings in values.values()]
+    return {name for name, values in sweep.items() if not isinstance(values, Mapping)}.union(*named)
+
+
+def _check_sweep(name: str, values: Any, fields: Sequence[str]) -> None:
+    """Raise UserError unless an entry of a sweep is a field with values, or a label with named settings."""
+    if isinstance(values, Mapping):
+        if name in fields:
+            raise UserError(f"sweep[{name!r}] must be a list of values, because {name} is a field, got {values!r}.")
+        if not values or not all(isinstance(settings, Mapping) for settings in values.values()):
+            raise UserError(f"sweep[{name!r}] must be {{name: {{dotted field: value}}}}, got {values!r}.")
+    elif not isinstance(values, list) or not values:
+        raise UserError(f"sweep[{name!r}] must be a list of one or more values, got {values!r}.")
+    for dotted in sorted(swept_fields({name: values})):
         if dotted not in fields or dotted.split(".")[0] in ("sweep", *OUTPUT_ONLY):
             raise UserError(f'sweep cannot vary "{dotted}"{renamed_hint(dotted) or did_you_mean(dotted, fields)}')
-        if not isinstance(values, list) or not values:
-            raise UserError(f"sweep[{dotted!r}] must be a list of one or more values, got {values!r}.")
 
 
 def validate_phase(phase: Any, optim: Any) -> Any:
@@ -100,7 +117,7 @@ def _data_and_model(config: Any) -> Iterator[tuple[bool, str]]:
         data.unlabelled != 0
         and data.labels_per_class is None
         and data.num_train is None
-        and not {"data.labels_per_class", "data.num_train"} & set(config.sweep),
+        and not {"data.labels_per_class", "data.num_train"} & swept_fields(config.sweep),
         "data.unlabelled needs data.labels_per_class, or data.num_train for masks and boxes: without it every training "
         "image keeps its label.",
     )
@@ -171,7 +188,7 @@ def _strategy(config: Any) -> Iterator[tuple[bool, str]]:
     # These strategies need a pretrained network; the others may start from random weights.
     pretrained = ("feature_extraction", "freeze_last", "layers", "lp_ft", "finetune", "gradual_unfreeze", "full")
     pretrained += ("micro", "micro_two_heads", "delta", "lwf")
-    no_weights = config.model.weights is None and "model.weights" not in config.sweep
+    no_weights = config.model.weights is None and "model.weights" not in swept_fields(config.sweep)
     yield (
         no_weights and strategy.name in pretrained,
         f"strategy.name={strategy.name!r} adapts a pretrained network, but model.weights is not set: set it, or use "

@@ -155,7 +155,7 @@ def hash_order(names: Sequence[str], key: str) -> np.ndarray:
 
 
 def _split_files(names: Sequence[str], labels: np.ndarray, shares: dict[str, float]) -> np.ndarray:
-    """Hold out files of each class; of few files validation gets one, then training, then testing."""
+    """Hold out files of each class, at least one for validation; a single file is for training."""
     assigned = np.zeros(len(names), np.int64)
     order = hash_order(names, "split")
     for label in np.unique(labels):

@@ -34,7 +34,7 @@ class Probe:
       setting: name of the hyperparameter.
       values: grid of values, the strongest regularization first.
       fit: (features, labels, classes, value) → function from features [N, D] to probabilities [N, classes].
-      neighbours: whether the hyperparameter is a number of training images, so that larger values are skipped.
+      is_neighbor_count: whether the hyperparameter is a number of training images, so that larger values are skipped.
     """
 
     hparam: str

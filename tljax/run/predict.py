@@ -88,6 +88,8 @@ def write_predictions(config: Config, source: Path, console: Console) -> Path:
             partial.add(_stamp(path), row)
             if len(files) <= MAX_PRINTED:
                 console.print(f"{path}: {text}", highlight=False, markup=False, soft_wrap=True)
+        if skipped and len(skipped) == len(files):
+            raise UserError(f"None of the {len(files)} images can be used; first error: {skipped[0]}")
         partial.write_rows(map(_stamp, files.values()), out)
         written = [out, *_write_tables(out, predictor, config.folder / "predictions")]
         partial.delete()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-      settings: {dotted field: value} of the swept fields.
+      settings: {dotted field: value} of the swept fields, and {label: name} of settings that belong together.
       config: with these settings.
     """
 
@@ -51,9 +51,13 @@ def expand_grid(config: Config) -> list[Trial]:
     names = tables.headers(list(config.sweep))
     for values in itertools.product(*config.sweep.values()):
         settings = dict(zip(config.sweep, values, strict=True))
+        changes = {}
+        for label, value in settings.items():
+            named = config.sweep[label]
+            changes |= named[value] if isinstance(named, Mapping) else {label: value}
         name = ",".join(f"{k}={v}" for k, v in zip(names, values, strict=True)).replace("/", "_")
         workdir = str(config.folder / "trials" / name)
-        trials.append(Trial(settings, schema.override(config, {**settings, "sweep": {}, "workdir": workdir})))
+        trials.append(Trial(settings, schema.override(config, {**changes, "sweep": {}, "workdir": workdir})))
     return trials
 
 
@@ -82,7 +86,7 @@ def run(config: Config, console: Console) -> dict:
         workdir.rename_old_trials()
         configs = run_recipes([trial.config for trial in trials], root.parent, console)
         trials = [dataclasses.replace(t, config=c) for t, c in zip(trials, configs, strict=True)]
-        tuned = [name for name in config.sweep if name.split(".")[0] in TUNED]
+        tuned = [name for name in config.sweep if name.split(".")[0] in TUNED and "." in name]
         results, chosen = _train_and_choose(trials, tuned, console)
         summary = _summarize(trials, results, chosen, tuned, root)
         summary["config_digest"] = config_hash(config)

@@ -109,12 +109,7 @@ def find_networks(
             raise UserError(f"{name} reads the source network, but model.weights is not set.")
         source = find(config.model.weights, config.model.preprocess)
         networks["source"] = dataclasses.replace(source, preprocess=preprocess)
-    # All networks see the part of the image that the model sees.
-    view = {"crop": preprocess.crop, "center_crop": preprocess.center_crop}
-    networks = {
-        key: dataclasses.replace(teacher, preprocess=dataclasses.replace(teacher.preprocess, **view))
-        for key, teacher in networks.items()
-    }
+    networks = {key: _with_view(teacher, preprocess) for key, teacher in networks.items()}
     for key, teacher in networks.items():
         logits = "source_logits" if key == "source" else "teacher_logits"
         if logits in requires and not teacher.num_classes:
@@ -122,6 +117,12 @@ def find_networks(
         if key != "source" and logits in requires:
             _check_classes(teacher, task, classes)
     return networks
+
+
+def _with_view(teacher: Teacher, preprocess: Preprocess) -> Teacher:
+    """Return a network that sees the same part of an image as the model."""
+    view = {"crop": preprocess.crop, "center_crop": preprocess.center_crop}
+    return dataclasses.replace(teacher, preprocess=dataclasses.replace(teacher.preprocess, **view))
 
 
 def find_teacher(source: str, preprocess: str | None, like: Preprocess) -> Teacher:

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from tljax.config import Config
-from tljax.data import Split
+from tljax.data import DataSplits, Split
 from tljax.errors import TrainingStopped
 from tljax.features.feature_cache import FeatureCache
 from tljax.models.params import Variables
@@ -98,8 +98,7 @@ def _train(
     started = time.monotonic()
     first = pending[0][0]
     predictor = first.predictor
-    if duplicates := {pair: n for pair, n in first.data.duplicates.items() if n}:
-        console.print(f"Warning: identical images in two splits: {duplicates}", style="yellow", highlight=False)
+    _print_warnings(first.data, console)
     variables = predictor.mesh.put_variables(variables)
     networks = {name: predictor.mesh.put_variables(teacher.load()) for name, teacher in first.networks.items()}
     with contextlib.ExitStack() as stack:
@@ -141,6 +140,19 @@ def _train(
                 markdown.write_report(workdir.path)
             results.append(result)
     return results
+
+
+def _print_warnings(data: DataSplits, console: Console) -> None:
+    """Print which files are left out, and how many images are in two splits."""
+    warnings = []
+    if duplicates := {pair: n for pair, n in data.duplicates.items() if n}:
+        warnings.append(f"identical images in two splits: {duplicates}")
+    for files, text in ((data.skipped, "skipped"), (data.ignored, "ignored, not an image or hidden")):
+        if files:
+            count = "1 file was" if len(files) == 1 else f"{len(files):,} files were"
+            warnings.append(f"{count} {text}: {', '.join(files[:3])}{', ...' if len(files) > 3 else ''}")
+    for warning in warnings:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ def result_fields(tree: Mapping) -> dict:
       tree: the config as nested dicts.
     """
     fields = {name: value for name, value in tree.items() if name not in OUTPUT_ONLY}
+    if "data" in tree:  # images are the same in memory and on disk
+        fields["data"] = {name: value for name, value in tree["data"].items() if name != "max_memory_gb"}
     return fields | ({"cache": {"num_views": tree["cache"]["num_views"]}} if "cache" in tree else {})
 
 

@@ -54,11 +54,12 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, e.g. '*resnet50*'")
     description = "show a file's backbone, layout and tensors, and what does not match"
     command = commands.add_parser("inspect", help=description, description=description)
-    command.add_argument("source", help="file, hf:OWNER/REPO, workdir:PATH, or a name from the list")
+    command.add_argument("source", help="file, hf:OWNER/REPO, package:NAME/FILE, workdir:PATH, or a name from the list")
     command.add_argument("--all", action="store_true", help="show every tensor, not only the first and last few")
     description = "write weights as .safetensors in another library's layout (torchvision's, if it has the network)"
     command = commands.add_parser("convert", aliases=["export"], help=description, description=description)
-    command.add_argument("source", help="file, hf:OWNER/REPO, workdir:PATH (a finished run), or a name from the list")
+    description = "file, hf:OWNER/REPO, package:NAME/FILE, workdir:PATH (a finished run), or a name from the list"
+    command.add_argument("source", help=description)
     command.add_argument("out", type=Path, help="the .safetensors file to write")
     command.add_argument("--layout", help="torchvision, timm, keras, ...; default: the first layout of the family")
     return parser

@@ -181,6 +181,14 @@ _TORCHVISION = (
     _torchvision("fcn_resnet101", file="fcn_resnet101_coco-7ecb50ca", **_COCO),
 )
 
+
+def _timm_lite(k: int, size: int, crop: float, interpolation: str = "bicubic") -> PretrainedConfig:
+    """Build the entry of timm's `tf_efficientnet_lite{k}`, whose backbone has no prefix here."""
+    fields = {"image_size": size, "crop": crop, "interpolation": interpolation, "normalization": "symmetric"}
+    (entry,) = _timm("in1k", f"tf_efficientnet_lite{k}", **fields)
+    return dataclasses.replace(entry, backbone=f"efficientnet_lite{k}")
+
+
 _VGG = "vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn"
 _DEEP = "resnet50 resnet101 resnet152 resnext50_32x4d"
 _WIDE = "resnext101_32x8d wide_resnet50_2 wide_resnet101_2"
@@ -224,6 +232,13 @@ _TIMM = (
     *_timm("clip_laion2b_augreg_ft_in12k", image_size=256, num_classes=11821, **_CLIP),
     *_timm("clip_laion2b_augreg_ft_in12k_in1k_384", image_size=384, squash=True, **_CLIP),
     *_timm("clip_laiona_augreg_ft_in1k_384", image_size=384, **_CLIP),
+    # TensorFlow's weights, and timm's own, whose padding and BatchNorm are PyTorch's.
+    _timm_lite(0, 224, 0.875),
+    _timm_lite(1, 240, 0.882),
+    _timm_lite(2, 260, 0.89),
+    _timm_lite(3, 300, 0.904, "bilinear"),
+    _timm_lite(4, 380, 0.92, "bilinear"),
+    dataclasses.replace(_timm("ra_in1k", "efficientnet_lite0")[0], backbone="efficientnet_lite0_torch"),
 )
 
 _KERAS_VGG = {"normalization": "caffe", "license": "cc-by-4.0"}

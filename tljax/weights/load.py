@@ -189,7 +189,7 @@ def _resolve_package(source: str) -> WeightSource:
     if path is not None and path.is_file():
         return _identify(source, path, entry)
     distribution, _, filename = (entry.source if entry else source).removeprefix("package:").partition("/")
-    known = [source.removeprefix("package:").partition("/")[0] for source in packaged]
+    known = [key.removeprefix("package:").partition("/")[0] for key in packaged]
     file = from_package(distribution, filename, known)
     return _identify(source, file.path, entry, file.version)
 

@@ -47,17 +47,17 @@ def from_package(name: str, file: str, known: Sequence[str] = ()) -> PackageFile
         hint = hint if "did you mean" in hint else f": pip install {name}"
         raise UserError(f'The package "{name}" is not installed{hint}') from error
     entry = _find_entry(distribution, name, file)
-    path = Path(str(distribution.locate_file(entry)))
+    path = Path(str(entry.locate()))
     version = distribution.version
-    if not path.is_file() or not _has_recorded_digest(path, entry.hash):
-        problem = "is damaged" if path.is_file() else "is missing"
-        raise UserError(f"{path} {problem}: pip install --force-reinstall --no-deps {name}=={version}")
+    if not _has_recorded_digest(path, entry.hash):
+        raise UserError(f"{path} is damaged: pip install --force-reinstall --no-deps {name}=={version}")
     return PackageFile(path, version)
 
 
 def _find_entry(distribution: importlib.metadata.Distribution, name: str, file: str) -> importlib.metadata.PackagePath:
     """Return the entry of the package's list of files whose path ends in `file`."""
-    entries = {str(entry): entry for entry in distribution.files or () if entry.suffix in SUFFIXES}
+    weights = [entry for entry in distribution.files or () if entry.suffix in SUFFIXES]
+    entries = {str(entry): entry for entry in weights if Path(str(entry.locate())).is_file()}
     matches = [path for path in entries if f"/{path}".endswith(f"/{file}")]
     if not matches:
         raise UserError(f'{name} {distribution.version} has no weights "{file}"{did_you_mean(file, entries)}')

@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tljax.config import DataConfig
 from tljax.data.dataset import RawDataset, Split
+from tljax.data.progress import track
 from tljax.data.sources.images import resize
 from tljax.errors import UserError
 
@@ -103,31 +102,28 @@ def read_records(
     """
     skipped, sizes = [], set()
     examples: dict[str, list[Example]] = {}
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        for split, rows in records.items():
-            if not rows:
-                raise UserError(f"data.name='{config.name}' has no images for {split} in {config.path}.")
-            examples[split] = []
-            first_error = None
-            for record in bar.track(rows, description=f"reading {split}"):
-                try:
-                    example = record.read()
-                except UserError as error:
-                    if config.on_error == "error":
-                        raise
-                    skipped.append(record.file)
-                    first_error = first_error or error
-                    continue
-                # Resized at once: all images of a large dataset in full size may not fit into memory.
-                example = _resize_example(example, config.image_size)
-                examples[split].append(example)
-                sizes.add(example.image.shape[:2])
-                if len(sizes) > 1:
-                    raise UserError(f"{record.file} differs in size from the images before it: set data.image_size.")
-            if not examples[split]:
-                raise UserError(f"None of the {len(rows)} images for {split} can be used; first error: {first_error}")
+    for split, rows in records.items():
+        if not rows:
+            raise UserError(f"data.name='{config.name}' has no images for {split} in {config.path}.")
+        examples[split] = []
+        first_error = None
+        for record in track(rows, f"reading {split}", len(rows)):
+            try:
+                example = record.read()
+            except UserError as error:
+                if config.on_error == "error":
+                    raise
+                skipped.append(record.file)
+                first_error = first_error or error
+                continue
+            # Resized at once: all images of a large dataset in full size may not fit into memory.
+            example = _resize_example(example, config.image_size)
+            examples[split].append(example)
+            sizes.add(example.image.shape[:2])
+            if len(sizes) > 1:
+                raise UserError(f"{record.file} differs in size from the images before it: set data.image_size.")
+        if not examples[split]:
+            raise UserError(f"None of the {len(rows)} images for {split} can be used; first error: {first_error}")
     splits = _stack_splits(examples)
     return RawDataset(splits["train"], splits["test"], classes, splits.get("valid"), tuple(skipped))
 
