@@ -122,7 +122,7 @@ def probe_accuracies(config: Config, console: Console) -> Accuracies:
     for budget in config.sweep["data.labels_per_class"]:
         settings = {"strategy.name": "feature_extraction", "data.labels_per_class": budget}
         settings |= {"workdir": f"{config.workdir}/probes/{budget}", "sweep": {"seed": config.sweep["seed"]}}
-        runs = features.runs(schema.override(config, settings), "probe")
+        runs = features.expand_seeds(schema.override(config, settings), "probe")
         runs = run_recipes(runs, Path(config.workdir).parent, console)
         if not all(has_probes(run) for run in runs):
             probe.run(runs, settings["workdir"], console)

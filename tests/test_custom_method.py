@@ -105,7 +105,7 @@ def test_hparams_of_custom_strategy_share_one_program(custom_config, tmp_path, c
     for shrinkage, smallest in ((0.001, 1), (10.0, 8)):
         custom_config.workdir = str(tmp_path / f"run-{smallest}")
         custom_config.strategy.hparams = {"shrinkage": shrinkage, "smallest": smallest}
-        with small.watched_programs() as new_programs:
+        with small.record_programs() as new_programs:
             result = train(schema.parse(custom_config), console, lines=False)
         programs |= new_programs
         assert [phase["name"] for phase in result["phases"]] == ["fine-tune"]

@@ -232,7 +232,7 @@ def test_probe_sweep_over_seeds(config_dict, tmp_path, console):
     config_dict.features.probes = ("ridge", "knn")
     config_dict.sweep = {"seed": [0, 1]}
     config = schema.parse(config_dict)
-    summary = probe.run(features.runs(config, "probe"), config.workdir, console)
+    summary = probe.run(features.expand_seeds(config, "probe"), config.workdir, console)
     trials = [json.loads((tmp_path / "run" / trial / "probe.json").read_text()) for trial in summary["trials"]]
     accuracies = [trial["probes"]["ridge"]["test"]["accuracy"] for trial in trials]
     assert summary["probes"]["ridge"]["test"][0] == pytest.approx(np.mean(accuracies))
@@ -243,7 +243,7 @@ def test_probe_sweep_over_seeds(config_dict, tmp_path, console):
     assert "95 % Student-t interval over 2 seeds" in console.export_text()
     config_dict.sweep = {"seed": [0], "optim.lr": [0.1, 0.2]}
     with pytest.raises(UserError, match=r"can sweep over seed only, but this config sweeps over seed, optim\.lr"):
-        features.runs(schema.parse(config_dict), "probe")
+        features.expand_seeds(schema.parse(config_dict), "probe")
 
 
 def test_probe_checks_config_before_recipe_runs(tmp_path, capsys):

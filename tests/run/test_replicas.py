@@ -88,7 +88,7 @@ def replicas(request, tmp_path_factory):
     c.strategy.phases = dense_phases() if request.param == "vmap" else c.strategy.phases
     configs = make_configs(shorten(c), folder, SETTINGS)
     assert replica_groups.batching_mode(prepare(configs[0])) == request.param
-    with allow_replicas(), small.watched_programs() as programs:
+    with allow_replicas(), small.record_programs() as programs:
         results = train_together(configs, Console(quiet=True))
     return configs, results, len(programs)
 
@@ -219,7 +219,7 @@ def test_sweep_over_numbers_compiles_once(tiny, tmp_path, console):
     tiny.train.epochs = 1
     tiny.report.figures = True
     tiny.sweep = {"optim.lr": [0.001, 0.02], "optim.weight_decay": [0.01, 0.3], "seed": [0, 1]}
-    with small.watched_programs() as programs:
+    with small.record_programs() as programs:
         summary = sweep.run(schema.parse(tiny), console)
     # Four runs per seed share one program for both seeds; the chosen runs are only evaluated.
     assert len(programs) == 1

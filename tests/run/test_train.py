@@ -294,7 +294,7 @@ def test_sweep_of_older_version_is_read_and_resumed(tiny, console, tmp_path, mon
 def test_features_of_older_sweep_use_its_trials(tiny, tmp_path):
     tiny.sweep = {"seed": [0]}
     (tmp_path / "run" / "cells" / "seed=0").mkdir(parents=True)
-    (config,) = features.runs(schema.parse(tiny), "features")
+    (config,) = features.expand_seeds(schema.parse(tiny), "features")
     assert Path(config.workdir).is_dir()
 
 
