@@ -1,7 +1,7 @@
-"""Train the source network of the quickstart: a small ResNet on the handwritten digits 0-4, from random weights.
+"""Train the source network of configs/pretrain_transfer.py: a small ResNet on the handwritten digits 0-4, from random weights.
 
 Label smoothing, shifts and strong weight decay keep its features from collapsing onto the five source classes, so they
-transfer better to other digits (docs/quickstart.md).
+transfer better to other digits (docs/pretrain_transfer.md).
 """
 
 from tljax import config

@@ -1,4 +1,4 @@
-"""Train a teacher for the digits 5-9: the quickstart's network, twice as wide, with all labels."""
+"""Train a teacher for the digits 5-9: the network of configs/pretrain_transfer.py, twice as wide, with all labels."""
 
 from configs import pretrain_digits
 

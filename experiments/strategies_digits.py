@@ -5,7 +5,7 @@ Every strategy on the handwritten digits 5-9: from a network pretrained on 0-4, 
 images are the same for all. docs/strategies.md describes the strategies.
 """
 
-from configs import quickstart
+from configs import pretrain_transfer
 
 STRATEGIES = (
     "scratch",
@@ -29,7 +29,7 @@ STRATEGIES = (
 
 def get_config():
     """Return the sweep's config."""
-    c = quickstart.get_config()
+    c = pretrain_transfer.get_config()
     c.report.next_steps = ()
     c.report.figures = False
     c.report.tensorboard = False

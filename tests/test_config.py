@@ -33,6 +33,9 @@ INVALID = [
     ({"data.classes": (0, 1), "model.num_classes": 3}, "differs from the 2 data.classes"),
     ({"sweep": {"optim.lrr": [1]}}, 'sweep cannot vary "optim.lrr"; did you mean "optim.lr"?'),
     ({"sweep": {"optim.lr": []}}, "must be a list of one or more values"),
+    ({"sweep": {"method": {"a": {"optim.lrr": 1}}}}, 'sweep cannot vary "optim.lrr"; did you mean "optim.lr"?'),
+    ({"sweep": {"method": {"a": 1}}}, "must be {name: {dotted field: value}}"),
+    ({"sweep": {"optim.lr": {"a": {"seed": 1}}}}, "because optim.lr is a field"),
 ]
 
 

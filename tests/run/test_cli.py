@@ -6,6 +6,7 @@ from tests.conftest import ROOT
 from tljax.run import cli
 
 QUICK = "--config=configs/quickstart.py"
+TRANSFER = "--config=configs/pretrain_transfer.py"
 BAD_ARGUMENTS = [
     ([QUICK, "--config.optim.lrr=1"], 'no field --config.optim.lrr; did you mean "optim.lr"?'),
     ([QUICK, "--config.optim.lr=fast"], "could not convert string to float: 'fast"),
@@ -15,7 +16,7 @@ BAD_ARGUMENTS = [
     ([QUICK, "--cnfig=x"], 'no flag --cnfig; did you mean "config"?'),
     ([QUICK, "--mode=trian"], 'no --mode "trian"; did you mean "train"?'),
     ([QUICK, "--mode=featurs"], 'no --mode "featurs"; did you mean "features"?'),
-    ([QUICK, "--mode=probe"], "can sweep over seed only, but this config sweeps over strategy.name, seed"),
+    ([QUICK, "--mode=probe"], "can sweep over seed only, but this config sweeps over method, seed"),
     (["--mode=features"], "holds no finished run"),
     ([QUICK, "stray"], 'Unexpected argument "stray"'),
     ([QUICK, "--mode=predict"], "--mode=predict needs --input=IMAGE_OR_FOLDER"),
@@ -79,7 +80,7 @@ def test_plan_prints_variables_and_writes_nothing(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "120")
     before = sorted(ROOT.glob("runs/*"))
-    assert cli.main(["run.py", QUICK, "--mode=plan", f"--workdir={tmp_path}/run"]) == 0
+    assert cli.main(["run.py", TRANSFER, "--mode=plan", f"--workdir={tmp_path}/run"]) == 0
     printed = capsys.readouterr().out
     for text in (
         "stage3/block0/unit2/bn/var",

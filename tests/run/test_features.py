@@ -86,10 +86,10 @@ def test_write_content(config_dict, tmp_path, console):
     assert sorted((tmp_path / "run").rglob("*.*")) == [train, valid]  # no test split, partial file or config
     experiment = prepare(config)
     with np.load(train) as file:  # without pickle
-        assert set(file) == {"stage2", "stem", "label", "picture", "classes", "about"}
+        assert set(file) == {"stage2", "stem", "label", "image_hash", "classes", "about"}
         assert (file["stage2"].shape, file["stem"].shape) == ((36, 6), (36, 4))
         np.testing.assert_array_equal(file["label"], experiment.data.train.labels)
-        assert [bytes.fromhex(p) for p in file["picture"]] == experiment.data.train.image_hashes
+        assert [bytes.fromhex(p) for p in file["image_hash"]] == experiment.data.train.image_hashes
         assert file["classes"].tolist() == ["1", "2", "3"]
         about = json.loads(str(file["about"]))
     assert about["weights"] == experiment.source.describe()

@@ -21,8 +21,9 @@ from tljax.inference.predictor import Predictor, build_model, head_options
 from tljax.losses.pixelwise import IGNORED
 from tljax.models import params as params_lib
 from tljax.models.params import Variables
+from tljax.run.auxiliary_outputs import SOURCE, add_outputs
 from tljax.run.config_files import load_config_file
-from tljax.run.teachers import SOURCE, Teacher, add_outputs, find_networks, networks_for_phase
+from tljax.run.teachers import Teacher, find_networks, networks_for_phase
 from tljax.strategies import Strategy, build_phases, with_preset_head
 from tljax.tasks import metrics_of, task_of
 from tljax.train.optimizer import make_optimizer

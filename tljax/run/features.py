@@ -207,7 +207,7 @@ def write(config: Config, console: Console) -> list[Path]:
     """Write WORKDIR/features/SPLIT.npz for each of `features.splits`, atomically, and return the paths.
 
     Each file has the features under the names of the stages (float32 [N, c], or [N, h, w, c] with pool "none"),
-    `label` (int32 [N]; not of unlabelled images), `picture` (a hash of each image's content, 32 hexadecimal digits),
+    `label` (int32 [N]; not of unlabelled images), `image_hash` (a hash of each image's content, 32 hexadecimal digits),
     `classes` (names), and `about`, a JSON object with everything that the features depend on.
 
     Args:
@@ -237,7 +237,7 @@ def _write_split(extractor: FeatureExtractor, name: str, folder: Path, console: 
         path,
         **features,
         **labels,
-        picture=np.array([digest.hex() for digest in split.image_hashes]),
+        image_hash=np.array([digest.hex() for digest in split.image_hashes]),
         classes=np.array(extractor.predictor.classes),
         about=np.array(json.dumps(about)),
     )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from tljax import models, weights
 from tljax.config import Config, Phase
@@ -18,18 +16,14 @@ from tljax.inference.predictor import head_options as config_head_options
 from tljax.losses import requirements_of
 from tljax.models import Model
 from tljax.models import params as params_lib
-from tljax.models.heads import auxiliary
 from tljax.models.heads.auxiliary import TRAIN_ONLY_PARAMS
 from tljax.models.params import FlatModel, Variables
 from tljax.storage.run_files import read_config, read_json
-from tljax.strategies import Strategy, hint_stage
+from tljax.strategies import Strategy
 from tljax.tasks import Task, default_task, task_of
 from tljax.weights import Preprocess, WeightSource
 from tljax.weights.detect import detect_backbone, head_options
 from tljax.weights.layouts import detect_layout, layouts
-
-# Where the classifier of the source network is in the model.
-SOURCE = "head/source/"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,61 +202,6 @@ def _check_classes(teacher: Teacher, task: Task, classes: Sequence[str]) -> None
         raise UserError(
             f"{teacher.name} has the classes {', '.join(teacher.class_names)}, but the data has {', '.join(classes)}."
         )
-
-
-def add_outputs(
-    model: Model,
-    config: Config,
-    requires: Set[str],
-    networks: Mapping[str, Teacher],
-    preprocess: Preprocess,
-    num_classes: int,
-) -> None:
-    """Add the auxiliary outputs that the losses of a run need to its model.
-
-    Args:
-      model: of the run, abstract.
-      config: of the run.
-      requires: what the losses need, names in `tljax.losses.REQUIREMENTS`.
-      networks: the frozen networks of the run, from `find_networks`.
-      preprocess: of the pretrained weights, at the input size of the run.
-      num_classes: of the data.
-
-    Raises:
-      UserError: the classifier of the source does not fit, or no stage of the teacher matches the one with hints.
-    """
-    dtype = np.dtype(config.train.compute_dtype)
-    if "source_output" in requires:
-        options = {}
-        head = config.model.head
-        if "source_logits" in requires:
-            num_classes = networks["source"].num_classes
-            options = dict(networks["source"].head)
-            head = options.pop("head")
-        auxiliary.add_source_head(model, num_classes, preprocess.side, options, dtype, head)
-        if "source_logits" in requires:
-            _check_classifier(model, networks["source"])
-    if "hints" in requires:
-        if len(config.strategy.teachers) != 1:
-            raise UserError("Hints come from one teacher: give one in strategy.teachers.")
-        teacher = networks["teacher0"].model
-        stage = hint_stage(config.strategy, model.stages_with_params)
-        matched = dict(match_stages(model, teacher, config.strategy.stage_pairs)).get(stage)
-        if matched is None:
-            raise UserError(f"No stage of {config.strategy.teachers[0]} matches {stage}: set strategy.stage_pairs.")
-        auxiliary.add_hint(model, stage, teacher.feature_info()[matched].channels, dtype)
-
-
-def _check_classifier(model: Model, source: Teacher) -> None:
-    """Raise UserError if the classifier of the source does not fit the last feature map of the student."""
-    for path, value in params_lib.variables(model).items():
-        expected = source.flat.variables.get(path.replace(SOURCE, "head/", 1), value)
-        if path.startswith(SOURCE) and expected.shape != value.shape:
-            raise UserError(
-                f"The classifier of {source.name} does not fit the last feature map of this run: its "
-                f"{path.removeprefix(SOURCE)} is {expected.shape}, not {value.shape}; set model.out_stage and "
-                "data.image_size as in the source."
-            )
 
 
 def networks_for_phase(
