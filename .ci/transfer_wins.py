@@ -1,4 +1,4 @@
-"""Exits with an error unless stage 5's features beat training from scratch in every seed of a quickstart's result.json."""
+"""Exits with an error unless stage 5's features beat training from scratch in every seed of a quickstart."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Train the source network of configs/pretrain_transfer.py: a small ResNet on the handwritten digits 0-4, from random weights.
+"""Train the source network of configs/pretrain_transfer.py: a small ResNet on the digits 0-4, from random weights.
 
 Label smoothing, shifts and strong weight decay keep its features from collapsing onto the five source classes, so they
 transfer better to other digits (docs/pretrain_transfer.md).

@@ -43,7 +43,8 @@ def validate(config: Any, fields: Sequence[str]) -> None:
 
 def swept_fields(sweep: Mapping) -> set[str]:
     """Return the dotted fields that a sweep varies, alone or in named settings."""
-    named = [settings for values in sweep.values() if isinstance(values, Mapping) for settings in values.values()]
+    labels = [values for values in sweep.values() if isinstance(values, Mapping)]
+    named = [settings for values in labels for settings in values.values() if isinstance(settings, Mapping)]
     return {name for name, values in sweep.items() if not isinstance(values, Mapping)}.union(*named)
 
 
