@@ -18,3 +18,12 @@ def test_version_is_the_same_everywhere():
 def test_import_is_light():
     code = "import sys, tljax, tljax.config; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
+def test_benchmark_modules_import():
+    # run.py imports every item, and these the scripts that need no other framework.
+    process = subprocess.run(
+        [sys.executable, "run.py", "--help"], cwd=ROOT / "benchmarks", capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "--only" in process.stdout

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pictures import first_per_class, read
+from images import first_per_class, read
 
 # Output channels of the convolutions; M: a 2x2 max pool.
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
